@@ -1,0 +1,185 @@
+"""What every bundle's configs call by name: the check of what a person typed on the command line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from segbundles.errors import fail
+
+__all__ = ["check_overrides"]
+
+_WORDS = {"true": True, "false": False, "null": None}
+# set by MONAI itself beside the config: metadata, experiment tracking, federated clients
+_MONAI_KEYS = {
+    "_meta_",
+    "tracking_uri",
+    "experiment_name",
+    "run_name",
+    "save_execute_config",
+    "is_not_rank0",
+    "use_click",
+}
+
+
+def check_overrides(bundle_root: str | Path) -> None:
+    """Refuse settings that no config of the bundle knows, and read the words ``true``, ``false`` and ``null``.
+
+    To be the first entry of ``initialize`` in every config. MONAI takes any ``--key value`` into the config, so that a
+    misspelt ``--max_epoch 1`` changes nothing and says nothing, and passes ``--amp false`` on as the string
+    ``"false"``, which is true. A key is known when a JSON file beside the running config or in
+    ``bundle_root/configs`` holds it (args files apart), or when another entry of the config refers by ``@key`` to it or
+    to the whole section it is in. Keyword arguments of components (inside a ``_target_``) are left to the component.
+
+    Args:
+        bundle_root: folder of the bundle, whose ``configs`` are read.
+
+    Raises:
+        ValueError: when a key is unknown (naming the nearest known one), or when a setting whose default is a number,
+            a boolean or a list is given something else.
+    """
+    parser, workflow = _running_config()
+    if parser is None or not isinstance(parser.config, dict):
+        return
+    folders = {Path(bundle_root) / "configs"}
+    if workflow is not None:
+        folders.add(Path(workflow.config_root_path))
+    files = _read_configs(folders)
+    if not files:
+        return
+    referenced = set(_references(parser.config))
+    known = {key for tree in files for key in _keys(tree)} | referenced
+    sections = tuple(f"{key}::" for key in _components(files) | referenced)
+    for key in _keys(parser.config):
+        if key in known or key.split("::")[0] in _MONAI_KEYS or key.startswith(sections):
+            continue
+        near = get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+        hint = f"did you mean {near[0]!r}?" if near else "section 1 of the JSON shows what can be set."
+        fail(f"there is no setting {key!r} in the configs of {_name(bundle_root)}: {hint}")
+    _read_words(parser)
+    _check_types(parser, files)
+
+
+def _running_config() -> tuple[ConfigParser | None, ConfigWorkflow | None]:
+    """The parser and the workflow that are evaluating the expression which called us."""
+    parser = workflow = None
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if parser is None and isinstance(owner, ConfigParser):
+            parser = owner
+        if isinstance(owner, ConfigWorkflow):
+            workflow = owner
+            break
+        frame = frame.f_back
+    if parser is None and workflow is not None:
+        parser = workflow.parser
+    return parser, workflow
+
+
+def _read_configs(folders: set[Path]) -> list[dict]:
+    trees = []
+    for path in sorted({p.resolve() for folder in folders for p in folder.glob("*.json")}):
+        if path.name == "metadata.json" or path.name.startswith("args_"):
+            continue
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(tree, dict) and "config_file" not in tree:  # that one is for --args_file
+            trees.append({_plain(key): value for key, value in tree.items()})
+    return trees
+
+
+def _plain(key: str) -> str:
+    """A patch file writes ``+key`` to append and ``a#b`` or ``a::b`` to reach inside."""
+    return key.lstrip("+~").replace("#", "::")
+
+
+def _keys(tree: dict, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        name = prefix + _plain(str(key))
+        yield name
+        if isinstance(value, dict) and "_target_" not in value:
+            yield from _keys(value, f"{name}::")
+
+
+def _components(trees: list[dict]) -> set[str]:
+    """Ids of components and lists, into which an override may put anything."""
+    found = set()
+    for tree in trees:
+        stack = [("", tree)]
+        while stack:
+            prefix, node = stack.pop()
+            for key, value in node.items():
+                name = prefix + _plain(str(key))
+                if isinstance(value, list) or (isinstance(value, dict) and "_target_" in value):
+                    found.add(name)
+                elif isinstance(value, dict):
+                    stack.append((f"{name}::", value))
+    return found
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)
+    elif isinstance(node, str) and node[:1] in "@$":
+        yield from (name.replace("#", "::") for name in re.findall(r"@([A-Za-z_][\w:#]*)", node))
+
+
+def _read_words(parser: ConfigParser) -> None:
+    # not parser[id] = ...: that would reset the resolver in the middle of its work
+    for item in parser.ref_resolver.items.values():
+        value = item.get_config()
+        if _is_word(value):
+            item.update_config(_WORDS[value.lower()])
+        elif isinstance(value, (dict, list)):
+            # a component takes its plain arguments from its own dictionary, not from their items
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                if _is_word(inner):
+                    value[key] = _WORDS[inner.lower()]
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value.lower() in _WORDS
+
+
+def _check_types(parser: ConfigParser, files: list[dict]) -> None:
+    defaults: dict[str, list[Any]] = {}
+    for tree in files:
+        for key, value in tree.items():
+            defaults.setdefault(key, []).append(value)
+    for key, values in defaults.items():
+        item = parser.ref_resolver.items.get(key)
+        value = None if item is None else item.get_config()
+        if value is None or (isinstance(value, str) and value[:1] in ("$", "@", "%")):
+            continue
+        kinds = list(map(_kind, values))
+        if None in kinds or _kind(value) in kinds:
+            continue
+        fail(f"setting {key!r} must be {kinds[0]}, got {value!r} ({type(value).__name__}).")
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, list):
+        return "a list"
+    return None  # text, null, expressions and sections are not judged
+
+
+def _name(bundle_root: str | Path) -> str:
+    return Path(bundle_root).resolve().name

@@ -1,0 +1,152 @@
+"""The ``segbundles`` command: data sets in, everything else is ``python -m monai.bundle``.
+
+Heavy modules are imported inside the commands, so that ``--help`` answers at once. An error of the library
+(ValueError) is shown as one message, with exit status 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import track
+from rich.table import Table
+from typer.core import TyperGroup
+
+from segbundles.datasets import DATA_SETS, PHANTOMS, SECTIONS, DataFaults, Prepared
+
+
+class ErrorGroup(TyperGroup):
+    """Shows a ValueError of any command below it instead of its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            _show_error(error)
+            raise typer.Exit(1) from error
+
+
+def _group(**kwargs: Any) -> typer.Typer:
+    return typer.Typer(no_args_is_help=True, add_completion=False, **kwargs)
+
+
+app = _group(cls=ErrorGroup, help="Prepare data for the segmentation bundles.")
+prepare_app = _group(help="Check a data set in its publisher's layout and write its datalist.json.")
+phantom_app = _group(help="Make up a data set, for trying things out without real data.")
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(phantom_app, name="phantom")
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of the datalist.json; nothing is written outside it.")]
+
+
+def _prepare_command(name: str) -> Callable[..., None]:
+    def command(
+        source: Annotated[Path, typer.Option(help="Folder in the publisher's layout.")],
+        out: Out,
+        validation_fraction: Annotated[float, typer.Option(help="Share of the cases for validation, 0 to 1.")] = 0.2,
+        seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+        validation_case: Annotated[
+            list[str] | None, typer.Option(help="Case that always goes to validation; may be given several times.")
+        ] = None,
+        split: Annotated[
+            Path | None, typer.Option(help="JSON file with lists of case names: training, validation, testing.")
+        ] = None,
+        folds: Annotated[int | None, typer.Option(help="Number of parts for cross-validation.")] = None,
+        fold: Annotated[int | None, typer.Option(help="Part that is validation, from 0.")] = None,
+    ) -> None:
+        from segbundles.datasets import get_data_set, prepare
+
+        prepared = prepare(
+            get_data_set(name),
+            source,
+            out,
+            validation_fraction=validation_fraction,
+            seed=seed,
+            validation_cases=validation_case or (),
+            split=split,
+            folds=folds,
+            fold=fold,
+            track=partial(_track, description="Checking"),
+        )
+        _show_prepared(prepared)
+
+    return command
+
+
+for _name, _summary in DATA_SETS.items():
+    prepare_app.command(_name, help=escape(_summary))(_prepare_command(_name))
+
+
+@app.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Prepared folders, two or more.", show_default=False)],
+    out: Out,
+) -> None:
+    """Join the datalists of prepared folders into one."""
+    from segbundles.datasets import merge
+
+    _show_prepared(merge(sources, out))
+
+
+@phantom_app.command("left_atrium", help=PHANTOMS["left_atrium"])
+def left_atrium(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the phantom; nothing is written outside it.")],
+    cases: Annotated[int, typer.Option(help="Number of cases, 3 or more.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the anatomy.")] = 0,
+    size: Annotated[tuple[int, int, int], typer.Option(help="Voxels: width, height, depth.")] = (160, 160, 48),
+    spacing_mm: Annotated[tuple[float, float, float], typer.Option(help="Voxel size.")] = (2.0, 2.0, 2.0),
+) -> None:
+    from segbundles.datasets.left_atrium import make_phantom
+
+    prepared = make_phantom(out, cases, seed, size, spacing_mm, track=partial(_track, description="Making"))
+    _show_prepared(prepared)
+
+
+def _track(items: Sequence[Any], description: str) -> Iterable[Any]:
+    return track(items, description, console=_console(stderr=True))
+
+
+def _console(stderr: bool = False) -> Console:
+    # in a log file or a pipe rich would wrap at 80 columns and break paths
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 160)
+
+
+def _show_error(error: ValueError) -> None:
+    console = _console(stderr=True)
+    message = str(error)
+    if isinstance(error, DataFaults):
+        table = Table("Case", "File", "Fault")
+        for fault in error.faults:
+            table.add_row(*(escape(text) for text in (fault.case, error.shown(fault), fault.problem)))
+        console.print(table)
+        message = error.summary
+    console.print(Panel(escape(message), title="Error", title_align="left", border_style="red", expand=False))
+
+
+def _show_prepared(prepared: Prepared) -> None:
+    console = _console()
+    table = Table("Section", "Cases", "Groups", title=escape(prepared.datalist["name"]))
+    for section in SECTIONS:
+        entries = prepared.datalist[section]
+        table.add_row(section, str(len(entries)), str(len({entry["group"] for entry in entries})))
+    console.print(table)
+    for fact, text in prepared.facts.items():
+        console.print(f"{fact}: {text}", highlight=False, markup=False)
+    for note in prepared.notes:
+        console.print("[yellow]note:[/yellow]", escape(note), highlight=False)
+    console.print(f"wrote {prepared.path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

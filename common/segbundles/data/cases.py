@@ -1,0 +1,165 @@
+"""Lists of cases that read the disk at first use, so that a config can name them before the data is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from monai.config import PathLike
+
+from segbundles.data.readers import SuffixReader, file_stem, file_suffix
+from segbundles.errors import fail
+
+__all__ = ["Datalist", "FolderImages"]
+
+SECTIONS = ("training", "validation", "testing")
+
+
+class _LazyCases(Sequence):
+    """A list of dictionaries that is made at the first ``len`` or index."""
+
+    _cases: list[dict[str, Any]] | None = None
+
+    def _read(self) -> list[dict[str, Any]]:
+        raise NotImplementedError
+
+    @property
+    def cases(self) -> list[dict[str, Any]]:
+        """The list itself, read now if it was not."""
+        if self._cases is None:
+            self._cases = self._read()
+        return self._cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.cases[index]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.cases)
+
+
+class Datalist(_LazyCases):
+    """One section of ``dataset_dir/datalist.json`` (Decathlon format), with absolute paths.
+
+    Args:
+        dataset_dir: folder that holds ``datalist.json``; ``segbundles prepare`` writes it.
+        section: ``training``, ``validation`` or ``testing``.
+        keys: what every case must have a file for.
+        required: whether an empty section is an error.
+
+    Raises:
+        ValueError: at first use, when the folder, the list, the section or a file of a case is missing.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: PathLike,
+        section: str = "training",
+        keys: Sequence[str] = ("image", "label"),
+        required: bool = True,
+    ) -> None:
+        """See the class."""
+        self.dataset_dir = dataset_dir
+        self.section = section
+        self.keys = tuple(keys)
+        self.required = required
+
+    def _read(self) -> list[dict[str, Any]]:
+        root = Path(self.dataset_dir)
+        path = root / "datalist.json"
+        prepare = f"`segbundles prepare DATASET --source FOLDER --out {root}` writes one (or `segbundles phantom`)"
+        if not root.is_dir():
+            fail(f"dataset_dir {str(root)!r} is not a folder: give --dataset_dir one with a datalist.json; {prepare}.")
+        if not path.is_file():
+            fail(f"there is no datalist.json in {str(root)!r}: {prepare}.")
+        if self.section not in SECTIONS:
+            fail(f"section must be one of {', '.join(SECTIONS)}, got {self.section!r}.")
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8")).get(self.section) or []
+        except (ValueError, AttributeError) as error:
+            fail(f"{path} is not a datalist in JSON ({error}): {prepare}.", error)
+        if not entries and self.required:
+            fail(f"{path} has no cases under {self.section!r}: add some, or choose another section.")
+        cases, faults = [], []
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                fail(f"{path}, {self.section}: entry {number} is {entry!r}, not a dictionary of files; {prepare}.")
+            case = dict(entry)
+            for key in self.keys:
+                if not entry.get(key):
+                    faults.append(f"entry {number} ({entry.get('image', '?')}) has no {key}")
+                elif not (root / entry[key]).exists():
+                    faults.append(f"{key} {entry[key]} does not exist")
+                else:
+                    case[key] = str((root / entry[key]).resolve())
+            cases.append(case)
+        if faults:
+            more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+            fail(f"{path}, {self.section}: {'; '.join(faults[:5])}{more}. Mend it, or run `segbundles prepare` again.")
+        return cases
+
+
+class FolderImages(_LazyCases):
+    """Every image under a folder, or one file, as ``{"image": path}``.
+
+    Args:
+        dataset_dir: folder searched with its sub-folders, or a single image.
+        output_dir: not searched when it lies inside ``dataset_dir``.
+        skip: patterns of paths relative to ``dataset_dir`` to leave out (labels of a publisher's layout, say), as
+            ``fnmatch`` reads them; hidden files, ``*_seg.*`` and ``*_cells.*`` are always left out.
+        suffixes: endings taken as images; None takes all that can be read.
+
+    Raises:
+        ValueError: at first use, when nothing is found, or when two images would be written to one output name.
+    """
+
+    def __init__(
+        self,
+        dataset_dir: PathLike,
+        output_dir: PathLike | None = None,
+        skip: Sequence[str] = (),
+        suffixes: Sequence[str] | None = None,
+    ) -> None:
+        """See the class."""
+        self.dataset_dir = dataset_dir
+        self.output_dir = output_dir
+        self.skip = (*skip, "*_seg.*", "*_cells.*")
+        self.suffixes = tuple(SuffixReader.suffixes() if suffixes is None else suffixes)
+
+    @property
+    def root(self) -> Path:
+        """Folder that output paths mirror: ``dataset_dir``, or its parent when that is a file."""
+        path = Path(self.dataset_dir).resolve()
+        return path.parent if path.is_file() else path
+
+    def _skipped(self, path: Path) -> bool:
+        relative = path.relative_to(self.root)
+        if any(part.startswith(".") for part in relative.parts):
+            return True
+        output = None if self.output_dir is None else Path(self.output_dir).resolve()
+        if output is not None and output != self.root and output in path.parents:
+            return True
+        text = relative.as_posix()
+        return any(fnmatch(text, pattern) or fnmatch(text, f"*/{pattern}") for pattern in self.skip)
+
+    def _read(self) -> list[dict[str, Any]]:
+        given = Path(self.dataset_dir).resolve()
+        if given.is_file():
+            return [{"image": str(given)}]
+        if not given.is_dir():
+            fail(f"dataset_dir {str(self.dataset_dir)!r} is neither a folder nor a file: name images to segment.")
+        files = (path for path in given.rglob("*") if file_suffix(path) in self.suffixes and path.is_file())
+        found = [path for path in files if not self._skipped(path)]
+        if not found:
+            fail(f"no image under {str(given)!r}: names must end in one of {', '.join(self.suffixes)}.")
+        by_output: dict[Path, Path] = {}
+        for path in sorted(found):
+            twin = by_output.setdefault(path.parent / file_stem(path), path)
+            if twin != path:
+                fail(f"{twin} and {path} would both be written as {file_stem(path)}_seg: rename one of them.")
+        return [{"image": str(path)} for path in sorted(found)]

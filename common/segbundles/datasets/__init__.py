@@ -1,0 +1,66 @@
+"""Data sets: from the publisher's layout to a ``datalist.json`` that training and evaluation read.
+
+One module a data set, found by its name: ``segbundles.datasets.<name>`` defines ``DATA_SET``, and a line in
+`DATA_SETS` makes it known to the command line. A phantom twin (made-up data in the same layout) is a module with a
+``make_phantom`` function and a line in `PHANTOMS`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .datalist import (
+    DATALIST_NAME,
+    SECTIONS,
+    Case,
+    Checked,
+    DataFaults,
+    DataSet,
+    Fault,
+    Prepared,
+    merge,
+    prepare,
+    split_cases,
+    write_datalist,
+)
+
+__all__ = [
+    "DATALIST_NAME",
+    "DATA_SETS",
+    "PHANTOMS",
+    "SECTIONS",
+    "Case",
+    "Checked",
+    "DataFaults",
+    "DataSet",
+    "Fault",
+    "Prepared",
+    "get_data_set",
+    "merge",
+    "prepare",
+    "split_cases",
+    "write_datalist",
+]
+
+DATA_SETS = {
+    "lasc18": "2018 Atrial Segmentation Challenge, LGE-CMR: <case>/lgemri.nrrd and laendo.nrrd.",
+    "heart": "Decathlon Task02_Heart, bright-blood MR: imagesTr and labelsTr, .nii.gz.",
+}
+
+PHANTOMS = {
+    "left_atrium": "Made-up chest volumes with a left atrium, in LASC18's layout.",
+}
+
+
+def get_data_set(name: str) -> DataSet:
+    """Return the description of a data set.
+
+    Args:
+        name: a key of `DATA_SETS`.
+
+    Raises:
+        ValueError: when there is no such data set.
+    """
+    if name not in DATA_SETS:
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(DATA_SETS)}")
+    return import_module(f"{__name__}.{name}").DATA_SET

@@ -1,0 +1,120 @@
+"""Tables of what a run did, a row an image."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.config import PathLike
+from monai.engines.utils import IterationEvents
+
+from segbundles.errors import fail
+from segbundles.files import atomic_path, check_writable
+
+__all__ = ["InferenceResults"]
+
+logger = logging.getLogger("segbundles")
+
+
+class InferenceResults:
+    """Keep a row an image and write ``output_dir/inference.csv``: file, status, seconds, notes.
+
+    The table is written at the end, also when the run ends with an error. ``close`` then makes the exit status tell
+    whether all images came out.
+
+    Args:
+        output_dir: folder of the table.
+        dataset_dir: folder that file names are given relative to.
+        key: output of the network; an inferer's ``meta["notes"]`` on it is copied into the table.
+
+    Raises:
+        ValueError: when the run starts and ``output_dir`` cannot be written to.
+    """
+
+    def __init__(self, output_dir: PathLike, dataset_dir: PathLike = "", key: str = "pred") -> None:
+        """See the class."""
+        self.output_dir = Path(output_dir)
+        root = Path(dataset_dir).resolve()
+        self.root = root.parent if root.is_file() else root
+        self.key = key
+        self.rows: list[dict[str, Any]] = []
+        self._notes: list[str] = []
+        self._since = time.perf_counter()
+
+    @property
+    def path(self) -> Path:
+        """The table."""
+        return self.output_dir / "inference.csv"
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.take_notes)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
+
+    def start(self, engine: Engine) -> None:
+        """Begin a table."""
+        check_writable(self.output_dir, "output_dir")
+        self.rows = []
+        self._since = time.perf_counter()
+
+    def add_failure(self, file: str, reason: str) -> None:
+        """Add the row of an image that could not be segmented."""
+        self.rows.append({"file": self._name(file), "status": "failed", "seconds": self._lap(1), "notes": reason})
+        logger.error(f"{self._name(file)} was not segmented: {reason}")
+
+    def take_notes(self, engine: Engine) -> None:
+        """Keep the inferer's notes on a batch, before postprocessing drops them."""
+        pred = engine.state.output[self.key]
+        notes = getattr(pred, "meta", {}).get("notes", "")
+        self._notes = [notes] * len(pred) if isinstance(notes, str) else [str(note) for note in notes]
+
+    def add(self, engine: Engine) -> None:
+        """Add the rows of a batch."""
+        outputs = engine.state.output
+        seconds = self._lap(len(outputs))
+        for item, notes in zip(outputs, self._notes, strict=True):
+            meta = item[self.key].meta
+            row = {"file": self._name(meta["filename_or_obj"]), "status": "ok", "seconds": seconds, "notes": notes}
+            self.rows.append(row)
+            logger.info(f"{row['file']} segmented in {seconds} s{f' ({notes})' if notes else ''}")
+
+    def stop(self, engine: Engine, error: BaseException) -> None:
+        """Write what there is."""
+        self.write(engine)
+        raise error
+
+    def write(self, engine: Engine | None = None) -> None:
+        """Write the table."""
+        with atomic_path(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["file", "status", "seconds", "notes"])
+            writer.writeheader()
+            writer.writerows(sorted(self.rows, key=lambda row: row["file"]))
+
+    def close(self) -> None:
+        """Say how it went; to be called when the run is over.
+
+        Raises:
+            ValueError: when an image failed, naming the first ones.
+        """
+        failed = [row["file"] for row in self.rows if row["status"] == "failed"]
+        done = len(self.rows) - len(failed)
+        if failed:
+            more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+            fail(f"{len(failed)} of {len(self.rows)} images failed: {', '.join(failed[:3])}{more}. See {self.path}.")
+        logger.info(f"{done} images segmented. Results: {self.output_dir}")
+
+    def _name(self, file: str) -> str:
+        path = Path(file)
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def _lap(self, images: int) -> float:
+        now = time.perf_counter()
+        seconds, self._since = (now - self._since) / max(images, 1), now
+        return round(seconds, 3)

@@ -1,0 +1,6 @@
+"""Losses that MONAI lacks."""
+
+from .boundary import BoundaryLoss
+from .hybrid import HybridLoss
+
+__all__ = ["BoundaryLoss", "HybridLoss"]

@@ -1,0 +1,150 @@
+"""Overlap and surface distance of one case, with undefined values left undefined, and their summary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from monai.metrics.utils import get_edge_surface_distance
+
+from segbundles.errors import fail
+
+__all__ = ["METRIC_UNITS", "segmentation_metrics", "summarize"]
+
+METRIC_UNITS = {
+    "dice": "",
+    "jaccard": "",
+    "precision": "",
+    "recall": "",
+    "hd_mm": "mm",
+    "hd95_mm": "mm",
+    "assd_mm": "mm",
+    "truth_in_box": "",
+}
+_LOWER_IS_BETTER = {"hd_mm", "hd95_mm", "assd_mm"}
+STATUSES = ("ok", "missed", "false positive", "empty")
+
+
+def segmentation_metrics(
+    prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float], num_classes: int = 2
+) -> dict[str, Any]:
+    """Metrics of one case.
+
+    Dice, Jaccard, precision and recall; Hausdorff distance (``hd_mm``), its 95th percentile (``hd95_mm``) and average
+    symmetric surface distance (``assd_mm``), in mm, between voxels at the surfaces, as MONAI computes them. With
+    several foreground classes the means over those where the value is defined stand first, then a value a class as
+    ``dice_1``, ``dice_2`` and so on.
+
+    ``status`` is ``ok``; ``missed`` (there is truth, nothing was predicted: overlaps are 0, distances and precision
+    undefined); ``false positive`` (no truth, something was predicted: Dice, Jaccard and precision are 0, the rest
+    undefined); or ``empty`` (neither: all undefined). Undefined values are NaN, never 0. With several classes it is
+    that of the worst class.
+
+    Args:
+        prediction: class indices, spatial axes only, 2D or 3D.
+        truth: class indices, of the same shape.
+        spacing_mm: voxel size an axis.
+        num_classes: number of classes, background included.
+
+    Returns:
+        ``status``, then the metrics by name.
+
+    Raises:
+        ValueError: when the shapes differ.
+    """
+    if prediction.shape != truth.shape:
+        fail(f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}: they must be equal.")
+    classes = [_one_class(prediction == k, truth == k, spacing_mm) for k in range(1, num_classes)]
+    found = {c["status"] for c in classes}
+    row: dict[str, Any] = {"status": next(s for s in ("missed", "false positive", "ok", "empty") if s in found)}
+    for name in classes[0]:
+        if name != "status":
+            row[name] = _mean([c[name] for c in classes])
+    if num_classes > 2:
+        for k, values in enumerate(classes, 1):
+            row.update({f"{name}_{k}": value for name, value in values.items() if name != "status"})
+    return row
+
+
+def _one_class(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float]) -> dict[str, Any]:
+    n_truth, n_pred = int(truth.sum()), int(prediction.sum())
+    both = int((prediction & truth).sum())
+    undefined = dict.fromkeys(("hd_mm", "hd95_mm", "assd_mm"), math.nan)
+    if n_truth == 0 or n_pred == 0:
+        status = "missed" if n_truth else "false positive" if n_pred else "empty"
+        overlap = math.nan if status == "empty" else 0.0
+        return {
+            "status": status,
+            "dice": overlap,
+            "jaccard": overlap,
+            "precision": 0.0 if n_pred else math.nan,
+            "recall": 0.0 if n_truth else math.nan,
+            **undefined,
+        }
+    return {
+        "status": "ok",
+        "dice": 2 * both / (n_truth + n_pred),
+        "jaccard": both / (n_truth + n_pred - both),
+        "precision": both / n_pred,
+        "recall": both / n_truth,
+        **_distances(prediction, truth, spacing_mm),
+    }
+
+
+def _distances(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:
+    _, (to_truth, to_prediction), _ = get_edge_surface_distance(
+        prediction, truth, spacing=[float(s) for s in spacing_mm], symmetric=True
+    )
+    one, other = (np.asarray(d.detach().cpu(), dtype=np.float64) for d in (to_truth, to_prediction))
+    return {
+        "hd_mm": float(max(one.max(), other.max())),
+        "hd95_mm": float(max(np.percentile(one, 95), np.percentile(other, 95))),
+        "assd_mm": float(np.concatenate([one, other]).mean()),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [v for v in values if not math.isnan(v)]
+    return fmean(defined) if defined else math.nan
+
+
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Summarize the rows of cases.
+
+    Args:
+        rows: what :func:`segmentation_metrics` gave, a row a case; other columns may stand beside it.
+
+    Returns:
+        For every numeric column ``mean``, ``sd`` (of the sample), ``median``, ``worst`` and ``n``, over the cases where
+        it is defined (all None when there is none); then ``cases`` and the number of each status other than ok.
+    """
+    columns = [name for name in dict.fromkeys(k for row in rows for k in row) if _is_metric(rows, name)]
+    summary: dict[str, Any] = {}
+    for name in columns:
+        values = [float(row[name]) for row in rows if name in row and not math.isnan(row[name])]
+        worst = max if base_name(name) in _LOWER_IS_BETTER else min
+        summary[name] = {
+            "mean": fmean(values) if values else None,
+            "sd": stdev(values) if len(values) > 1 else None,
+            "median": median(values) if values else None,
+            "worst": worst(values) if values else None,
+            "n": len(values),
+        }
+    summary["cases"] = len(rows)
+    for status in STATUSES[1:]:
+        summary[status.replace(" ", "_")] = sum(row.get("status") == status for row in rows)
+    return summary
+
+
+def base_name(name: str) -> str:
+    """Metric that a column holds: ``dice_2`` gives ``dice``."""
+    base, _, number = name.rpartition("_")
+    return base if number.isdigit() else name
+
+
+def _is_metric(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return base_name(name) in METRIC_UNITS and any(isinstance(row.get(name), (int, float)) for row in rows)

@@ -1,0 +1,18 @@
+"""The evaluation report: figures of each case and one HTML page."""
+
+from __future__ import annotations
+
+from .html import write_report
+from .overlay import PREDICTION_COLOURS, TRUTH_COLOURS, case_figure, choose_slices, overlay_rgb
+from .plots import distribution_svg, higher_is_better
+
+__all__ = [
+    "PREDICTION_COLOURS",
+    "TRUTH_COLOURS",
+    "case_figure",
+    "choose_slices",
+    "distribution_svg",
+    "higher_is_better",
+    "overlay_rgb",
+    "write_report",
+]

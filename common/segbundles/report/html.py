@@ -1,0 +1,249 @@
+"""The evaluation report: one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import math
+import os
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image, UnidentifiedImageError
+
+from segbundles.report.overlay import PREDICTION_COLOURS, TRUTH_COLOURS
+from segbundles.report.plots import distribution_svg, higher_is_better
+
+__all__ = ["write_report"]
+
+_PACKAGES = ("segbundles", "monai", "torch", "numpy")
+_UNDEFINED = "\N{EM DASH}"
+_NO_FAILURE = ("ok", "empty truth")
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, bytes] | None = None,
+    summary: Mapping[str, Mapping[str, float | None]],
+    metrics: Sequence[str] | None = None,
+    units: Mapping[str, str] | None = None,
+    notes: str | Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    sort_by: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Path:
+    """Write the report of an evaluation as one HTML page that needs no other file and no network.
+
+    The page holds the summary table, a distribution plot a metric, a table of all cases and a picture of each, worst
+    first: failures (a status other than "ok" or "empty truth", or no value of ``sort_by``), then by ``sort_by``
+    (:func:`higher_is_better` tells which way), then empty truths without a value. It is written beside ``path`` and
+    renamed, so that a half-written page never stands under its name.
+
+    Args:
+        path: file to write; missing folders are made, an existing file is replaced.
+        title: heading of the page: what was evaluated.
+        rows: one dict a case: "case" (its name, unique), metrics (None and NaN mean undefined), "status" (where absent:
+            "missed" if a metric is undefined, else "ok") and any other columns.
+        figures: picture of each case (JPEG, PNG or WebP, as from :func:`case_figure`); cases may be left out.
+        summary: for each metric "mean", "sd", "median", "worst" and "n"; what is absent is shown as undefined. A metric
+            that stands in no row (pooled over the cases, say) is shown in the summary only.
+        metrics: the metrics and their order. Defaults to the summary's.
+        units: unit of each metric that has one, such as {"hd95": "mm"}.
+        notes: paragraphs shown under the heading.
+        settings: what the evaluation ran with, shown at the end together with the versions of the libraries.
+        sort_by: metric that orders the cases. Defaults to the first that stands in the rows.
+        class_names: names of classes 1, 2, ... for the legend of a multi-class task.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: when there are no rows, a case has no name or another's, ``sort_by`` is not a metric of the rows, or
+            a figure belongs to no case or is no picture.
+    """
+    figures, units = figures or {}, units or {}
+    metrics = list(summary) if metrics is None else list(metrics)
+    _check_cases(rows, figures)
+    per_case = [name for name in metrics if any(name in row for row in rows)]
+    if sort_by is None and per_case:
+        sort_by = per_case[0]
+    if sort_by is not None and sort_by not in per_case:
+        raise ValueError(f"sort_by must be a metric of the rows ({', '.join(per_case)}), got {sort_by!r}.")
+
+    digits = {name: _digits(name, rows, summary, units) for name in metrics}
+    cases = []
+    for row in sorted(rows, key=lambda row: _badness(row, per_case, sort_by)):
+        cases.append({"row": row, "status": _status(row, per_case), "figure": _figure(figures.get(row["case"]))})
+    place = {case["row"]["case"]: k for k, case in enumerate(cases, 1)}
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = lambda value, name=None: _text(value, digits.get(name))
+    script = environment.get_template("report.js.j2").render()
+    columns = dict.fromkeys(key for row in rows for key in row if key not in ("case", "status", *per_case))
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        notes=[notes] if isinstance(notes, str) else list(notes or []),
+        statuses=Counter(case["status"] for case in cases).most_common(),
+        ok=_NO_FAILURE,
+        cases=cases,
+        metrics=[{"name": name, **_describe(name, rows, summary, units, digits)} for name in metrics],
+        per_case=per_case,
+        other_columns=list(columns),
+        numeric={key: all(_is_number(row.get(key, math.nan)) for row in rows) for key in columns},
+        undefined_mark=_UNDEFINED,
+        place=place,
+        sort_by=sort_by,
+        has_figures=bool(figures),
+        legend=_legend(class_names),
+        settings={key: _setting(value) for key, value in (settings or {}).items()},
+        versions=_versions(),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return _write_whole(Path(path), page)
+
+
+def _check_cases(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, bytes]) -> None:
+    if not rows:
+        raise ValueError("rows is empty: there is no case to report.")
+    names = Counter(row.get("case") for row in rows)
+    if None in names:
+        raise ValueError(
+            f'every row needs "case", the name of its case; got a row with only {_keys_without_case(rows)}.'
+        )
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"case names must differ, got more than one {repeated[0]!r}: put the folder into the name.")
+    if strays := [name for name in figures if name not in names]:
+        raise ValueError(f"figures holds {strays[0]!r}, which is no case of rows.")
+
+
+def _keys_without_case(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return next(list(row) for row in rows if row.get("case") is None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_defined(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
+def _status(row: Mapping[str, Any], per_case: Sequence[str]) -> str:
+    undefined = any(not _is_defined(row.get(name)) for name in per_case)
+    return str(row.get("status") or ("missed" if undefined else "ok"))
+
+
+def _badness(row: Mapping[str, Any], per_case: Sequence[str], sort_by: str | None) -> tuple[int, float]:
+    """Sort key: the worst case has the smallest."""
+    status, value = _status(row, per_case), row.get(sort_by)
+    if not _is_defined(value):
+        return (2 if status in _NO_FAILURE[1:] or sort_by is None else 0), 0.0
+    return int(status in _NO_FAILURE), value if higher_is_better(sort_by) else -value
+
+
+def _digits(name: str, rows: Sequence[Mapping], summary: Mapping[str, Mapping], units: Mapping[str, str]) -> int:
+    values = [row.get(name) for row in rows] + [summary.get(name, {}).get(key) for key in ("mean", "worst")]
+    fraction = name not in units and all(abs(value) <= 1 for value in values if _is_defined(value))
+    return 3 if fraction else 2
+
+
+def _text(value: Any, digits: int | None = None) -> str:
+    if value is None or (_is_number(value) and not math.isfinite(value)):
+        return _UNDEFINED
+    if isinstance(value, int) or not _is_number(value):
+        return str(value)
+    return f"{value:.{digits}f}" if digits is not None else f"{value:.4g}"
+
+
+def _describe(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Mapping[str, float | None]],
+    units: Mapping[str, str],
+    digits: Mapping[str, int],
+) -> dict[str, Any]:
+    """Gather what the page says of one metric."""
+    higher = higher_is_better(name)
+    defined = {row["case"]: float(row[name]) for row in rows if _is_defined(row.get(name))}
+    unit = f" ({units[name]})" if name in units else ""
+    count = f"n = {len(defined)}" + (f" of {len(rows)}" if len(defined) < len(rows) else "")
+    described = {
+        "label": name + unit,
+        "better": "higher" if higher else "lower",
+        "count": count,
+        "arrow": "\N{UPWARDS ARROW}" if higher else "\N{DOWNWARDS ARROW}",
+        "worst_case": (min if higher else max)(defined, key=defined.get) if defined else None,
+        "plot": None,
+    }
+    described |= {key: _text(summary.get(name, {}).get(key), digits[name]) for key in ("mean", "sd", "median", "worst")}
+    n = summary.get(name, {}).get("n")
+    missing = n is not None and n < len(rows) and any(name in row for row in rows)
+    described["n"] = _text(n if n is None else int(n)) + (f" of {len(rows)}" if missing else "")
+    if defined:
+        svg = distribution_svg(list(defined.values()), f"{name}{unit}, {count}")
+        described["plot"] = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    return described
+
+
+def _figure(picture: bytes | None) -> dict[str, Any] | None:
+    if picture is None:
+        return None
+    try:
+        with Image.open(io.BytesIO(picture)) as opened:
+            (width, height), mime = opened.size, opened.get_format_mimetype()
+    except UnidentifiedImageError:
+        raise ValueError(f"a figure must be the bytes of a picture, got {picture[:20]!r}...") from None
+    return {"source": f"data:{mime};base64,{base64.b64encode(picture).decode()}", "width": width, "height": height}
+
+
+def _legend(class_names: Sequence[str] | None) -> list[dict[str, str]]:
+    entries = []
+    for k, name in enumerate(class_names or [""]):
+        truth, prediction = TRUTH_COLOURS[k % len(TRUTH_COLOURS)], PREDICTION_COLOURS[k % len(PREDICTION_COLOURS)]
+        entries.append({"name": name, "truth": f"rgb{truth}", "prediction": f"rgb{prediction}"})
+    return entries
+
+
+def _setting(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _write_whole(path: Path, page: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(page, encoding="utf-8", errors="backslashreplace")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,69 @@
+"""Distribution plots of the report, and which way a metric is better."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+__all__ = ["distribution_svg", "higher_is_better"]
+
+_LOWER_IS_BETTER = re.compile(
+    r"hausdorff|distance|error|loss|false|seconds|(^|[^a-z])(hd\d*|m?ass?d|vi|voi|mae|mse|rmse)([^a-z]|$)",
+    re.IGNORECASE,
+)
+_BOX, _POINT = "#0072B2", "#56B4E9"
+
+
+def higher_is_better(metric: str) -> bool:
+    """Tell by its name whether a larger value of a metric is better.
+
+    Distances (HD, HD95, ASD, ASSD), errors, losses, variations of information and times are better when lower; all
+    else, such as Dice, Jaccard, precision, recall, accuracy, V_rand and V_info, when higher.
+    """
+    return _LOWER_IS_BETTER.search(metric) is None
+
+
+def distribution_svg(values: Sequence[float], label: str) -> bytes:
+    """Draw a box (quartiles, median, whiskers of 1.5 interquartile ranges) over every case's value.
+
+    Args:
+        values: finite values, at least one.
+        label: text of the axis, with unit and n.
+
+    Returns:
+        An SVG document.
+    """
+    figure = Figure(figsize=(4.2, 1.7), layout="constrained")
+    axes = figure.subplots()
+    # the same scatter for the same cases, whatever the state of numpy's global generator
+    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(values)) if len(values) > 1 else np.zeros(1)
+    axes.scatter(
+        values, jitter, s=16 if len(values) > 30 else 30, color=_POINT, edgecolor=_BOX, linewidth=0.5, alpha=0.7
+    )
+    if len(values) > 1:
+        line = {"color": _BOX, "linewidth": 1.2}
+        axes.boxplot(
+            values,
+            positions=[0],
+            widths=0.7,
+            orientation="horizontal",
+            showfliers=False,
+            manage_ticks=False,
+            boxprops=line,
+            whiskerprops=line,
+            capprops=line,
+            medianprops={"color": "black", "linewidth": 2},
+        )
+    axes.set_yticks([])
+    axes.set_ylim(-0.6, 0.6)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "left", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()

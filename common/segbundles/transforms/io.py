@@ -1,0 +1,103 @@
+"""Writing segmentations beside where the images came from, in the images' own format."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.config import KeysCollection, PathLike
+from monai.data import ImageWriter, NibabelWriter, PILWriter
+from monai.transforms import MapTransform, SaveImaged
+
+from segbundles.data import SimpleITKWriter, TiffWriter, file_stem, file_suffix
+from segbundles.data.readers import ITK, NIFTI
+from segbundles.errors import fail
+from segbundles.files import atomic_path
+
+__all__ = ["SaveSegmentationd"]
+
+
+class SaveSegmentationd(SaveImaged):
+    """Write class maps in the format and on the grid of the image they came from.
+
+    NIfTI, NRRD and MetaImage keep the input's format, size, spacing, origin and direction, with the class index as
+    value (in one file: .nhdr gives .nrrd, .mhd gives .mha). A TIFF of several pages gives one of as many pages; any
+    other 2D image gives PNG with ``k * (255 // (num_classes - 1))`` for class k. The path is
+    ``output_dir/<folder of the image in data_root_dir>/<stem>_<postfix>.<ext>``. A file appears under its name only
+    when it is complete.
+
+    Args:
+        keys: class maps, (1, spatial), on the grid of the file that ``meta["filename_or_obj"]`` names.
+        output_dir: folder to write to.
+        data_root_dir: folder (or single image) whose sub-folders are mirrored.
+        output_postfix: end of the stem.
+        num_classes: number of classes, background included.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when the output cannot be written, or a class map is not on the grid of its image.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: PathLike = "./",
+        data_root_dir: PathLike = "",
+        output_postfix: str = "seg",
+        num_classes: int = 2,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """See the class."""
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.output_dir = Path(output_dir)
+        root = Path(data_root_dir).resolve()
+        self.data_root_dir = root.parent if root.is_file() else root
+        self.output_postfix = output_postfix
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Write every key and return the data as it is, with ``meta["saved_to"]`` set."""
+        for key in self.key_iterator(dict(data)):
+            self._save(data[key])
+        return dict(data)
+
+    def output_path(self, image: PathLike, pages: bool = False) -> Path:
+        """Where the segmentation of an image goes; ``pages`` for a stack of 2D images."""
+        source = Path(image).parent.resolve() / Path(image).name  # a link keeps its own name
+        suffix = {".nhdr": ".nrrd", ".mhd": ".mha"}.get(file_suffix(source), file_suffix(source))
+        if suffix not in (*NIFTI, *ITK):
+            suffix = ".tif" if pages else ".png"
+        folder = source.parent
+        mirrored = folder.relative_to(self.data_root_dir) if folder.is_relative_to(self.data_root_dir) else Path()
+        return self.output_dir / mirrored / f"{file_stem(source)}_{self.output_postfix}{suffix}"
+
+    def _save(self, pred: torch.Tensor) -> None:
+        meta = getattr(pred, "meta", {})
+        if "filename_or_obj" not in meta:
+            fail("the segmentation does not tell its image's file: use LoadImaged, and Invertd or copied metadata.")
+        source, grid = meta["filename_or_obj"], tuple(int(n) for n in meta["spatial_shape"])
+        size = tuple(pred.shape[1:])
+        if size != grid:
+            fail(f"the segmentation of {source} has size {size}, the image {grid}: invert spatial transforms first.")
+        path = self.output_path(source, pages=pred.ndim == 4)
+        suffix = file_suffix(path)
+        array = np.asarray(pred.detach().cpu()).astype(np.uint8)
+        if suffix in (".png", ".tif"):
+            array = array * np.uint8(255 // (self.num_classes - 1))
+        affine = np.asarray(torch.as_tensor(meta["original_affine"]).cpu(), dtype=np.float64)
+        with atomic_path(path) as part:
+            writer = self._writer(suffix)
+            # set directly: the array is on the file's grid already, and set_data_array would drop axes of size 1
+            writer.data_obj, writer.affine = array[0], affine
+            writer.write(part)
+        meta["saved_to"] = str(path)
+
+    @staticmethod
+    def _writer(suffix: str) -> ImageWriter:
+        if suffix in NIFTI:
+            return NibabelWriter(output_dtype=np.uint8)
+        if suffix in ITK:
+            return SimpleITKWriter(output_dtype=np.uint8)
+        return TiffWriter(output_dtype=np.uint8) if suffix == ".tif" else PILWriter(output_dtype=np.uint8, scale=None)

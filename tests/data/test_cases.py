@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Sequence
+
+import pytest
+from monai.data import CacheDataset, partition_dataset
+
+from segbundles.data import Datalist, FolderImages
+
+
+def make(folder, content, files=("a.nrrd", "b.nrrd", "ü 1/c.nrrd")):
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    (folder / "datalist.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def entry(image="a.nrrd", label="b.nrrd", **more):
+    return {"image": image, "label": label, **more}
+
+
+def test_datalist_gives_absolute_paths_and_keeps_the_rest(tmp_path):
+    make(tmp_path, {"training": [entry("ü 1/c.nrrd", group="p1", spacing_mm=[1, 1, 2])], "validation": [entry()]})
+    cases = Datalist(tmp_path)
+    assert isinstance(cases, Sequence)
+    assert list(cases) == [
+        {
+            "image": str(tmp_path / "ü 1/c.nrrd"),
+            "label": str(tmp_path / "b.nrrd"),
+            "group": "p1",
+            "spacing_mm": [1, 1, 2],
+        }
+    ]
+    assert len(Datalist(tmp_path, "validation")) == 1
+    assert Datalist(str(tmp_path), section="testing", required=False).cases == []
+    assert Datalist(tmp_path)[0]["group"] == "p1"
+
+
+def test_datalist_reads_the_disk_at_first_use_only(tmp_path):
+    cases = Datalist(tmp_path / "later")
+    (tmp_path / "later").mkdir()
+    make(tmp_path / "later", {"training": [entry(), entry()]})
+    pickle.loads(pickle.dumps(cases))
+    assert len(cases) == 2
+    (tmp_path / "later" / "datalist.json").unlink()
+    assert len(cases[:1]) == 1
+    assert len(CacheDataset(cases, lambda x: x, progress=False)) == 2
+    assert [len(part) for part in partition_dataset(cases, num_partitions=2)] == [1, 1]
+
+
+def test_datalist_without_labels(tmp_path):
+    make(tmp_path, {"testing": [{"image": "a.nrrd"}]})
+    assert Datalist(tmp_path, "testing", keys=["image"]).cases == [{"image": str(tmp_path / "a.nrrd")}]
+
+
+@pytest.mark.parametrize(
+    ("content", "section", "message"),
+    [
+        (None, "training", r"there is no datalist\.json in .*`segbundles prepare DATASET --source FOLDER --out .*phantom"),
+        ("{not json", "training", r"datalist\.json is not a datalist in JSON \(.*`segbundles prepare"),
+        ([entry()], "training", r"datalist\.json is not a datalist in JSON"),
+        ({"validation": [entry()]}, "training", r"has no cases under 'training': add some, or choose another section"),
+        ({"training": None}, "training", r"has no cases under 'training'"),
+        ({"training": [entry()]}, "train", r"section must be one of training, validation, testing, got 'train'"),
+        ({"training": ["a.nrrd"]}, "training", r"training: entry 0 is 'a\.nrrd', not a dictionary of files"),
+        ({"training": [entry(), {"image": "a.nrrd"}]}, "training", r"entry 1 \(a\.nrrd\) has no label\. Mend it, or run"),
+        ({"training": [entry(label="no.nrrd")]}, "training", r"label no\.nrrd does not exist"),
+        ({"training": [entry(f"{i}.nrrd") for i in range(7)]}, "training", r"image 4\.nrrd does not exist and 2 more\."),
+    ],
+)
+def test_datalist_faults(tmp_path, content, section, message):
+    if content is not None:
+        make(tmp_path, content)
+    with pytest.raises(ValueError, match=message):
+        len(Datalist(tmp_path, section))
+
+
+def test_datalist_without_its_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"dataset_dir '.*nowhere' is not a folder: give --dataset_dir one.*segbundles"):
+        len(Datalist(tmp_path / "nowhere"))
+
+
+def tree(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(cases):
+    return [item["image"] for item in cases]
+
+
+def test_folder_images(tmp_path):
+    tree(
+        tmp_path,
+        *("p2/a.nrrd", "p1/a.b.nii.gz", "p1/ü x.TIF", "top.PNG", "p1/laendo.nrrd", "labelsTr/la.nii.gz", "notes.txt"),
+        *(".hidden/a.nrrd", "p1/.a.nrrd", "p1/a.b_seg.nii.gz", "p1/x_cells.tif", "out/p1/z.nrrd", "p1/labelsTr/b.nii"),
+    )
+    cases = FolderImages(tmp_path, output_dir=tmp_path / "out", skip=["laendo.nrrd", "labelsTr/*"])
+    assert found(cases) == [str(tmp_path / n) for n in ("p1/a.b.nii.gz", "p1/ü x.TIF", "p2/a.nrrd", "top.PNG")]
+    assert cases.root == tmp_path
+    only = FolderImages(tmp_path, output_dir=tmp_path, skip=["laendo.nrrd", "labelsTr/*", "out/*"], suffixes=[".nrrd"])
+    assert found(only) == [str(tmp_path / "p2/a.nrrd")]
+
+
+def test_folder_images_relative_to_the_current_folder(tmp_path, monkeypatch):
+    tree(tmp_path, "d/a.png")
+    monkeypatch.chdir(tmp_path)
+    assert found(FolderImages("d", "d/out")) == [str(tmp_path / "d/a.png")]
+
+
+def test_a_link_keeps_its_own_place(tmp_path):
+    tree(tmp_path, "archive/0001.nrrd", "d/p1/x.txt")
+    (tmp_path / "d/p1/a.nrrd").symlink_to(tmp_path / "archive/0001.nrrd")
+    assert found(FolderImages(tmp_path / "d")) == [str(tmp_path / "d/p1/a.nrrd")]
+
+
+def test_single_file(tmp_path):
+    tree(tmp_path, "p/a_seg.nrrd", "p/b.nrrd")
+    cases = FolderImages(tmp_path / "p/a_seg.nrrd")
+    assert found(cases) == [str(tmp_path / "p/a_seg.nrrd")]
+    assert cases.root == tmp_path / "p"
+
+
+@pytest.mark.parametrize(
+    ("names", "folder", "message"),
+    [
+        ((), "", r"no image under '.*': names must end in one of \.nii, \.nii\.gz, \.nrrd.*\.jpeg"),
+        (("a_seg.nrrd", "b.txt"), "", r"no image under"),
+        ((), "nowhere", r"dataset_dir '.*nowhere' is neither a folder nor a file: name images to segment"),
+        (("x/a.tif", "x/a.png"), "", r"x/a\.png and .*x/a\.tif would both be written as a_seg: rename one of them"),
+        (("a.nii", "a.nii.gz"), "", r"would both be written as a_seg"),
+    ],
+)
+def test_folder_faults(tmp_path, names, folder, message):
+    tree(tmp_path, *names)
+    with pytest.raises(ValueError, match=message):
+        len(FolderImages(tmp_path / folder))
+
+
+def test_one_name_in_two_folders_is_no_fault(tmp_path):
+    tree(tmp_path, "x/a.tif", "y/a.tif")
+    assert len(FolderImages(tmp_path)) == 2
+
+
+def test_folder_is_read_at_first_use(tmp_path):
+    cases = FolderImages(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        cases[0]
+    tree(tmp_path, "a.png")
+    assert len(cases) == 1

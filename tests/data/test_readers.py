@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import gzip
+import itertools
+import logging
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import tifffile
+from monai.transforms import EnsureChannelFirstd, LoadImaged
+from PIL import Image
+
+from segbundles.data import SimpleITKReader, SuffixReader, TiffReader, file_stem, file_suffix
+
+SIZE = (5, 4, 3)
+RNG = np.random.default_rng(0)
+VOLUME = RNG.integers(0, 255, SIZE, dtype=np.uint8)
+# columns: steps along the axes in mm, as an oblique and a left-handed scanner would give them
+OBLIQUE = [(0.6, 0.3, 0.1), (-0.3, 0.5, 0.3), (0.2, -0.6, 1.6)]
+LEFT_HANDED = [(0.0, -0.7, 0.0), (-0.8, 0.0, 0.0), (0.0, 0.0, 1.5)]
+TO_RAS = {
+    "left-posterior-superior": (-1, -1, 1),
+    "right-anterior-superior": (1, 1, 1),
+    "left-anterior-superior": (-1, 1, 1),
+}
+
+
+def write_nrrd(path, *fields, data=VOLUME, encoding="raw"):
+    """A NRRD file written field by field, as other programs do."""
+    body = data.tobytes(order="F")
+    sizes = " ".join(map(str, data.shape))
+    lines = ["NRRD0005", "type: uint8", f"dimension: {data.ndim}", f"sizes: {sizes}", f"encoding: {encoding}", *fields]
+    path.write_bytes("\n".join([*lines, "", ""]).encode() + (gzip.compress(body) if encoding == "gzip" else body))
+    return path
+
+
+def vectors(columns):
+    return "space directions: " + " ".join(f"({','.join(map(repr, column))})" for column in columns)
+
+
+def corners(affine, size):
+    points = np.array(list(itertools.product(*[(0, n - 1) for n in size], (1,))))
+    points[:, : len(size)] = points[:, : len(size)]
+    return (points @ np.asarray(affine)[: len(size) + 1, : len(size) + 1].T)[:, : len(size)]
+
+
+def load(path):
+    return EnsureChannelFirstd("image")(LoadImaged("image", reader="segbundles.data.SuffixReader")({"image": path}))[
+        "image"
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+@pytest.mark.parametrize("space", TO_RAS)
+@pytest.mark.parametrize("columns", [OBLIQUE, LEFT_HANDED])
+@pytest.mark.parametrize("origin", [(12.5, -30.25, 7.0), None])
+def test_nrrd_corners_lie_where_the_header_says(tmp_path, space, columns, origin, encoding):
+    fields = [f"space: {space}", vectors(columns)]
+    if origin is not None:
+        fields.append(f"space origin: ({','.join(map(repr, origin))})")
+    image = load(write_nrrd(tmp_path / "a.nrrd", *fields, encoding=encoding))
+    said = np.eye(4)
+    said[:3, :3] = np.array(columns).T
+    said[:3, 3] = origin or (0, 0, 0)
+    expected = corners(np.diag([*TO_RAS[space], 1]) @ said, SIZE)
+    np.testing.assert_allclose(corners(image.affine, SIZE), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(corners(image.meta["original_affine"], SIZE), expected, rtol=0, atol=1e-9)
+    np.testing.assert_array_equal(image[0].numpy(), VOLUME)
+    assert tuple(image.meta["spatial_shape"]) == SIZE
+
+
+def test_nrrd_with_spacings_only_has_its_axes_along_the_scanners(tmp_path):
+    image = load(write_nrrd(tmp_path / "a.nrrd", "spacings: 0.5 0.75 2"))
+    np.testing.assert_array_equal(image.affine.numpy(), np.diag([-0.5, -0.75, 2, 1]))
+    np.testing.assert_array_equal(image[0].numpy(), VOLUME)
+
+
+def test_nrrd_without_any_geometry(tmp_path):
+    image = load(write_nrrd(tmp_path / "a.nrrd"))
+    np.testing.assert_array_equal(image.affine.numpy(), np.diag([-1.0, -1, 1, 1]))
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nhdr", ".mhd"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_itk_formats_against_simpleitks_own_points(tmp_path, suffix, channels):
+    data = RNG.integers(0, 255, (*reversed(SIZE), *([channels] if channels > 1 else [])), dtype=np.int16)
+    written = sitk.GetImageFromArray(data, isVector=channels > 1)
+    written.SetDirection([0.8, 0.6, 0, 0.6, -0.8, 0, 0, 0, 1])  # left-handed
+    written.SetSpacing([0.625, 1.5, 3.0])
+    written.SetOrigin([-10.5, 20.25, 1e3])
+    sitk.WriteImage(written, str(tmp_path / f"a{suffix}"))
+    image = load(tmp_path / f"a{suffix}")
+    assert image.shape == (channels, *SIZE)
+    for corner, world in zip(
+        itertools.product(*[(0, n - 1) for n in SIZE]), corners(image.affine, SIZE), strict=True
+    ):
+        x, y, z = written.TransformIndexToPhysicalPoint(corner)
+        np.testing.assert_allclose(world, (-x, -y, z), rtol=0, atol=1e-9)
+        value = written.GetPixel(corner)
+        assert image[(slice(None), *corner)].tolist() == list(value if channels > 1 else (value,))
+
+
+def test_itk_2d_and_4d(tmp_path):
+    flat = sitk.GetImageFromArray(VOLUME[..., 0].T)
+    flat.SetSpacing([0.5, 2.0])
+    flat.SetOrigin([3.0, 4.0])
+    sitk.WriteImage(flat, str(tmp_path / "flat.mha"))
+    array, meta = SimpleITKReader().get_data(SimpleITKReader().read(tmp_path / "flat.mha"))
+    np.testing.assert_array_equal(array, VOLUME[..., 0])
+    np.testing.assert_array_equal(meta["affine"], [[-0.5, 0, -3], [0, -2, -4], [0, 0, 1]])
+    series = sitk.JoinSeries([sitk.GetImageFromArray(VOLUME.T)] * 2)
+    sitk.WriteImage(series, str(tmp_path / "series.nrrd"))
+    assert load(tmp_path / "series.nrrd").shape == (1, *SIZE, 2)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_corners_against_nibabel(tmp_path, suffix):
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(OBLIQUE).T
+    affine[:3, 3] = 3.5, -70.25, 0.1
+    written = nib.Nifti1Image(VOLUME, affine)
+    nib.save(written, tmp_path / f"a{suffix}")
+    image = load(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(image.affine.numpy(), nib.load(tmp_path / f"a{suffix}").affine)
+    np.testing.assert_allclose(corners(image.affine, SIZE), corners(affine, SIZE), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(image[0].numpy(), VOLUME)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".TIF"])
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((1, 4, 5), (1, 5, 4)),  # pages, rows, columns -> channels, x, y
+        ((3, 4, 5), (1, 5, 4, 3)),
+        ((2, 4, 3), (1, 3, 4, 2)),
+        ((7, 4, 5), (1, 5, 4, 7)),
+    ],
+)
+def test_tiff_pages(tmp_path, shape, expected, suffix):
+    pages = RNG.integers(0, 65535, shape, dtype=np.uint16)
+    tifffile.imwrite(tmp_path / f"a{suffix}", pages, photometric="minisblack")
+    image = load(tmp_path / f"a{suffix}")
+    assert image.shape == expected
+    assert tuple(image.meta["spatial_shape"]) == expected[1:]
+    np.testing.assert_array_equal(image.numpy().reshape(expected[1:]), pages.T.reshape(expected[1:]))
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("pages", [1, 2])
+def test_tiff_colour(tmp_path, planar, pages):
+    rgb = RNG.integers(0, 255, (pages, 4, 5, 3), dtype=np.uint8)
+    stored = rgb if planar == "contig" else np.moveaxis(rgb, -1, 1)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for page in stored:
+            file.write(page, photometric="rgb", planarconfig=planar)
+    image = load(tmp_path / "a.tif").numpy()
+    expected = rgb.transpose(3, 2, 1, 0)  # channel, x, y, page
+    np.testing.assert_array_equal(image, expected[..., 0] if pages == 1 else expected)
+
+
+def test_tiff_pages_of_different_size(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for rows in (4, 5):
+            file.write(np.zeros((rows, 6), np.uint8))
+    with pytest.raises(ValueError, match=r"a\.tif has pages of different sizes: \[\(4, 6\), \(5, 6\)\]"):
+        TiffReader().read(tmp_path / "a.tif")
+
+
+def test_tiff_of_a_compression_that_is_not_installed_is_not_called_damaged(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", VOLUME[..., 0])
+
+    def asarray(self):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
+    with pytest.raises(ValueError, match=r"cannot read .*a\.tif: its compression needs `pip install imagecodecs`"):
+        load_error(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)])
+def test_one_picture_gives_one_array_in_every_format(tmp_path, shape):
+    picture = RNG.integers(0, 255, shape, dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(picture).save(tmp_path / "a.bmp")
+    Image.fromarray(picture).save(tmp_path / "b.tif")
+    tifffile.imwrite(tmp_path / "a.tif", picture)
+    images = [load(tmp_path / name) for name in ("a.png", "a.bmp", "b.tif", "a.tif")]
+    for image in images:
+        assert image.shape == (1 if len(shape) == 2 else 3, 6, 4)
+        np.testing.assert_array_equal(image.numpy(), picture[None].T.reshape(image.shape))
+        np.testing.assert_array_equal(image.affine.numpy(), images[0].affine.numpy())
+        assert tuple(image.meta["spatial_shape"]) == (6, 4)
+
+
+def load_error(path):
+    """Load, and raise what MONAI wrapped."""
+    try:
+        LoadImaged("image", reader="segbundles.data.SuffixReader")({"image": str(path)})
+    except Exception as error:
+        while error.__cause__ is not None and not str(error).startswith("cannot read"):
+            error = error.__cause__  # noqa: PLW2901
+        raise error from None
+
+
+def big(path):
+    rng = np.random.default_rng(1)
+    volume = rng.integers(0, 255, (40, 30, 20), dtype=np.uint8)
+    if path.name.endswith((".nii", ".nii.gz")):
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), path)
+    elif path.suffix == ".tif":
+        tifffile.imwrite(path, volume, photometric="minisblack")
+    elif path.suffix in (".png", ".jpg"):
+        Image.fromarray(volume[..., 0]).save(path)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(volume), str(path), useCompression="gz" in path.stem)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["a.nrrd", "gz.nrrd", "a.mha", "a.nii", "a.nii.gz", "a.tif", "a.png", "a.jpg", "ö [x].nrrd"]
+)
+@pytest.mark.parametrize("kept", [0.6, 0.0])
+def test_truncated_file_is_named(tmp_path, name, kept, capfd):
+    path = big(tmp_path / name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=f"^cannot read {re.escape(str(path))}: it is truncated or damaged"):
+        load_error(path)
+    assert capfd.readouterr().err.count("\n") <= 2  # no page of warnings from a library
+
+
+@pytest.mark.parametrize("name", ["a.dcm", "a", "a.npy"])
+def test_unknown_suffix(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"^cannot read .*{name}: its name must end in one of \.nii, \.nii\.gz, \.nrrd"):
+        load_error(tmp_path / name)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ValueError, match=r"^cannot read .*a\.nrrd: there is no such file"):
+        load_error(tmp_path / "a.nrrd")
+
+
+def test_several_files_for_one_image(tmp_path):
+    with pytest.raises(ValueError, match=r"one file an image is read here, got 2: stack the channels"):
+        SuffixReader().read([tmp_path / "a.nrrd", tmp_path / "b.nrrd"])
+
+
+def test_verify_suffix():
+    assert SuffixReader().verify_suffix(["a.NII.GZ", "b.tiff", "c.jpeg"])
+    assert not SuffixReader().verify_suffix(["a.nii.gz", "b.dcm"])
+    assert SimpleITKReader().verify_suffix("x/a.mhd")
+    assert not TiffReader().verify_suffix("a.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "suffix"),
+    [
+        ("a.b.nii.gz", "a.b", ".nii.gz"),
+        ("A.NII.GZ", "A", ".nii.gz"),
+        ("x/é ü.1.NRRD", "é ü.1", ".nrrd"),
+        ("a.gz", "a", ".gz"),
+        ("plain", "plain", ""),
+        (".nii.gz", "", ".nii.gz"),
+    ],
+)
+def test_stem_and_suffix(name, stem, suffix):
+    assert (file_stem(name), file_suffix(name)) == (stem, suffix)
+
+
+def test_loadimage_logs_no_error_for_a_good_file(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        load(big(tmp_path / "a.nii.gz"))
+    assert not caplog.records

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+
+from segbundles.datasets import DATA_SETS, get_data_set, merge, prepare, split_cases, write_datalist
+
+HEAD = {"name": "made", "labels": {"0": "background", "1": "organ"}, "licence": "none"}
+SINGLES = {name: name for name in "ABCDEFGHIJ"}
+
+
+def _names(entries):
+    return [entry["image"].split("/")[-2] for entry in entries]
+
+
+class TestSplitCases:
+    @pytest.mark.parametrize(("fraction", "expected"), [(0, 0), (0.01, 1), (0.2, 2), (0.26, 3), (0.5, 5), (1, 10)])
+    def test_validation_takes_its_share(self, fraction, expected):
+        assert Counter(split_cases(SINGLES, validation_fraction=fraction).values())["validation"] == expected
+
+    def test_same_seed_same_split_whatever_the_order(self):
+        reversed_cases = dict(reversed(SINGLES.items()))
+        assert split_cases(SINGLES, seed=3) == split_cases(reversed_cases, seed=3)
+
+    def test_seeds_differ(self):
+        assert len({tuple(split_cases(SINGLES, seed=seed).items()) for seed in range(5)}) > 1
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_group_stays_together(self, seed):
+        groups = {name: "ABBCCCDDDD"[i] for i, name in enumerate(SINGLES)}
+        sections = split_cases(groups, validation_fraction=0.4, seed=seed)
+        assert len({(groups[name], section) for name, section in sections.items()}) == 4
+        assert Counter(sections.values())["validation"] <= 4
+
+    def test_fixed_case_takes_its_group_along_and_counts(self):
+        groups = {**SINGLES, "B": "A"}
+        for seed in range(8):
+            sections = split_cases(groups, {"A": "validation", "J": "testing"}, 0.2, seed)
+            assert sections["A"] == sections["B"] == "validation"
+            assert sections["J"] == "testing"
+            assert Counter(sections.values()) == {"validation": 2, "testing": 1, "training": 7}
+
+    def test_folds_cover_every_case_once(self):
+        validation = Counter()
+        for fold in range(3):
+            sections = split_cases(SINGLES, seed=1, folds=3, fold=fold)
+            chosen = [name for name, section in sections.items() if section == "validation"]
+            assert len(chosen) in (3, 4)
+            validation.update(chosen)
+        assert validation == dict.fromkeys(SINGLES, 1)
+
+    def test_fixed_sections_that_tear_a_group(self):
+        with pytest.raises(ValueError, match=r"cases A, B form one group .* both in validation and testing"):
+            split_cases({"A": "A", "B": "A"}, {"A": "validation", "B": "testing"})
+
+    def test_more_folds_than_groups(self):
+        with pytest.raises(ValueError, match="5 folds need 5 groups or more, found 2"):
+            split_cases({"A": "A", "B": "B"}, folds=5, fold=0)
+
+
+class TestWriteDatalist:
+    def test_one_line_an_entry_with_counts(self, tmp_path):
+        entry = {"image": "a.nrrd", "label": "b.nrrd", "group": "a"}
+        path = write_datalist({**HEAD, "training": [entry, entry], "testing": [entry]}, tmp_path / "new" / "folder")
+        found = json.loads(path.read_text())
+        assert (found["numTraining"], found["numValidation"], found["numTest"]) == (2, 0, 1)
+        assert found["training"] == [entry, entry]
+        assert found["validation"] == []
+        assert path.read_text().count('\n  {"image": "a.nrrd"') == 3
+        assert [p.name for p in path.parent.iterdir()] == ["datalist.json"]
+
+    def test_monai_reads_it(self, tmp_path):
+        from monai.data import load_decathlon_datalist
+        from monai.data.decathlon_datalist import load_decathlon_properties
+
+        path = write_datalist({**HEAD, "training": [{"image": "../a", "label": "../b", "group": "g"}]}, tmp_path / "d")
+        expected = [{"image": str(tmp_path / "a"), "label": str(tmp_path / "b"), "group": "g"}]
+        assert load_decathlon_datalist(path, True, "training") == expected
+        assert load_decathlon_properties(path, ["name", "numTraining"]) == {"name": "made", "numTraining": 1}
+
+    def test_folder_that_cannot_be_written(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(ValueError, match=r"cannot write .*file.*choose another --out"):
+            write_datalist(HEAD, tmp_path / "file" / "below")
+
+
+class TestPrepare:
+    def test_paths_are_relative_to_out(self, lasc18, tmp_path):
+        prepared = prepare(get_data_set("lasc18"), lasc18(3), tmp_path / "deep" / "er")
+        entry = prepared.datalist["training"][0]
+        assert entry["image"].startswith("../../lasc18/Training Set/")
+        assert (prepared.path.parent / entry["image"]).is_file()
+        assert (prepared.path.parent / entry["label"]).is_file()
+
+    def test_rerun_is_identical_and_leaves_one_file(self, lasc18, tmp_path):
+        source, out = lasc18(), tmp_path / "out"
+        first = prepare(get_data_set("lasc18"), source, out).path.read_bytes()
+        assert prepare(get_data_set("lasc18"), source, out).path.read_bytes() == first
+        assert [p.name for p in out.iterdir()] == ["datalist.json"]
+
+    def test_validation_case_is_honoured_for_every_seed(self, lasc18, tmp_path):
+        source = lasc18()
+        for seed in range(4):
+            prepared = prepare(get_data_set("lasc18"), source, tmp_path / "out", seed=seed, validation_cases=["C"])
+            assert _names(prepared.datalist["validation"]) == ["C"]
+
+    @pytest.mark.parametrize("kind", ["lgemri", "laendo"])
+    def test_identical_files_fall_in_one_group(self, lasc18, tmp_path, kind):
+        source = lasc18()
+        cases = source / "Training Set"
+        shutil.copy(cases / "B" / f"{kind}.nrrd", cases / "E" / f"{kind}.nrrd")
+        prepared = prepare(get_data_set("lasc18"), source, tmp_path / "out", validation_cases=["E"])
+        assert _names(prepared.datalist["validation"]) == ["B", "E"]
+        assert {entry["group"] for entry in prepared.datalist["validation"]} == {"B"}
+        assert prepared.notes == [f"identical {'images' if kind == 'lgemri' else 'labels'}: B, E (one group)"]
+
+    def test_chain_of_duplicates_is_one_group(self, lasc18, tmp_path):
+        source = lasc18()
+        cases = source / "Training Set"
+        shutil.copy(cases / "A" / "lgemri.nrrd", cases / "B" / "lgemri.nrrd")
+        shutil.copy(cases / "B" / "laendo.nrrd", cases / "C" / "laendo.nrrd")
+        prepared = prepare(get_data_set("lasc18"), source, tmp_path / "out", validation_cases=["C"])
+        assert _names(prepared.datalist["validation"]) == ["A", "B", "C"]
+
+    def test_split_file_is_exact_and_leaves_out_the_rest(self, lasc18, tmp_path):
+        split = {"training": ["F", "A"], "validation": ["B"], "testing": ["D"]}
+        (tmp_path / "split.json").write_text(json.dumps(split))
+        prepared = prepare(get_data_set("lasc18"), lasc18(), tmp_path / "out", split=tmp_path / "split.json")
+        assert {s: _names(prepared.datalist[s]) for s in split} == {s: sorted(names) for s, names in split.items()}
+        assert prepared.notes == ["2 cases are in no list of the split and left out: C, E"]
+
+    def test_split_leaves_out_a_faulty_case(self, lasc18, tmp_path):
+        source = lasc18(3)
+        (source / "Training Set" / "C" / "laendo.nrrd").unlink()
+        prepared = prepare(
+            get_data_set("lasc18"), source, tmp_path / "out", split={"training": ["A"], "validation": ["B"]}
+        )
+        assert prepared.datalist["numTraining"] == 1
+
+    def test_split_across_a_group(self, lasc18, tmp_path):
+        source = lasc18(3)
+        cases = source / "Training Set"
+        shutil.copy(cases / "A" / "lgemri.nrrd", cases / "B" / "lgemri.nrrd")
+        with pytest.raises(ValueError, match="cross the split: A in training, B in validation"):
+            prepare(get_data_set("lasc18"), source, tmp_path / "out", split={"training": ["A"], "validation": ["B"]})
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"validation_fraction": 1.5}, "validation_fraction must be between 0 and 1, got 1.5"),
+            ({"folds": 3}, "folds and fold go together, got folds=3 and fold=None"),
+            ({"folds": 1, "fold": 0}, "folds must be 2 or more, got 1"),
+            ({"folds": 3, "fold": 3}, "fold counts from 0 to 2 with 3 folds, got 3"),
+            ({"validation_cases": ["CC"]}, "names cases that are not in the source: CC; did you mean 'C'"),
+            ({"split": {"training": ["A", "Z"]}}, "the split names cases that are not in the source: Z"),
+            ({"split": {"training": ["A"], "validation": ["A"]}}, "'A' is twice in the split: in training and in val"),
+            ({"split": {"train": ["A"]}}, r"lists of case names under training, validation, testing, got \['train'\]"),
+            ({"split": {"training": "A"}}, "training of the split must be a list of case names, got 'A'"),
+            ({"split": {"training": ["A"]}, "validation_cases": ["B"]}, "leave out validation cases and folds"),
+            ({"split": "absent.json"}, "cannot read the split absent.json"),
+        ],
+    )
+    def test_bad_options(self, lasc18, tmp_path, options, message):
+        with pytest.raises(ValueError, match=message):
+            prepare(get_data_set("lasc18"), lasc18(3), tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
+
+    def test_source_that_is_absent(self, tmp_path):
+        with pytest.raises(ValueError, match=r"source .*nowhere is not a folder"):
+            prepare(get_data_set("heart"), tmp_path / "nowhere", tmp_path / "out")
+
+    @pytest.mark.parametrize("name", DATA_SETS)
+    def test_source_without_cases(self, tmp_path, name):
+        with pytest.raises(ValueError, match=r"no case in .*: expected"):
+            prepare(get_data_set(name), tmp_path, tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [("{}", "was not written by segbundles"), ("no json", "was not written"), ('{"name": "heart"}', "'heart'")],
+    )
+    def test_foreign_datalist_is_kept(self, lasc18, tmp_path, text, message):
+        (tmp_path / "datalist.json").write_text(text)
+        with pytest.raises(ValueError, match=f"{message}.* is not overwritten"):
+            prepare(get_data_set("lasc18"), lasc18(3), tmp_path)
+        assert (tmp_path / "datalist.json").read_text() == text
+
+    def test_unknown_data_set(self):
+        with pytest.raises(ValueError, match="unknown data set 'lasc': choose one of lasc18, heart"):
+            get_data_set("lasc")
+
+
+class TestMerge:
+    @pytest.fixture
+    def prepared(self, lasc18, heart, tmp_path):
+        prepare(get_data_set("lasc18"), lasc18(), tmp_path / "p" / "lasc18")
+        prepare(get_data_set("heart"), heart(tests=1), tmp_path / "p" / "heart")
+        return tmp_path / "p"
+
+    def test_sections_paths_groups_and_spacing(self, prepared):
+        merged = merge([prepared / "lasc18", prepared / "heart"], prepared / "a" / "b").datalist
+        assert merged["name"] == "lasc18+heart"
+        assert merged["licence"].endswith("; CC-BY-SA 4.0")
+        assert merged["labels"] == {"0": "background", "1": "left atrium"}
+        assert (merged["numTraining"], merged["numValidation"], merged["numTest"]) == (8, 2, 1)
+        entries = [entry for section in ("training", "validation", "testing") for entry in merged[section]]
+        for entry in entries:
+            assert (prepared / "a" / "b" / entry["image"]).is_file()
+            assert entry.get("spacing_mm") == ([0.625] * 3 if entry["group"].startswith("lasc18/") else None)
+        assert merged["testing"] == [
+            {"case": "la_900", "image": "../../../Task02_Heart/imagesTs/la_900.nii.gz", "group": "heart/la_900"}
+        ]
+
+    def _copy(self, prepared, change):
+        datalist = json.loads((prepared / "lasc18" / "datalist.json").read_text())
+        change(datalist)
+        return write_datalist(datalist, prepared / "other").parent
+
+    def test_same_image_in_two_sections(self, prepared):
+        def move(datalist):
+            datalist["name"] = "other"
+            datalist["validation"] = datalist.pop("training")[:1]
+
+        with pytest.raises(
+            ValueError, match=r"lgemri.nrrd is in training of one data set and in validation of another"
+        ):
+            merge([prepared / "lasc18", self._copy(prepared, move)], prepared / "out")
+        assert not (prepared / "out").exists()
+
+    def test_same_image_in_one_section_is_kept_once(self, prepared):
+        other = self._copy(prepared, lambda datalist: None)
+        result = merge([prepared / "lasc18", other], prepared / "out")
+        assert result.datalist["numTraining"] == 5
+        assert len(result.notes) == 6
+
+    def test_group_in_two_sections(self, prepared, lasc18):
+        source = lasc18(2, root="again", first=10)
+        split = {"training": ["K"], "validation": ["L"]}
+        prepare(get_data_set("lasc18"), source, prepared / "again", split=split)
+        path = prepared / "again" / "datalist.json"
+        validation = json.loads((prepared / "lasc18" / "datalist.json").read_text())["validation"][0]["group"]
+        path.write_text(path.read_text().replace('"group": "K"', f'"group": "{validation}"'))
+        with pytest.raises(ValueError, match=f"group 'lasc18/{validation}' is in both validation and training"):
+            merge([prepared / "lasc18", prepared / "again"], prepared / "out")
+
+    def test_labels_that_differ(self, prepared):
+        other = self._copy(prepared, lambda datalist: datalist["labels"].update({"2": "wall"}))
+        with pytest.raises(ValueError, match="labels differ"):
+            merge([prepared / "heart", other], prepared / "out")
+
+    def test_missing_files(self, prepared, tmp_path):
+        (tmp_path / "lasc18" / "Training Set" / "A" / "lgemri.nrrd").unlink()
+        with pytest.raises(ValueError, match=r"1 files are missing, .*A/lgemri.nrrd"):
+            merge([prepared / "lasc18", prepared / "heart"], prepared / "out")
+
+    @pytest.mark.parametrize(
+        ("folders", "out", "message"),
+        [
+            (["lasc18"], "out", "two prepared folders or more, got 1"),
+            (["lasc18", "heart"], "heart", "is one of the folders to merge"),
+            (["lasc18", "absent"], "out", r"absent.datalist.json is missing: make it with `segbundles prepare`"),
+        ],
+    )
+    def test_bad_folders(self, prepared, folders, out, message):
+        with pytest.raises(ValueError, match=message):
+            merge([prepared / folder for folder in folders], prepared / out)
+
+    def test_file_that_is_no_datalist(self, prepared):
+        (prepared / "other").mkdir()
+        (prepared / "other" / "datalist.json").write_text('{"training": ["a", "b"]}')
+        with pytest.raises(ValueError, match="is not a datalist of `segbundles prepare`"):
+            merge([prepared / "lasc18", prepared / "other"], prepared / "out")

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from segbundles.cli import app
+from segbundles.datasets import DATA_SETS
+
+SMALL = ["--cases", "3", "--size", "48", "48", "24", "--spacing-mm", "3", "3", "3"]
+
+
+@pytest.fixture
+def run():
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def phantom(run, tmp_path):
+    assert run("phantom", "left_atrium", "--out", tmp_path / "phantom", *SMALL).exit_code == 0
+    return tmp_path / "phantom"
+
+
+def test_phantom_prepare_and_merge(run, phantom, tmp_path):
+    case = "phantom0_001"
+    result = run("prepare", "lasc18", "--source", phantom, "--out", tmp_path / "a", "--validation-case", case)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {tmp_path / 'a' / 'datalist.json'}" in result.output
+    validation = json.loads((tmp_path / "a" / "datalist.json").read_text())["validation"]
+    assert [entry["group"] for entry in validation] == [case]
+
+    (tmp_path / "split.json").write_text(json.dumps({"training": ["phantom0_000"], "validation": [case]}))
+    result = run("prepare", "lasc18", "--source", phantom, "--out", tmp_path / "b", "--split", tmp_path / "split.json")
+    assert result.exit_code == 0
+    assert "note: 1 cases are in no list of the split and left out: phantom0_002" in result.output
+
+    result = run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
+    assert result.exit_code == 0
+    assert "kept once" in result.output
+    assert json.loads((tmp_path / "c" / "datalist.json").read_text())["numTraining"] == 2
+
+
+def test_folds(run, phantom, tmp_path):
+    found = []
+    for fold in range(3):
+        out = tmp_path / f"fold{fold}"
+        assert run("prepare", "lasc18", "--source", phantom, "--out", out, "--folds", 3, "--fold", fold).exit_code == 0
+        found += [e["group"] for e in json.loads((out / "datalist.json").read_text())["validation"]]
+    assert sorted(found) == ["phantom0_000", "phantom0_001", "phantom0_002"]
+
+
+def test_faults_are_one_table_without_traceback(run, phantom, tmp_path):
+    cases = phantom / "Training Set"
+    (cases / "phantom0_000" / "laendo.nrrd").unlink()
+    path = cases / "phantom0_001" / "lgemri.nrrd"
+    path.write_bytes(path.read_bytes()[:-100])
+    result = run("prepare", "lasc18", "--source", phantom, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    lines = result.output.splitlines()
+    assert any("Training Set/phantom0_000/lgemri.nrrd" in line and "has no label" in line for line in lines)
+    assert any("Training Set/phantom0_001/lgemri.nrrd" in line and "cannot be read" in line for line in lines)
+    assert any("2 faults in" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "lasc18", "--source", "{tmp}/absent", "--out", "{tmp}/out"], "absent is not a folder"),
+        (["prepare", "heart", "--source", "{tmp}", "--out", "{tmp}/out"], "expected Task02_Heart with imagesTr"),
+        (["merge", "{tmp}/a", "{tmp}/b", "--out", "{tmp}/out"], "make it with `segbundles prepare`"),
+        (["phantom", "left_atrium", "--out", "{tmp}/out", "--cases", "1"], "cases must be 3 or more"),
+        (["prepare", "lasc18", "--source", "{tmp}", "--out", "{tmp}/[bold]/f/x"], "[bold]/f is not a writable folder"),
+    ],
+)
+def test_error_is_one_message_and_status_1(run, tmp_path, arguments, message):
+    (tmp_path / "[bold]").mkdir()
+    (tmp_path / "[bold]" / "f").write_text("")
+    result = run(*(a.format(tmp=tmp_path) for a in arguments))
+    assert result.exit_code == 1
+    assert message in "".join(line.strip("│ ") + " " for line in result.output.splitlines())
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_misspelt_option_is_refused(run, tmp_path):
+    result = run("prepare", "heart", "--source", tmp_path, "--out", tmp_path, "--seeds", "1")
+    assert result.exit_code == 2
+    assert "--seed" in result.output
+
+
+@pytest.mark.parametrize("name", DATA_SETS)
+def test_every_data_set_has_a_command(run, name):
+    result = run("prepare", name, "--help")
+    assert result.exit_code == 0
+    assert "--validation-case" in result.output
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom segbundles.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "heavy = {'torch', 'monai', 'matplotlib', 'SimpleITK', 'nibabel', 'numpy', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "prepare" in done.stdout
