@@ -32,7 +32,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         part.replace(target)
     except (OSError, RuntimeError) as error:  # torch and SimpleITK report a full disk as RuntimeError
         reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[-1]
-        fail(f"cannot write {target} ({reason}): make room, or choose another folder.", error)
+        fail(f"cannot write {target} ({reason}): make room, or choose another folder.")
     finally:
         with suppress(OSError):
             part.unlink()
@@ -55,4 +55,4 @@ def check_writable(folder: str | os.PathLike, setting: str) -> None:
         probe.unlink()
     except OSError as error:
         reason = error.strerror or error
-        fail(f"{setting} {str(folder)!r} cannot be written to ({reason}): give --{setting} another folder.", error)
+        fail(f"{setting} {str(folder)!r} cannot be written to ({reason}): give --{setting} another folder.")

@@ -61,16 +61,28 @@ def test_datalist_without_labels(tmp_path):
 @pytest.mark.parametrize(
     ("content", "section", "message"),
     [
-        (None, "training", r"there is no datalist\.json in .*`segbundles prepare DATASET --source FOLDER --out .*phantom"),
+        (
+            None,
+            "training",
+            r"there is no datalist\.json in .*`segbundles prepare DATASET --source FOLDER --out .*phantom",
+        ),
         ("{not json", "training", r"datalist\.json is not a datalist in JSON \(.*`segbundles prepare"),
         ([entry()], "training", r"datalist\.json is not a datalist in JSON"),
         ({"validation": [entry()]}, "training", r"has no cases under 'training': add some, or choose another section"),
         ({"training": None}, "training", r"has no cases under 'training'"),
         ({"training": [entry()]}, "train", r"section must be one of training, validation, testing, got 'train'"),
         ({"training": ["a.nrrd"]}, "training", r"training: entry 0 is 'a\.nrrd', not a dictionary of files"),
-        ({"training": [entry(), {"image": "a.nrrd"}]}, "training", r"entry 1 \(a\.nrrd\) has no label\. Mend it, or run"),
+        (
+            {"training": [entry(), {"image": "a.nrrd"}]},
+            "training",
+            r"entry 1 \(a\.nrrd\) has no label\. Mend it, or run",
+        ),
         ({"training": [entry(label="no.nrrd")]}, "training", r"label no\.nrrd does not exist"),
-        ({"training": [entry(f"{i}.nrrd") for i in range(7)]}, "training", r"image 4\.nrrd does not exist and 2 more\."),
+        (
+            {"training": [entry(f"{i}.nrrd") for i in range(7)]},
+            "training",
+            r"image 4\.nrrd does not exist and 2 more\.",
+        ),
     ],
 )
 def test_datalist_faults(tmp_path, content, section, message):
@@ -81,7 +93,9 @@ def test_datalist_faults(tmp_path, content, section, message):
 
 
 def test_datalist_without_its_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"dataset_dir '.*nowhere' is not a folder: give --dataset_dir one.*segbundles"):
+    with pytest.raises(
+        ValueError, match=r"dataset_dir '.*nowhere' is not a folder: give --dataset_dir one.*segbundles"
+    ):
         len(Datalist(tmp_path / "nowhere"))
 
 

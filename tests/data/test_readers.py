@@ -94,9 +94,7 @@ def test_itk_formats_against_simpleitks_own_points(tmp_path, suffix, channels):
     sitk.WriteImage(written, str(tmp_path / f"a{suffix}"))
     image = load(tmp_path / f"a{suffix}")
     assert image.shape == (channels, *SIZE)
-    for corner, world in zip(
-        itertools.product(*[(0, n - 1) for n in SIZE]), corners(image.affine, SIZE), strict=True
-    ):
+    for corner, world in zip(itertools.product(*[(0, n - 1) for n in SIZE]), corners(image.affine, SIZE), strict=True):
         x, y, z = written.TransformIndexToPhysicalPoint(corner)
         np.testing.assert_allclose(world, (-x, -y, z), rtol=0, atol=1e-9)
         value = written.GetPixel(corner)
@@ -235,7 +233,9 @@ def test_truncated_file_is_named(tmp_path, name, kept, capfd):
 @pytest.mark.parametrize("name", ["a.dcm", "a", "a.npy"])
 def test_unknown_suffix(tmp_path, name):
     (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=rf"^cannot read .*{name}: its name must end in one of \.nii, \.nii\.gz, \.nrrd"):
+    with pytest.raises(
+        ValueError, match=rf"^cannot read .*{name}: its name must end in one of \.nii, \.nii\.gz, \.nrrd"
+    ):
         load_error(tmp_path / name)
 
 

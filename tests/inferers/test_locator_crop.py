@@ -177,10 +177,23 @@ def test_falls_back_to_the_whole_volume(arguments, box, note, roi_size, caplog):
     if note:
         box = ((0, 0, 0), (36, 20, 40))
         assert inferer.last_notes[0].endswith("whole volume segmented")
-        assert caplog.records[0].message == f"Item 0 of the batch: {inferer.last_notes[0]}."
+        assert caplog.records[0].message == f"item 0 of the batch: {inferer.last_notes[0]}."
         assert set(network.seen) == {(1, 1, 16, 16, 16) if roi_size == 16 else (1, 1, 48, 32, 48)}
     assert inferer.last_boxes == [box]
     torch.testing.assert_close(out[0], expected(image, *box))
+
+
+@pytest.mark.parametrize("track_meta", [True, False])
+def test_the_warning_names_the_file_or_the_item(track_meta, caplog):
+    found, lost = scene((20, 20, 20), ((4, 4, 4), (12, 8, 12))), scene((20, 20, 20))
+    items = [MetaTensor(v, meta={"filename_or_obj": f"p{i}/a.nrrd"}) for i, v in enumerate((lost, found, lost))]
+    batch = list_data_collate(items) if track_meta else torch.stack([item.as_tensor() for item in items])
+    with caplog.at_level(logging.WARNING):
+        make()(batch, Voxelwise())
+        make()(items[0][None] if track_meta else batch[:1], Voxelwise())
+    names = ["p0/a.nrrd", "p2/a.nrrd", "p0/a.nrrd"] if track_meta else [f"item {i} of the batch" for i in (0, 2, 0)]
+    note = "locator found nothing: whole volume segmented."
+    assert [record.message for record in caplog.records] == [f"{name}: {note}" for name in names]
 
 
 def test_without_locator_the_box_is_the_whole_volume():

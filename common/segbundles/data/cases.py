@@ -82,7 +82,7 @@ class Datalist(_LazyCases):
         try:
             entries = json.loads(path.read_text(encoding="utf-8")).get(self.section) or []
         except (ValueError, AttributeError) as error:
-            fail(f"{path} is not a datalist in JSON ({error}): {prepare}.", error)
+            fail(f"{path} is not a datalist in JSON ({error}): {prepare}.")
         if not entries and self.required:
             fail(f"{path} has no cases under {self.section!r}: add some, or choose another section.")
         cases, faults = [], []

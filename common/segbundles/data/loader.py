@@ -26,6 +26,7 @@ class _Guarded(torch.utils.data.Dataset):
 
 
 def _reason(error: BaseException) -> str:
+    """What the innermost exception says; a ValueError of ours is its own root."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error) or type(error).__name__

@@ -16,6 +16,8 @@ from monai.data import ImageReader, NibabelReader, PILReader
 from monai.data.utils import orientation_ras_lps
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
+from segbundles.errors import fail
+
 __all__ = ["SimpleITKReader", "SuffixReader", "TiffReader", "file_stem", "file_suffix"]
 
 NIFTI = (".nii", ".nii.gz")
@@ -72,7 +74,7 @@ class SimpleITKReader(ImageReader):
             return sitk.ReadImage(path, **kwargs)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"cannot read {path}: it is truncated or damaged ({reason}).") from error
+            raise ValueError(f"cannot read {path}: it is truncated or damaged ({reason}).") from None
         finally:
             sitk.ProcessObject.SetGlobalWarningDisplay(level)
 
@@ -132,8 +134,8 @@ class TiffReader(ImageReader):
             if path in str(error):
                 raise
             if "imagecodecs" in str(error):
-                raise ValueError(f"cannot read {path}: its compression needs `pip install imagecodecs`.") from error
-            raise ValueError(f"cannot read {path}: it is truncated or damaged ({error}).") from error
+                raise ValueError(f"cannot read {path}: its compression needs `pip install imagecodecs`.") from None
+            raise ValueError(f"cannot read {path}: it is truncated or damaged ({error}).") from None
         return (array[0] if len(array) == 1 else array), colour
 
     def get_data(self, img: tuple[np.ndarray, bool]) -> tuple[np.ndarray, dict]:
@@ -207,12 +209,11 @@ class SuffixReader(ImageReader):
         path, kwargs = img
         reader = self._readers.get(file_suffix(path))
         if reader is None:
-            raise ValueError(f"cannot read {path}: its name must end in one of {', '.join(self._readers)}.")
+            fail(f"cannot read {path}: its name must end in one of {', '.join(self._readers)}.")
         if not path.is_file():
-            raise ValueError(f"cannot read {path}: there is no such file.")
+            fail(f"cannot read {path}: there is no such file.")
         try:
             return reader.get_data(reader.read(path, **kwargs))
         except Exception as error:
-            if isinstance(error, ValueError) and str(path) in str(error):
-                raise
-            raise ValueError(f"cannot read {path}: it is truncated or damaged ({error}).") from error
+            known = isinstance(error, ValueError) and str(path) in str(error)
+            fail(str(error) if known else f"cannot read {path}: it is truncated or damaged ({error}).")

@@ -1,7 +1,7 @@
 """Ignite handlers: resumable runs, weights in half precision, schedules, tables and reports."""
 
 from .evaluation import EvaluationReport
-from .logging import EpochLog, LossTerms, OverlayImageHandler
+from .logging import EpochLog, LossTerms, OverlayImageHandler, TensorBoardWriter
 from .results import InferenceResults
 from .resume import RunLoader, RunSaver
 from .schedule import EarlyStopHandler, LrScheduleHandler
@@ -18,6 +18,7 @@ __all__ = [
     "OverlayImageHandler",
     "RunLoader",
     "RunSaver",
+    "TensorBoardWriter",
     "WeightsLoader",
     "save_weights",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -14,7 +14,10 @@ from ignite.engine import Engine, Events
 from monai.config import PathLike
 from torch import nn
 
-__all__ = ["EpochLog", "LossTerms", "OverlayImageHandler"]
+__all__ = ["EpochLog", "LossTerms", "OverlayImageHandler", "TensorBoardWriter"]
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger("segbundles")
 
@@ -108,12 +111,53 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
+class TensorBoardWriter:
+    """A ``SummaryWriter`` that makes its folder and file at the first thing written, and only in the first process.
+
+    Torch's makes them at once, so that merely looking at a bundle would write into it.
+
+    Args:
+        log_dir: folder of the event file.
+    """
+
+    def __init__(self, log_dir: PathLike) -> None:
+        """See the class."""
+        self.log_dir = str(log_dir)
+        self._writer: SummaryWriter | None = None
+
+    def _open(self) -> SummaryWriter:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self.log_dir)
+        return self._writer
+
+    def add_scalar(self, *args: Any, **kwargs: Any) -> None:
+        """As torch's."""
+        if idist.get_rank() == 0:
+            self._open().add_scalar(*args, **kwargs)
+
+    def add_image(self, *args: Any, **kwargs: Any) -> None:
+        """As torch's."""
+        if idist.get_rank() == 0:
+            self._open().add_image(*args, **kwargs)
+
+    def flush(self) -> None:
+        """As torch's."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """As torch's."""
+        if self._writer is not None:
+            self._writer.close()
+
+
 class OverlayImageHandler:
     """Show the prediction outlined over the truth in TensorBoard, for the first case of each validation.
 
     Args:
-        log_dir: folder of TensorBoard's event files.
-        trainer: engine whose epoch the picture is filed under.
+        summary_writer: where pictures go, a :class:`TensorBoardWriter` or torch's ``SummaryWriter``.
         max_cases: cases shown a validation.
         image_key: image in the engine's batch.
         label_key: class map of the truth in the engine's output.
@@ -122,20 +166,17 @@ class OverlayImageHandler:
 
     def __init__(
         self,
-        log_dir: PathLike,
-        trainer: Engine | None = None,
+        summary_writer: Any,
         max_cases: int = 1,
         image_key: str = "image",
         label_key: str = "label",
         pred_key: str = "pred",
     ) -> None:
         """See the class."""
-        self.log_dir = str(log_dir)
-        self.trainer = trainer
+        self.summary_writer = summary_writer
         self.max_cases = max_cases
         self.image_key, self.label_key, self.pred_key = image_key, label_key, pred_key
         self._shown = 0
-        self._writer: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose batches and outputs are decollated."""
@@ -152,10 +193,9 @@ class OverlayImageHandler:
             if self._shown == self.max_cases:
                 return
             picture = self.picture(batch[self.image_key], output[self.label_key], output[self.pred_key])
-            epoch = (self.trainer or engine).state.epoch
-            writer = self._open()
-            writer.add_image(f"validation/case_{self._shown}", picture, epoch, dataformats="HWC")
-            writer.flush()
+            tag = f"validation/case_{self._shown}"
+            self.summary_writer.add_image(tag, picture, engine.state.epoch, dataformats="HWC")
+            self.summary_writer.flush()
             self._shown += 1
 
     @staticmethod
@@ -169,10 +209,3 @@ class OverlayImageHandler:
             grey, true, guess = grey[..., k], true[..., k], guess[..., k]
         grey = grey[0].T if grey.shape[0] != 3 else grey.transpose(2, 1, 0)
         return overlay_rgb(grey, true.T, guess.T)
-
-    def _open(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(self.log_dir)
-        return self._writer

@@ -67,7 +67,7 @@ class InferenceResults:
     def add_failure(self, file: str, reason: str) -> None:
         """Add the row of an image that could not be segmented."""
         self.rows.append({"file": self._name(file), "status": "failed", "seconds": self._lap(1), "notes": reason})
-        logger.error(f"{self._name(file)} was not segmented: {reason}")
+        logger.warning(f"{self._name(file)} was not segmented: {reason}")
 
     def take_notes(self, engine: Engine) -> None:
         """Keep the inferer's notes on a batch, before postprocessing drops them."""

@@ -87,7 +87,7 @@ class RunLoader:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:
-            fail(f"{self.path} cannot be resumed from ({type(error).__name__}): delete it to start afresh.", error)
+            fail(f"{self.path} cannot be resumed from ({type(error).__name__}): delete it to start afresh.")
         objects = _with_trainer(self.objects, engine)
         if not isinstance(state, dict) or set(state) != set(objects):
             found = ", ".join(sorted(map(str, state))[:5]) if isinstance(state, dict) else type(state).__name__
@@ -100,7 +100,7 @@ class RunLoader:
                 _restore(target, state[name])
             except Exception as error:
                 reason = str(error).strip().splitlines()[-1]
-                fail(f"{self.path} does not fit this run's {name} ({reason}): resume with the same settings.", error)
+                fail(f"{self.path} does not fit this run's {name} ({reason}): resume with the same settings.")
         if engine.state.epoch_length:
             # whole epochs, also where another batch size gives them another length
             engine.state.iteration = engine.state.epoch * engine.state.epoch_length

@@ -10,6 +10,7 @@ from math import ceil, floor, prod
 from typing import Any
 
 import torch
+from monai.config import PathLike
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer, sliding_window_inference
@@ -17,6 +18,7 @@ from monai.transforms.utils import generate_spatial_bounding_box, get_largest_co
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch.nn import functional as F
 
+from segbundles.networks import load_weights
 from segbundles.transforms.resample import per_axis, resample, resampled_size
 
 __all__ = ["LocatorCropInferer"]
@@ -59,6 +61,7 @@ class LocatorCropInferer(Inferer):
         locator_spacing_mm: spacing of the locator's grid, in mm. Needed if there is a locator.
         locator_transform: callable for the locator's resampled input in shape (C, spatial), as
             :py:class:`monai.transforms.NormalizeIntensity`.
+        locator_weights: file with the locator's weights, loaded at the first call. None: it has them.
         threshold: probability above which a voxel of the locator is object.
         margin_mm: what to add to the locator's box on each side.
         min_size_mm: an edge of the box below this, margin not counted, is not plausible. None: no limit.
@@ -90,6 +93,7 @@ class LocatorCropInferer(Inferer):
         locator: torch.nn.Module | None = None,
         locator_spacing_mm: Sequence[float] | float | None = None,
         locator_transform: Callable | None = None,
+        locator_weights: PathLike | None = None,
         threshold: float = 0.5,
         margin_mm: Sequence[float] | float = 10.0,
         min_size_mm: Sequence[float] | float | None = None,
@@ -125,6 +129,7 @@ class LocatorCropInferer(Inferer):
         self.locator = locator
         self.locator_spacing_mm = locator_spacing_mm
         self.locator_transform = locator_transform
+        self.locator_weights = locator_weights
         self.threshold = threshold
         self.margin_mm = margin_mm
         self.min_size_mm = min_size_mm
@@ -221,6 +226,10 @@ class LocatorCropInferer(Inferer):
         wanted = per_axis("locator_spacing_mm", self.locator_spacing_mm, len(spacing_mm))
         size = resampled_size(image.shape[1:], spacing_mm, wanted)
         x = self._padded(_applied(self.locator_transform, resample(image, size).float()))
+        if self.locator_weights is not None:
+            # not when made: a config can then be read, and its network loaded, where the weights are still to come
+            load_weights(self.locator, self.locator_weights)
+            self.locator_weights = None
         if isinstance(self.locator, torch.nn.Module):
             self.locator.to(x.device).eval()
         logits = self.locator(x).float()[0]

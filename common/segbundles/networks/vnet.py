@@ -102,6 +102,8 @@ class VNet(nn.Module):
         self.base_channels = base_channels
         self.repeats = -(-base_channels // in_channels)
         self.stride = 2 ** len(_NUM_DOWN_CONVS)
+        # the deepest level must not be a single voxel there: its deviation would be 0
+        self.norm_needs_two = norm is not None and str(split_args(norm)[0]).lower() == "instance"
 
         def down_level(channels_in: int, channels: int, num_convs: int) -> _Level:
             gate = (
@@ -170,10 +172,15 @@ class VNet(nn.Module):
     def _pad(self, x: torch.Tensor) -> torch.Tensor:
         pads: list[int] = []
         needed = torch.jit.is_tracing()  # a traced graph has to pad at sizes other than the example's
+        single = True
         for i in range(self.spatial_dims, 0, -1):
             pad = (self.stride - x.shape[1 + i] % self.stride) % self.stride
             pads += [0, pad]
             needed = needed or pad > 0
+            single = single and x.shape[1 + i] <= self.stride
+        if single and self.norm_needs_two:
+            pads[1] += self.stride
+            needed = True
         return F.pad(x, pads, mode="replicate") if needed else x
 
 

@@ -28,7 +28,7 @@ def read_weights(path: PathLike) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        fail(f"{file} cannot be read as weights ({type(error).__name__}): it is damaged or not a state_dict.", error)
+        fail(f"{file} cannot be read as weights ({type(error).__name__}): it is damaged or not a state_dict.")
     if isinstance(state, dict) and set(state) == {"model"}:
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -198,7 +198,7 @@ def _describe(
     described |= {key: _text(summary.get(name, {}).get(key), digits[name]) for key in ("mean", "sd", "median", "worst")}
     n = summary.get(name, {}).get("n")
     missing = n is not None and n < len(rows) and any(name in row for row in rows)
-    described["n"] = _text(n if n is None else int(n)) + (f" of {len(rows)}" if missing else "")
+    described["n"] = _text(n if n is None else int(n)) + (f"/{len(rows)}" if missing else "")
     if defined:
         svg = distribution_svg(list(defined.values()), f"{name}{unit}, {count}")
         described["plot"] = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"

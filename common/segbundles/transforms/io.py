@@ -86,7 +86,8 @@ class SaveSegmentationd(SaveImaged):
         array = np.asarray(pred.detach().cpu()).astype(np.uint8)
         if suffix in (".png", ".tif"):
             array = array * np.uint8(255 // (self.num_classes - 1))
-        affine = np.asarray(torch.as_tensor(meta["original_affine"]).cpu(), dtype=np.float64)
+        # PIL's reader gives none
+        affine = np.asarray(torch.as_tensor(meta.get("original_affine", np.eye(4))).cpu(), dtype=np.float64)
         with atomic_path(path) as part:
             writer = self._writer(suffix)
             # set directly: the array is on the file's grid already, and set_data_array would drop axes of size 1

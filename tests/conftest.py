@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = ROOT.parent / "shared" / "real_data" / "samples"
+
+
+@pytest.fixture(scope="session")
+def left_atrium_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared phantom of five tiny cases: three for training, one each for validation and testing."""
+    from segbundles.datasets.left_atrium import make_phantom
+
+    out = tmp_path_factory.mktemp("phantom")
+    make_phantom(out, 5, 0, (64, 64, 32), (3.0, 3.0, 3.0))
+    return out
+
+
+@pytest.fixture
+def samples() -> Path:
+    """Folder of real sample cases."""
+    if not SAMPLES.is_dir():
+        pytest.skip(f"no real samples at {SAMPLES}")
+    return SAMPLES

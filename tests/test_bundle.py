@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from monai.bundle import ConfigParser, ConfigWorkflow, run
+
+import segbundles.bundle
+from segbundles.bundle import check_overrides
+
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
+
+CHECK = "$segbundles.bundle.check_overrides(@bundle_root)"
+TRAIN = {
+    "imports": ["$import segbundles"],
+    "_section_1_": "the knobs",
+    "bundle_root": ".",
+    "output_dir": "$@bundle_root + '/output'",
+    "max_epochs": 3,
+    "learning_rate": 0.1,
+    "amp": True,
+    "attention": None,
+    "patch_size": [8, 8],
+    "crop_from": "truth",
+    "loss": {"_target_": "DiceLoss", "reduction": "none"},
+    "train": {
+        "settings": {"flip": True},
+        "trainer": {"_target_": "builtins.dict", "max_epochs": "@max_epochs", "amp": "@amp", "verbose": False},
+        "handlers": [{"_target_": "builtins.dict", "interval": 1, "quiet": True}],
+        "state": {"loss": "@loss"},
+    },
+    "seen": "$@observed.append(dict(flip=@train::settings::flip, trainer=@train::trainer, handlers=@train::handlers,"
+    " amp=@amp, attention=@attention, state=@train::state, reduction=@loss.reduction))",
+    "observed": [],
+    "initialize": [CHECK],
+    "run": ["@seen", "$segbundles.bundle.observed.append(@observed[0])"],
+}
+EVALUATE = {
+    "section": "validation",
+    "train::settings::flip": False,
+    "train::trainer::section": "@section",
+    "+initialize": ["$@max_epochs"],
+}
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    monkeypatch.setattr(segbundles.bundle, "observed", [], raising=False)
+    configs = tmp_path / "fish" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "train.json").write_text(json.dumps(TRAIN))
+    (configs / "evaluate.json").write_text(json.dumps(EVALUATE))
+    (configs / "args_short.json").write_text(json.dumps({"max_epochs": 2, "max_epocs": 2}))
+    (configs / "metadata.json").write_text(json.dumps({"version": "0.1.0", "null": "null", "only_in_meta": 1}))
+    (configs / "broken.json").write_text("{")
+    return tmp_path / "fish"
+
+
+def start(bundle, *patches, **override):
+    """Run it, give what ``seen`` saw, and raise what MONAI wrapped."""
+    files = [str(bundle / "configs/train.json"), *map(str, patches)]
+    try:
+        run(config_file=files, bundle_root=str(bundle), **override)
+    except RuntimeError as error:
+        raise root(error) from None
+    return segbundles.bundle.observed[-1]
+
+
+def root(error):
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def test_nothing_is_changed_without_overrides(bundle):
+    seen = start(bundle)
+    assert seen["trainer"] == {"max_epochs": 3, "amp": True, "verbose": False}
+    assert seen["reduction"] == "none"  # a word of MONAI's own
+
+
+@pytest.mark.parametrize(
+    ("override", "look", "expected"),
+    [
+        ({"amp": "false"}, lambda s: s["amp"], False),
+        ({"amp": "FALSE"}, lambda s: s["trainer"]["amp"], False),
+        ({"amp": "false", "attention": "true"}, lambda s: s["attention"], True),
+        ({"amp": "null"}, lambda s: s["amp"], None),
+        ({"attention": "null"}, lambda s: s["attention"], None),
+        ({"max_epochs": 7}, lambda s: s["trainer"]["max_epochs"], 7),
+        ({"max_epochs": "$2 + 2"}, lambda s: s["trainer"]["max_epochs"], 4),
+        ({"learning_rate": 1}, lambda s: s["trainer"]["max_epochs"], 3),
+        ({"crop_from": "locator"}, lambda s: s["amp"], True),
+        ({"train#settings#flip": "false"}, lambda s: s["flip"], False),
+        ({"train::trainer::verbose": "true"}, lambda s: s["trainer"]["verbose"], True),
+        ({"train#trainer#max_epochs": 9}, lambda s: s["trainer"]["max_epochs"], 9),
+        ({"train#trainer#new_keyword": "null"}, lambda s: s["trainer"]["new_keyword"], None),
+        ({"train::handlers::0::interval": 5}, lambda s: s["handlers"][0]["interval"], 5),
+        ({"train::handlers::0::quiet": "false"}, lambda s: s["handlers"][0]["quiet"], False),
+        ({"train::state::more": "@amp"}, lambda s: s["state"]["more"], True),  # "@train::state" takes it whole
+        ({"section": "testing"}, lambda s: s["amp"], True),  # a knob of evaluate.json beside
+        ({"run_name": "x", "tracking_uri": "y"}, lambda s: s["amp"], True),  # MONAI's own
+        ({"save_execute_config": "false"}, lambda s: s["amp"], True),
+    ],
+)
+def test_good_overrides(bundle, override, look, expected):
+    value = look(start(bundle, **override))
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"max_epoch": 1}, r"^there is no setting 'max_epoch' in the configs of fish: did you mean 'max_epochs'\?$"),
+        ({"learning_rat": 1, "max_epochs": 1}, r"'learning_rat' .* did you mean 'learning_rate'\?"),
+        ({"train#settings#flp": True}, r"'train::settings::flp' .* did you mean 'train::settings::flip'\?"),
+        ({"train#trainr": {"max_epochs": 1}}, r"'train::trainr' .* did you mean 'train::trainer'\?"),
+        ({"zzz": 1}, r"no setting 'zzz' in the configs of fish: section 1 of the JSON shows what can be set"),
+        ({"max_epocs": 1}, r"'max_epocs' .* did you mean 'max_epochs'\?"),  # though an args file holds it
+        ({"only_in_meta": 1}, r"no setting 'only_in_meta'"),
+        ({"max_epochs": "abc"}, r"^setting 'max_epochs' must be a number, got 'abc' \(str\)\.$"),
+        ({"max_epochs": True}, r"'max_epochs' must be a number, got True \(bool\)"),
+        ({"max_epochs": [1]}, r"'max_epochs' must be a number, got \[1\] \(list\)"),
+        ({"learning_rate": "true"}, r"'learning_rate' must be a number, got True"),
+        ({"amp": "no"}, r"'amp' must be true or false, got 'no'"),
+        ({"amp": 1}, r"'amp' must be true or false, got 1 \(int\)"),
+        ({"patch_size": 8}, r"'patch_size' must be a list, got 8"),
+    ],
+)
+def test_bad_overrides(bundle, override, message, caplog):
+    with caplog.at_level(logging.ERROR, "segbundles"), pytest.raises(ValueError, match=message):
+        start(bundle, **override)
+    assert [r.name for r in caplog.records].count("segbundles") == 1
+    assert segbundles.bundle.observed == []
+
+
+def test_monai_itself_refuses_a_key_below_a_misspelt_one(bundle):
+    with pytest.raises(KeyError, match="trainr"):
+        start(bundle, **{"train#trainr#max_epochs": 1})
+
+
+def test_null_is_allowed_for_every_knob(bundle):
+    assert start(bundle, max_epochs="null", patch_size=None)["trainer"]["max_epochs"] is None
+
+
+def test_patch_beside(bundle):
+    seen = start(bundle, bundle / "configs/evaluate.json", section="testing", amp="false")
+    assert (seen["flip"], seen["trainer"]["section"], seen["amp"]) == (False, "testing", False)
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        ({"my_scale": 2, "train::trainer::scale": "@my_scale"}, None),
+        ({"my_scale": "false", "train::trainer::scale": "$not @my_scale"}, None),
+        ({"+initialize": ["$@my_flag"], "my_flag": True}, None),
+        ({"train::state::extra": "@loss"}, None),
+        ({"my_scale": 2}, r"no setting 'my_scale'"),
+        ({"max_epoch": 2, "train::trainer::scale": "@max_epochs"}, r"'max_epoch'.* did you mean 'max_epochs'"),
+    ],
+)
+def test_patch_from_elsewhere(bundle, tmp_path, patch, message):
+    (tmp_path / "patch.json").write_text(json.dumps(patch))
+    if message:
+        with pytest.raises(ValueError, match=message):
+            start(bundle, tmp_path / "patch.json")
+        return
+    seen = start(bundle, tmp_path / "patch.json")
+    if "my_scale" in patch:
+        assert seen["trainer"]["scale"] == {2: 2, "false": True}[patch["my_scale"]]
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_args_file(bundle, tmp_path, fault):
+    args = {"config_file": str(bundle / "configs/train.json"), "bundle_root": str(bundle), "amp": "false"}
+    (tmp_path / "args.json").write_text(json.dumps(args | ({"max_epoch": 5} if fault else {"max_epochs": 5})))
+    try:
+        run(args_file=str(tmp_path / "args.json"))
+    except RuntimeError as error:
+        assert fault
+        assert "did you mean 'max_epochs'" in str(root(error))  # noqa: PT017
+        return
+    assert not fault
+    assert segbundles.bundle.observed[-1]["trainer"] == {"max_epochs": 5, "amp": False, "verbose": False}
+
+
+def test_args_file_in_the_bundle_makes_no_key_known(bundle):
+    with pytest.raises(RuntimeError) as caught:
+        run(
+            args_file=str(bundle / "configs/args_short.json"),
+            config_file=str(bundle / "configs/train.json"),
+            bundle_root=str(bundle),
+        )
+    assert "'max_epocs'" in str(root(caught.value))
+
+
+def test_config_workflow_twice(bundle):
+    """MONAI Label initializes a workflow more than once."""
+    workflow = ConfigWorkflow(str(bundle / "configs/train.json"), bundle_root=str(bundle), amp="false")
+    for _ in range(2):
+        workflow.initialize()
+        assert workflow.parser.get_parsed_content("train::trainer")["amp"] is False
+    workflow = ConfigWorkflow(str(bundle / "configs/train.json"), bundle_root=str(bundle), ampp="false")
+    with pytest.raises(RuntimeError) as caught:
+        workflow.initialize()
+    assert isinstance(root(caught.value), ValueError)
+
+
+def test_parser_alone(bundle):
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs/train.json"))
+    parser.update({"bundle_root": str(bundle), "amp": "false"})
+    parser.get_parsed_content("initialize")
+    assert parser.get_parsed_content("train::trainer")["amp"] is False
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs/train.json"))
+    parser.update({"bundle_root": str(bundle)})
+    parser["amp_"] = True
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("initialize")
+    assert "did you mean 'amp'" in str(root(caught.value))
+
+
+def test_relative_bundle_root(bundle, monkeypatch):
+    monkeypatch.chdir(bundle)
+    with pytest.raises(RuntimeError) as caught:
+        run(config_file="configs/train.json", max_epoch=1)
+    assert "in the configs of fish" in str(root(caught.value))
+
+
+def test_outside_of_a_config_it_does_nothing(bundle):
+    check_overrides(bundle)
