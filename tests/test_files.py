@@ -9,11 +9,18 @@ from segbundles.errors import fail
 from segbundles.files import atomic_path, check_writable
 
 
-def test_fail_logs_its_message_once_and_keeps_the_cause(caplog):
-    cause = KeyError("x")
+def refuse():
+    try:
+        raise KeyError("x")
+    except KeyError:
+        fail("a is 3, give 4")
+
+
+def test_fail_logs_its_message_once_and_is_its_own_root(caplog):
     with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match=r"^a is 3, give 4$") as caught:
-        fail("a is 3, give 4", cause)
-    assert caught.value.__cause__ is cause
+        refuse()
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
     assert [(r.name, r.levelname, r.message) for r in caplog.records] == [("segbundles", "ERROR", "a is 3, give 4")]
 
 

@@ -199,7 +199,7 @@ def load_error(path):
         LoadImaged("image", reader="segbundles.data.SuffixReader")({"image": str(path)})
     except Exception as error:
         while error.__cause__ is not None and not str(error).startswith("cannot read"):
-            error = error.__cause__  # noqa: PLW2901
+            error = error.__cause__
         raise error from None
 
 

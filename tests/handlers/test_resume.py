@@ -247,6 +247,16 @@ def test_more_epochs_than_asked_for_are_done(tmp_path, caplog):
     assert "3 epochs are done and max_epochs is 2: nothing to do." in caplog.messages
 
 
+@pytest.mark.parametrize("max_epochs", [2, 3])
+def test_another_number_of_epochs_is_said(tmp_path, caplog, max_epochs):
+    with pytest.raises(SystemExit):
+        run(tmp_path, 2, handlers=(Interrupt(2),))
+    with caplog.at_level(logging.WARNING, "segbundles"):
+        run(tmp_path, max_epochs, resume=True)
+    said = "max_epochs was 2, is 3: a learning rate schedule made for 2 epochs goes on as it was made, and may have"
+    assert any(message.startswith(said) for message in caplog.messages) is (max_epochs == 3)
+
+
 def test_another_batch_size_gives_whole_epochs(tmp_path):
     """3 epochs of 2 iterations, then whole ones of 4."""
     run(tmp_path, 3)

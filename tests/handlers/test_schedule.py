@@ -10,11 +10,11 @@ from torch.optim.lr_scheduler import PolynomialLR, ReduceLROnPlateau, StepLR
 
 from segbundles.handlers import EarlyStopHandler, LrScheduleHandler
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+
 
 def sgd():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    optimizer.step()  # torch warns of a schedule that steps before its optimizer
-    return optimizer
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
 
 
 class Validator:

@@ -29,9 +29,8 @@ def test_overlaps_and_distances_by_hand():
     truth = box((10, 10, 10), (2, 2, 2), (6, 6, 6))
     prediction = box((10, 10, 10), (2, 2, 3), (6, 6, 7))
     found = segmentation_metrics(prediction, truth, (1.0, 2.0, 2.5))
-    # each surface has 56 voxels: of the 4 slices, the two ends are full (16), the others rings (12). Of the prediction's,
-    # its last slice (16) is 2.5 mm off the truth and its first ring lies in the truth's; inside its slice that lies in
-    # the truth's second slice (a ring), the 4 inner voxels are min(2.5, 1, 2) = 1 mm off the ring
+    # a surface is two full end slices of 16 voxels and two rings of 12. One end slice of each box is 2.5 mm off the
+    # other box; the 4 inner voxels of its other end slice, in the other's ring, are min(1, 2, 2.5) mm off that
     distances = [2.5] * 16 + [1.0] * 4 + [0.0] * 36
     same(
         found,

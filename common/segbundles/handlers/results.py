@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ class InferenceResults:
 
     def stop(self, engine: Engine, error: BaseException) -> None:
         """Write what there is."""
-        self.write(engine)
+        with suppress(ValueError):  # the error to be seen is the one that stopped the run
+            self.write(engine)
         raise error
 
     def write(self, engine: Engine | None = None) -> None:

@@ -89,12 +89,13 @@ class RunLoader:
         except Exception as error:
             fail(f"{self.path} cannot be resumed from ({type(error).__name__}): delete it to start afresh.")
         objects = _with_trainer(self.objects, engine)
-        if not isinstance(state, dict) or set(state) != set(objects):
+        if not isinstance(state, dict) or set(state) != {*objects, "max_epochs"}:
             found = ", ".join(sorted(map(str, state))[:5]) if isinstance(state, dict) else type(state).__name__
             fail(
                 f"{self.path} holds {found}; this run has {', '.join(sorted(objects))}: "
                 "resume with the configuration it was started with."
             )
+        planned = state.pop("max_epochs")
         for name, target in objects.items():
             try:
                 _restore(target, state[name])
@@ -110,6 +111,11 @@ class RunLoader:
             )
         else:
             logger.info(f"Resumed from {self.path}, after epoch {engine.state.epoch}")
+            if planned != engine.state.max_epochs:
+                logger.warning(
+                    f"max_epochs was {planned}, is {engine.state.max_epochs}: a learning rate schedule made for "
+                    f"{planned} epochs goes on as it was made, and may have come down to 0."
+                )
 
     def interrupted(self, engine: Engine, error: BaseException) -> None:
         """Say what was kept when a person stops the run."""
@@ -150,8 +156,9 @@ class RunSaver:
     def save(self, engine: Engine) -> None:
         """Write the file."""
         if idist.get_rank() == 0:
+            state = {name: _state(item) for name, item in _with_trainer(self.objects, engine).items()}
             with atomic_path(self.path) as part:
-                torch.save({name: _state(item) for name, item in _with_trainer(self.objects, engine).items()}, part)
+                torch.save(state | {"max_epochs": engine.state.max_epochs}, part)
 
 
 def _with_trainer(objects: dict[str, Any], trainer: Engine) -> dict[str, Any]:

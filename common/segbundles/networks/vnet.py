@@ -52,6 +52,8 @@ class VNet(nn.Module):
         attention_reduction: reduction of the channels in BAM.
         attention_dilation: dilation in BAM.
         dilation: dilation of the 5x5x5 convolutions on the way down.
+        out_act: activation of the logits: ``"prelu"`` as published, or None. A PReLU starts with slope 0.25 below 0,
+            where the background's logits lie, and makes early training several times slower.
 
     Raises:
         ValueError: When ``spatial_dims``, ``norm`` or ``attention`` is not one of the above, a number is out of range,
@@ -79,6 +81,7 @@ class VNet(nn.Module):
         attention_reduction: int = 4,
         attention_dilation: int = 4,
         dilation: int = 1,
+        out_act: str | None = "prelu",
     ) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
@@ -94,6 +97,8 @@ class VNet(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
+        if out_act not in (None, "prelu"):
+            raise ValueError(f"out_act must be None or 'prelu', got {out_act!r}.")
         if attention is not None and attention not in _ATTENTION:
             raise ValueError(f"attention must be None, {' or '.join(map(repr, _ATTENTION))}, got {attention!r}.")
 
@@ -126,7 +131,7 @@ class VNet(nn.Module):
             level = _Level(spatial_dims, 2 * skip, 2 * skip, num_convs + extra, 1, norm, dropout, nn.Identity())
             self.ups.append(_Up(_unit(spatial_dims, below, skip, 2, norm, stride=2, is_transposed=True), level))
             below = 2 * skip
-        self.head = _unit(spatial_dims, below, out_channels, 1, None)
+        self.head = _unit(spatial_dims, below, out_channels, 1, None, act=out_act)
 
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
@@ -255,8 +260,9 @@ def _unit(
     stride: int = 1,
     dilation: int = 1,
     is_transposed: bool = False,
+    act: str | None = "prelu",
 ) -> Convolution:
-    """Convolution, norm if any, and a PReLU with a slope a channel."""
+    """Convolution, norm if any, and a PReLU with a slope a channel unless ``act`` is None."""
     norm = _resolve_norm(norm, out_channels)
     return Convolution(
         spatial_dims,
@@ -265,7 +271,7 @@ def _unit(
         strides=stride,
         kernel_size=kernel_size,
         adn_ordering="NA",
-        act=("prelu", {"num_parameters": out_channels}),
+        act=None if act is None else (act, {"num_parameters": out_channels}),
         norm=norm,
         dilation=dilation,
         bias=norm is None,

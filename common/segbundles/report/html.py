@@ -13,13 +13,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, UnidentifiedImageError
 
+from segbundles.errors import fail
+from segbundles.files import atomic_path
 from segbundles.report.overlay import PREDICTION_COLOURS, TRUTH_COLOURS
 from segbundles.report.plots import distribution_svg, higher_is_better
 
@@ -27,7 +29,7 @@ __all__ = ["write_report"]
 
 _PACKAGES = ("segbundles", "monai", "torch", "numpy")
 _UNDEFINED = "\N{EM DASH}"
-_NO_FAILURE = ("ok", "empty truth")
+_NO_FAILURE = ("ok", "empty", "empty truth")
 
 
 def write_report(
@@ -47,8 +49,8 @@ def write_report(
     """Write the report of an evaluation as one HTML page that needs no other file and no network.
 
     The page holds the summary table, a distribution plot a metric, a table of all cases and a picture of each, worst
-    first: failures (a status other than "ok" or "empty truth", or no value of ``sort_by``), then by ``sort_by``
-    (:func:`higher_is_better` tells which way), then empty truths without a value. It is written beside ``path`` and
+    first: failures (a status other than "ok", "empty" or "empty truth", or no value of ``sort_by``), then by ``sort_by``
+    (:func:`higher_is_better` tells which way), then empty cases without a value. It is written beside ``path`` and
     renamed, so that a half-written page never stands under its name.
 
     Args:
@@ -71,7 +73,7 @@ def write_report(
 
     Raises:
         ValueError: when there are no rows, a case has no name or another's, ``sort_by`` is not a metric of the rows, or
-            a figure belongs to no case or is no picture.
+            a figure belongs to no case or is no picture; or when the file cannot be written.
     """
     figures, units = figures or {}, units or {}
     metrics = list(summary) if metrics is None else list(metrics)
@@ -80,7 +82,7 @@ def write_report(
     if sort_by is None and per_case:
         sort_by = per_case[0]
     if sort_by is not None and sort_by not in per_case:
-        raise ValueError(f"sort_by must be a metric of the rows ({', '.join(per_case)}), got {sort_by!r}.")
+        fail(f"sort_by must be a metric of the rows ({', '.join(per_case)}), got {sort_by!r}.")
 
     digits = {name: _digits(name, rows, summary, units) for name in metrics}
     cases = []
@@ -119,21 +121,21 @@ def write_report(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return _write_whole(Path(path), page)
+    with atomic_path(path) as part:
+        part.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return Path(path)
 
 
 def _check_cases(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, bytes]) -> None:
     if not rows:
-        raise ValueError("rows is empty: there is no case to report.")
+        fail("rows is empty: there is no case to report.")
     names = Counter(row.get("case") for row in rows)
     if None in names:
-        raise ValueError(
-            f'every row needs "case", the name of its case; got a row with only {_keys_without_case(rows)}.'
-        )
+        fail(f'every row needs "case", the name of its case; got a row with only {_keys_without_case(rows)}.')
     if repeated := [name for name, count in names.items() if count > 1]:
-        raise ValueError(f"case names must differ, got more than one {repeated[0]!r}: put the folder into the name.")
+        fail(f"case names must differ, got more than one {repeated[0]!r}: put the folder into the name.")
     if strays := [name for name in figures if name not in names]:
-        raise ValueError(f"figures holds {strays[0]!r}, which is no case of rows.")
+        fail(f"figures holds {strays[0]!r}, which is no case of rows.")
 
 
 def _keys_without_case(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -170,7 +172,7 @@ def _digits(name: str, rows: Sequence[Mapping], summary: Mapping[str, Mapping], 
 def _text(value: Any, digits: int | None = None) -> str:
     if value is None or (_is_number(value) and not math.isfinite(value)):
         return _UNDEFINED
-    if isinstance(value, int) or not _is_number(value):
+    if isinstance(value, Integral) or not _is_number(value):
         return str(value)
     return f"{value:.{digits}f}" if digits is not None else f"{value:.4g}"
 
@@ -186,9 +188,10 @@ def _describe(
     higher = higher_is_better(name)
     defined = {row["case"]: float(row[name]) for row in rows if _is_defined(row.get(name))}
     unit = f" ({units[name]})" if name in units else ""
+    label = name.removesuffix(f"_{units.get(name)}") + unit
     count = f"n = {len(defined)}" + (f" of {len(rows)}" if len(defined) < len(rows) else "")
     described = {
-        "label": name + unit,
+        "label": label,
         "better": "higher" if higher else "lower",
         "count": count,
         "arrow": "\N{UPWARDS ARROW}" if higher else "\N{DOWNWARDS ARROW}",
@@ -200,7 +203,7 @@ def _describe(
     missing = n is not None and n < len(rows) and any(name in row for row in rows)
     described["n"] = _text(n if n is None else int(n)) + (f"/{len(rows)}" if missing else "")
     if defined:
-        svg = distribution_svg(list(defined.values()), f"{name}{unit}, {count}")
+        svg = distribution_svg(list(defined.values()), f"{label}, {count}")
         described["plot"] = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
     return described
 
@@ -212,7 +215,7 @@ def _figure(picture: bytes | None) -> dict[str, Any] | None:
         with Image.open(io.BytesIO(picture)) as opened:
             (width, height), mime = opened.size, opened.get_format_mimetype()
     except UnidentifiedImageError:
-        raise ValueError(f"a figure must be the bytes of a picture, got {picture[:20]!r}...") from None
+        fail(f"a figure must be the bytes of a picture, got {picture[:20]!r}...")
     return {"source": f"data:{mime};base64,{base64.b64encode(picture).decode()}", "width": width, "height": height}
 
 
@@ -236,14 +239,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def _write_whole(path: Path, page: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path

@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion, uniform_filter
 from skimage.measure import find_contours
 
+from segbundles.errors import fail
+
 __all__ = ["PREDICTION_COLOURS", "TRUTH_COLOURS", "case_figure", "choose_slices", "overlay_rgb"]
 
 # Okabe and Ito's colour-blind-safe palette, cool for truth and warm for prediction, a pair a class.
@@ -72,7 +74,7 @@ def overlay_rgb(
     """
     pixels = convert_to_numpy(image)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] != 3) or pixels.size == 0:
-        raise ValueError(f"image must have shape (H, W) or (H, W, 3), got {pixels.shape}: pass one slice.")
+        fail(f"image must have shape (H, W) or (H, W, 3), got {pixels.shape}: pass one slice.")
     shape = pixels.shape[:2]
     maps = {"truth": _class_map(truth, shape, "truth"), "prediction": _class_map(prediction, shape, "prediction")}
     if size is None:
@@ -98,7 +100,7 @@ def choose_slices(truth: Any | None, prediction: Any | None, max_slices: int = 4
 
     In this order, until there are ``max_slices``: the one with most wrong pixels, the one with the largest area of
     truth (of prediction, where there is no truth) unless it is next to the first, the two ends of truth and prediction
-    together, and more with many wrong pixels, an eighth of the object away from those. A slice chosen twice is given
+    together, and more with many wrong pixels, a sixth of the object away from those. A slice chosen twice is given
     once, with both reasons.
 
     Args:
@@ -113,19 +115,19 @@ def choose_slices(truth: Any | None, prediction: Any | None, max_slices: int = 4
         ValueError: when ``max_slices`` is below 1, or both maps are None.
     """
     if max_slices < 1:
-        raise ValueError(f"max_slices must be at least 1, got {max_slices}.")
+        fail(f"max_slices must be at least 1, got {max_slices}.")
     given = {"truth": truth, "prediction": prediction}
     names = [name for name, x in given.items() if x is not None]
     maps = [convert_to_numpy(given[name]) for name in names]
     if not maps:
-        raise ValueError("truth and prediction are both None: there is nothing to choose slices by.")
+        fail("truth and prediction are both None: there is nothing to choose slices by.")
     areas = [np.count_nonzero(x, axis=(0, 1)) for x in maps]
     occupied = np.flatnonzero(sum(areas))
     if occupied.size == 0:
         return [(maps[0].shape[-1] // 2, "middle slice, nothing to outline")]
     errors = np.count_nonzero(maps[0] != maps[-1], axis=(0, 1))
     first, last = int(occupied[0]), int(occupied[-1])
-    gap = max(1, (last - first + 1) // 8)
+    gap = max(1, (last - first + 1) // 6)
 
     shown = 0 if areas[0].any() else -1
     area = f"largest {names[shown]} area"
@@ -193,7 +195,7 @@ def case_figure(
     labels = {name: convert_to_numpy(x) for name, x in maps.items() if x is not None}
     spatial = next(iter(labels.values())).shape if labels else pixels.shape[pixels.shape[0] == 3 :]
     if len(spatial) not in (2, 3) or pixels.shape not in (spatial, (3, *spatial)) or 0 in spatial:
-        raise ValueError(
+        fail(
             f"image must have shape (W, H), (3, W, H), (W, H, D) or (3, W, H, D) and the class maps its spatial shape, "
             f"got image {pixels.shape}" + "".join(f", {name} {x.shape}" for name, x in labels.items()) + "."
         )
@@ -202,7 +204,7 @@ def case_figure(
         spacing_mm = (1.0,) * len(spatial) if affine is None else np.linalg.norm(_affine(affine)[:3, :3], axis=0)
     spacing = [float(s) for s in spacing_mm]
     if len(spacing) < len(spatial) or min(spacing) <= 0:
-        raise ValueError(f"spacing_mm must be {len(spatial)} positive numbers, one an axis, got {list(spacing_mm)}.")
+        fail(f"spacing_mm must be {len(spatial)} positive numbers, one an axis, got {list(spacing_mm)}.")
     if pixels.ndim > len(spatial):
         pixels = np.moveaxis(pixels, 0, -1)
 
@@ -211,7 +213,7 @@ def case_figure(
         panels = _image_panels(np.swapaxes(pixels, 0, 1), rows, (spacing[1], spacing[0]))
     else:
         if not -3 <= slice_axis <= 2:
-            raise ValueError(f"slice_axis must be 0, 1 or 2 (or negative, from the last), got {slice_axis}.")
+            fail(f"slice_axis must be 0, 1 or 2 (or negative, from the last), got {slice_axis}.")
         row, column, flips = _display_axes(slice_axis % 3, affine)
 
         def turn(x: NDArray) -> NDArray:
@@ -227,16 +229,16 @@ def _class_map(label: Any | None, shape: tuple[int, ...], name: str) -> NDArray 
         return None
     array = convert_to_numpy(label)
     if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}, the image {shape}: they must be equal.")
+        fail(f"{name} has shape {array.shape}, the image {shape}: they must be equal.")
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
-        raise ValueError(f"{name} must hold whole class numbers, got fractions: threshold or argmax it first.")
+        fail(f"{name} must hold whole class numbers, got fractions: threshold or argmax it first.")
     return array
 
 
 def _affine(affine: Any) -> NDArray:
     array = convert_to_numpy(affine)
     if array.shape != (4, 4):
-        raise ValueError(f"affine must have shape (4, 4), got {array.shape}.")
+        fail(f"affine must have shape (4, 4), got {array.shape}.")
     return array
 
 

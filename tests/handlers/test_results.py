@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import csv
+import logging
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+from monai.data import Dataset
+from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd
+
+from segbundles.data import FolderImages, TolerantDataLoader
+from segbundles.handlers import InferenceResults
+from segbundles.inferers import LocatorCropInferer
+from segbundles.transforms import CheckImaged, LogitsToClassd, SaveSegmentationd
+
+
+def volume(path, size=(6, 5, 4), bright=True):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.random.default_rng(len(path.name)).integers(1, 90, size[::-1], dtype=np.uint8)
+    if bright:
+        data[1:3, 1:3, 1:3] = 200
+    image = sitk.GetImageFromArray(data)
+    image.SetSpacing([1.0, 2.0, 3.0])
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+class Above100(torch.nn.Module):
+    def __init__(self, fail_at=None):
+        super().__init__()
+        self.calls, self.fail_at = 0, fail_at
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise RuntimeError("out of memory")
+        return x - 100.0
+
+
+class Counting(Inferer):
+    """Remembers what it was given."""
+
+    def __init__(self):
+        self.inferer = LocatorCropInferer(16, Above100(), locator_spacing_mm=[1.0, 2.0, 3.0], margin_mm=0)
+        self.sizes = []
+
+    def __call__(self, inputs, network, *args, **kwargs):
+        self.sizes.append(tuple(inputs.shape))
+        return self.inferer(inputs, network)
+
+
+def infer(source, output, network=None, **arguments):
+    """The wiring of a bundle's inference.json."""
+    before = Compose(
+        [
+            LoadImaged("image", reader="segbundles.data.SuffixReader"),
+            EnsureChannelFirstd("image"),
+            CheckImaged("image"),
+            Orientationd("image", axcodes="RAS", labels=None),
+        ]
+    )
+    results = InferenceResults(output, source)
+    inferer = Counting()
+    evaluator = SupervisedEvaluator(
+        "cpu",
+        TolerantDataLoader(Dataset(FolderImages(source, output), before), results.add_failure, **arguments),
+        network or Above100(),
+        inferer=inferer,
+        postprocessing=Compose(
+            [
+                LogitsToClassd("pred"),
+                Invertd("pred", before, "image", nearest_interp=True, to_tensor=True),
+                SaveSegmentationd("pred", output, source),
+            ]
+        ),
+        val_handlers=[results],
+    )
+    return results, evaluator, inferer
+
+
+def table(output):
+    with (output / "inference.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def outputs(output):
+    return sorted(p.relative_to(output).as_posix() for p in output.rglob("*_seg.*"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    source = tmp_path / "d"
+    volume(source / "p1/a.nrrd")
+    volume(source / "p1/ü, b.nrrd", bright=False)
+    volume(source / "p2/c.nii.gz", size=(4, 6, 5))
+    volume(source / "p2/e.mha", size=(4, 6, 5))
+    cut = volume(source / "p1/cut.nrrd", size=(30, 30, 30))
+    cut.write_bytes(cut.read_bytes()[:5000])
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((3, 3, 3), 7, np.uint8)), str(source / "flat.nrrd"))
+    return source
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_bad_images_among_good_ones(tmp_path, folder, batch_size, num_workers, caplog):
+    output = tmp_path / "o"
+    results, evaluator, inferer = infer(folder, output, batch_size=batch_size, num_workers=num_workers)
+    with caplog.at_level(logging.INFO, "segbundles"):
+        evaluator.run()
+    assert outputs(output) == ["p1/a_seg.nrrd", "p1/ü, b_seg.nrrd", "p2/c_seg.nii.gz", "p2/e_seg.mha"]
+    rows = table(output)
+    assert [(row["file"], row["status"]) for row in rows] == [
+        ("flat.nrrd", "failed"),
+        ("p1/a.nrrd", "ok"),
+        ("p1/cut.nrrd", "failed"),
+        ("p1/ü, b.nrrd", "ok"),
+        ("p2/c.nii.gz", "ok"),
+        ("p2/e.mha", "ok"),
+    ]
+    assert list(rows[0]) == ["file", "status", "seconds", "notes"]
+    assert "is constant (every value is 7)" in rows[0]["notes"]
+    assert rows[2]["notes"].startswith(f"cannot read {folder}/p1/cut.nrrd: it is truncated or damaged")
+    assert [rows[i]["notes"] for i in (1, 3, 4, 5)] == ["", "locator found nothing: whole volume segmented", "", ""]
+    assert all(0 <= float(row["seconds"]) < 20 for row in rows)
+    # each good image once, together only where the sizes agree
+    shapes = [(1, 6, 5, 4)] * 2 + [(1, 4, 6, 5)] * 2
+    assert inferer.sizes == [(1, *s) for s in shapes] if batch_size == 1 else [(2, *shapes[0]), (2, *shapes[2])]
+    for name in ("p1/a", "p2/e"):
+        suffix = ".nrrd" if name == "p1/a" else ".mha"
+        given = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / f"{name}{suffix}")))
+        made = sitk.GetArrayFromImage(sitk.ReadImage(str(output / f"{name}_seg{suffix}")))
+        np.testing.assert_array_equal(made, given > 100)
+    warnings = [r.message.split(":")[0] for r in caplog.records if r.levelno == logging.WARNING]
+    assert [w for w in warnings if "was not" in w] == ["flat.nrrd was not segmented", "p1/cut.nrrd was not segmented"]
+    with pytest.raises(ValueError, match=r"^2 of 6 images failed: flat\.nrrd, p1/cut\.nrrd\. See .*inference\.csv\.$"):
+        results.close()
+
+
+def test_all_good(tmp_path, caplog):
+    volume(tmp_path / "d/a.nrrd")
+    results, evaluator, _ = infer(tmp_path / "d", tmp_path / "o")
+    evaluator.run()
+    with caplog.at_level(logging.INFO, "segbundles"):
+        results.close()
+    assert caplog.messages == [f"1 images segmented. Results: {tmp_path / 'o'}"]
+
+
+def test_a_single_file_and_an_output_folder_inside_the_data(tmp_path):
+    source = volume(tmp_path / "d/p/a.nrrd")
+    infer(source, tmp_path / "o")[1].run()
+    assert table(tmp_path / "o")[0]["file"] == "a.nrrd"
+    assert outputs(tmp_path / "o") == ["a_seg.nrrd"]
+    for _ in range(2):  # the second time there are outputs to be left alone
+        infer(tmp_path / "d", tmp_path / "d/out")[1].run()
+        assert [row["file"] for row in table(tmp_path / "d/out")] == ["p/a.nrrd"]
+        assert outputs(tmp_path / "d/out") == ["p/a_seg.nrrd"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [(1, r"^1 of 1 images failed: 0\.nrrd\. See"), (5, r"^5 of 5 .*: 0\.nrrd, .*, 2\.nrrd and 2 more\.")],
+)
+def test_all_bad(tmp_path, bad, message):
+    (tmp_path / "d").mkdir()
+    for i in range(bad):
+        (tmp_path / f"d/{i}.nrrd").touch()
+    results, evaluator, _ = infer(tmp_path / "d", tmp_path / "o")
+    evaluator.run()
+    assert [row["status"] for row in table(tmp_path / "o")] == ["failed"] * bad
+    with pytest.raises(ValueError, match=message):
+        results.close()
+
+
+def test_the_table_is_written_when_the_network_raises(tmp_path):
+    for name in "abc":
+        volume(tmp_path / f"d/{name}.nrrd")
+    _, evaluator, _ = infer(tmp_path / "d", tmp_path / "o", network=Above100(fail_at=2))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluator.run()
+    assert [(row["file"], row["status"]) for row in table(tmp_path / "o")] == [("a.nrrd", "ok")]
+    assert outputs(tmp_path / "o") == ["a_seg.nrrd"]
+
+
+def test_output_folder_that_cannot_be_written_to(tmp_path):
+    volume(tmp_path / "d/a.nrrd")
+    (tmp_path / "o").touch()
+    network = Above100(fail_at=1)
+    _, evaluator, _ = infer(tmp_path / "d", tmp_path / "o", network=network)
+    with pytest.raises(ValueError, match=r"output_dir '.*o' cannot be written to .*: give --output_dir another folder"):
+        evaluator.run()
+    assert network.calls == 0
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    (tmp_path / "d").mkdir()
+    with pytest.raises(ValueError, match="no image under"):
+        infer(tmp_path / "d", tmp_path / "o")[1].run()
