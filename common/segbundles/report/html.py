@@ -49,9 +49,9 @@ def write_report(
     """Write the report of an evaluation as one HTML page that needs no other file and no network.
 
     The page holds the summary table, a distribution plot a metric, a table of all cases and a picture of each, worst
-    first: failures (a status other than "ok", "empty" or "empty truth", or no value of ``sort_by``), then by ``sort_by``
-    (:func:`higher_is_better` tells which way), then empty cases without a value. It is written beside ``path`` and
-    renamed, so that a half-written page never stands under its name.
+    first: failures (a status other than "ok", "empty" or "empty truth", or no value of ``sort_by``), then by
+    ``sort_by`` (:func:`higher_is_better` tells which way), then empty cases without a value. It is written beside
+    ``path`` and renamed, so that a half-written page never stands under its name.
 
     Args:
         path: file to write; missing folders are made, an existing file is replaced.

@@ -289,7 +289,7 @@ def _draw_outlines(
             strokes += [(colour, piece) for piece in (_dashes(path) if dashed else [path])]
     for rim in (True, False):
         for colour, path in strokes:
-            points = [(x * _SUPERSAMPLING, y * _SUPERSAMPLING) for y, x in path]
+            points = [(x, y) for y, x in path * _SUPERSAMPLING - 0.5]  # PIL counts from pixel centres
             width = round((line_width + 1.5 * rim) * _SUPERSAMPLING)
             draw.line(points, fill=_RIM if rim else (*colour, 255), width=width, joint="curve")
 
@@ -469,8 +469,9 @@ def _encode(page: Image.Image) -> bytes:
     while True:
         for quality in _QUALITIES:
             buffer = io.BytesIO()
-            # JPEG, because a browser prints it into a PDF as it is; WebP comes out seven times larger
-            page.save(buffer, "JPEG", quality=quality, subsampling=0, optimize=True)
+            # JPEG, because a browser prints it into a PDF as it is (WebP comes out seven times larger); not optimized,
+            # because Pillow fails to optimize noise
+            page.save(buffer, "JPEG", quality=quality, subsampling=0)
             if buffer.tell() <= _FIGURE_BYTES:
                 return buffer.getvalue()
         page = page.resize((page.width * 3 // 4, page.height * 3 // 4), Image.Resampling.LANCZOS)
