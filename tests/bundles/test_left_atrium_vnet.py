@@ -561,6 +561,18 @@ class TestUnusualInput:
         bundle_run("training", "train.json", dataset_dir=tmp_path, output_dir=out, ckpt_dir=out, **TINY_TRAINING)
         assert (out / "model.pt").is_file()
 
+    def test_crops_from_the_locator(self, trained: Path, left_atrium_phantom: Path, tmp_path: Path) -> None:
+        shutil.copytree(trained / "models", tmp_path / "models")
+        bundle_run(
+            "training",
+            "train.json",
+            dataset_dir=left_atrium_phantom,
+            output_dir=tmp_path,
+            ckpt_dir=tmp_path / "models",
+            **{**TINY_TRAINING, "crop_from": "locator", "initial_weights": str(trained / "models" / "model.pt")},
+        )
+        assert (tmp_path / "models" / "model_previous.pt").read_bytes() == (trained / "models/model.pt").read_bytes()
+
     def test_three_classes_of_ones_own(self, tmp_path: Path) -> None:
         image, label = scene((32, 32, 16))
         label[12:16, 12:16, 6:9] = 2

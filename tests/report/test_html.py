@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from segbundles.report import case_figure, distribution_svg, higher_is_better, write_report
+from segbundles.metrics import higher_is_better
+from segbundles.report import case_figure, distribution_svg, write_report
 
 NAN = math.nan
 VOID = {"meta", "img", "input", "link", "br"}

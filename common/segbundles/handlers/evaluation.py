@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.config import PathLike
+from monai.data import MetaTensor
 
 from segbundles.data import file_stem
 from segbundles.files import atomic_path, check_writable
@@ -106,8 +107,10 @@ class EvaluationReport:
             from segbundles.report import case_figure
 
             grey = np.asarray(image.detach().cpu())
-            grey = grey[0] if grey.shape[0] == 1 else grey
-            self._figures.append(case_figure(grey, plain_truth.numpy(), plain_pred.numpy(), spacing_mm=spacing))
+            grey = grey if grey.shape[0] == 3 else grey[0]
+            affine = np.asarray(truth.affine) if plain_truth.ndim == 3 and isinstance(truth, MetaTensor) else None
+            figure = case_figure(grey, plain_truth.numpy(), plain_pred.numpy(), spacing_mm=spacing, affine=affine)
+            self._figures.append(figure)
 
     def write(self, engine: Engine | None = None) -> None:
         """Write the three files."""

@@ -1,5 +1,5 @@
 """Metrics of one case, and their summary over cases."""
 
-from .segmentation import METRIC_UNITS, segmentation_metrics, summarize
+from .segmentation import METRIC_UNITS, higher_is_better, segmentation_metrics, summarize
 
-__all__ = ["METRIC_UNITS", "segmentation_metrics", "summarize"]
+__all__ = ["METRIC_UNITS", "higher_is_better", "segmentation_metrics", "summarize"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 from typing import Any
@@ -13,7 +14,7 @@ from monai.metrics.utils import get_edge_surface_distance
 
 from segbundles.errors import fail
 
-__all__ = ["METRIC_UNITS", "segmentation_metrics", "summarize"]
+__all__ = ["METRIC_UNITS", "higher_is_better", "segmentation_metrics", "summarize"]
 
 METRIC_UNITS = {
     "dice": "",
@@ -25,7 +26,10 @@ METRIC_UNITS = {
     "assd_mm": "mm",
     "truth_in_box": "",
 }
-_LOWER_IS_BETTER = {"hd_mm", "hd95_mm", "assd_mm"}
+_LOWER_IS_BETTER = re.compile(
+    r"hausdorff|distance|error|loss|false|seconds|(^|[^a-z])(hd\d*|m?ass?d|vi|voi|mae|mse|rmse)([^a-z]|$)",
+    re.IGNORECASE,
+)
 STATUSES = ("ok", "missed", "false positive", "empty")
 
 
@@ -112,6 +116,15 @@ def _mean(values: Sequence[float]) -> float:
     return fmean(defined) if defined else math.nan
 
 
+def higher_is_better(metric: str) -> bool:
+    """Tell by its name whether a larger value of a metric is better.
+
+    Distances (HD, HD95, ASD, ASSD), errors, losses, variations of information and times are better when lower; all
+    else, such as Dice, Jaccard, precision, recall, accuracy, V_rand and V_info, when higher.
+    """
+    return _LOWER_IS_BETTER.search(metric) is None
+
+
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Summarize the rows of cases.
 
@@ -126,7 +139,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name in columns:
         values = [float(row[name]) for row in rows if name in row and not math.isnan(row[name])]
-        worst = max if base_name(name) in _LOWER_IS_BETTER else min
+        worst = min if higher_is_better(base_name(name)) else max
         summary[name] = {
             "mean": fmean(values) if values else None,
             "sd": stdev(values) if len(values) > 1 else None,

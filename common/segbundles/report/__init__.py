@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .html import write_report
 from .overlay import PREDICTION_COLOURS, TRUTH_COLOURS, case_figure, choose_slices, overlay_rgb
-from .plots import distribution_svg, higher_is_better
+from .plots import distribution_svg
 
 __all__ = [
     "PREDICTION_COLOURS",
@@ -12,7 +12,6 @@ __all__ = [
     "case_figure",
     "choose_slices",
     "distribution_svg",
-    "higher_is_better",
     "overlay_rgb",
     "write_report",
 ]

@@ -22,8 +22,9 @@ from PIL import Image, UnidentifiedImageError
 
 from segbundles.errors import fail
 from segbundles.files import atomic_path
+from segbundles.metrics import higher_is_better
 from segbundles.report.overlay import PREDICTION_COLOURS, TRUTH_COLOURS
-from segbundles.report.plots import distribution_svg, higher_is_better
+from segbundles.report.plots import distribution_svg
 
 __all__ = ["write_report"]
 

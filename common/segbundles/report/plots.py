@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-__all__ = ["distribution_svg", "higher_is_better"]
+__all__ = ["distribution_svg"]
 
-_LOWER_IS_BETTER = re.compile(
-    r"hausdorff|distance|error|loss|false|seconds|(^|[^a-z])(hd\d*|m?ass?d|vi|voi|mae|mse|rmse)([^a-z]|$)",
-    re.IGNORECASE,
-)
 _BOX, _POINT = "#0072B2", "#56B4E9"
-
-
-def higher_is_better(metric: str) -> bool:
-    """Tell by its name whether a larger value of a metric is better.
-
-    Distances (HD, HD95, ASD, ASSD), errors, losses, variations of information and times are better when lower; all
-    else, such as Dice, Jaccard, precision, recall, accuracy, V_rand and V_info, when higher.
-    """
-    return _LOWER_IS_BETTER.search(metric) is None
 
 
 def distribution_svg(values: Sequence[float], label: str) -> bytes:
