@@ -6,6 +6,8 @@ die() {
 }
 is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
 
+# conda's base environment is often active without having been asked for
+[[ ${CONDA_DEFAULT_ENV:-} == base ]] && unset CONDA_PREFIX
 if [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
     python=$(command -v python) || die "the active environment has no python"
     is_recent "$python" || die "Python 3.10 or newer is needed; the active environment has $("$python" --version 2>&1)"
@@ -16,7 +18,7 @@ else
             is_recent "$found" && break
             found=
         done
-        [[ -n $found ]] || die "Python 3.10 or newer is needed; found $(python3 --version 2>&1 || echo none)"
+        [[ -n $found ]] || die "Python 3.10 or newer is needed; found $(command -v python3 >/dev/null && python3 --version 2>&1 || echo none)"
         "$found" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
             die "Python's venv module is missing; on Debian or Ubuntu: apt-get install python3-venv"
         say "Making an environment in .venv with $("$found" --version)"

@@ -144,6 +144,8 @@ def _read_words(parser: ConfigParser) -> None:
         value = item.get_config()
         if _is_word(value):
             item.update_config(_WORDS[value.lower()])
+        elif item.get_id().endswith("_dir") and isinstance(value, int):
+            item.update_config(str(value))  # a folder named 2018
         elif isinstance(value, (dict, list)):
             # a component takes its plain arguments from its own dictionary, not from their items
             for key, inner in value.items() if isinstance(value, dict) else enumerate(value):

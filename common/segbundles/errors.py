@@ -22,3 +22,10 @@ def fail(message: str) -> NoReturn:
     """
     logger.error(message)
     raise ValueError(message) from None
+
+
+def innermost(error: BaseException) -> str:
+    """What the innermost cause of an exception says, below what MONAI wrapped around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__

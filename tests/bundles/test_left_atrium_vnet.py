@@ -322,6 +322,8 @@ class TestContract:
         scored, written = (c["transforms"] for c in (evaluate["validate::postprocessing"], infer["postprocessing"]))
         assert scored == written[:2]
         assert locator["locator_spacing_mm"] == train["locator_spacing_mm"]
+        for trained_by, name in ((train, "network_data_format"), (locator, "locator_data_format")):
+            assert config("metadata.json")[name]["inputs"]["image"]["spatial_shape"] == trained_by["patch_size"]
 
     def test_run_is_what_the_named_id_runs(self) -> None:
         for name, run_id in (
@@ -354,6 +356,30 @@ class TestContract:
         assert type(loss.region_loss).__name__ == "DiceLoss"
         schedule = parser.get_parsed_content("lr_scheduler")
         assert (schedule.factor, schedule.patience) == (0.8, 7)
+
+    def test_reference_weights_are_trained_evaluated_and_applied_with_its_settings(
+        self, left_atrium_phantom: Path, tmp_path: Path
+    ) -> None:
+        """By the args files, made small."""
+        small = {
+            "network_def::base_channels": 2,
+            "network_spacing_mm": [6.0, 6.0, 6.0],
+            "locator_spacing_mm": [8.0, 8.0, 8.0],
+            "device": "cpu",
+            "amp": False,
+        }
+        training = {**small, "patch_size": [32, 32, 16], "max_epochs": 1, "output_dir": tmp_path}
+        common = {"dataset_dir": left_atrium_phantom, "ckpt_dir": tmp_path / "models"}
+        segmenter = {"args_file": str(CONFIGS / "args_reference.json"), **common}
+        locator = {"args_file": str(CONFIGS / "args_reference_locator.json"), **common, **training}
+        del locator["network_spacing_mm"]
+        bundle_run("training", "train_locator.json", **locator)
+        bundle_run("training", "train.json", **segmenter, **training)
+        applied = {**segmenter, **small, "locator_def::base_channels": 2}
+        bundle_run("evaluating", EVALUATE, output_dir=tmp_path / "e", **applied)
+        bundle_run("inferring", "inference.json", output_dir=tmp_path / "i", **applied)
+        assert (tmp_path / "e" / "report.html").is_file()
+        assert len(list((tmp_path / "i").rglob("*_seg.nrrd"))) == 5
 
     @pytest.mark.slow
     def test_two_processes_train_together(self, left_atrium_phantom: Path, tmp_path: Path) -> None:
@@ -512,6 +538,41 @@ class TestBadInput:
         assert "is of another architecture than the VNet configured" in str(root_cause(caught.value))
         assert "has shape" in str(root_cause(caught.value))
 
+    def test_an_image_that_fails_in_the_middle_does_not_stop_the_others(
+        self, trained: Path, left_atrium_phantom: Path, tmp_path: Path
+    ) -> None:
+        data, out = tmp_path / "data", tmp_path / "out"
+        data.mkdir()
+        for name in ("a", "b"):
+            shutil.copy(next(left_atrium_phantom.rglob("lgemri.nrrd")), data / f"{name}.nrrd")
+        (out / "a_seg.nrrd").mkdir(parents=True)  # in the way of the first output
+        with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
+            bundle_run(
+                "inferring",
+                "inference.json",
+                dataset_dir=data,
+                output_dir=out,
+                ckpt_dir=trained / "models",
+                **TINY,
+            )
+        assert str(root_cause(caught.value)).startswith("1 of 2 images failed: a.nrrd.")
+        rows = {row["file"]: row for row in csv.DictReader((out / "inference.csv").open())}
+        assert (rows["a.nrrd"]["status"], rows["b.nrrd"]["status"]) == ("failed", "ok")
+        assert "cannot write" in rows["a.nrrd"]["notes"]
+        assert (out / "b_seg.nrrd").is_file()
+
+    def test_a_schedule_shorter_than_the_run_is_refused(self, left_atrium_phantom: Path, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            bundle_run(
+                "training",
+                "train.json",
+                dataset_dir=left_atrium_phantom,
+                output_dir=tmp_path,
+                ckpt_dir=tmp_path,
+                **{**TINY_TRAINING, "max_epochs": 3, "lr_epochs": 2},
+            )
+        assert "set lr_epochs to max_epochs or more" in str(root_cause(caught.value))
+
     def test_an_empty_folder_is_an_error(self, trained: Path, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError) as caught:
             bundle_run(
@@ -572,6 +633,28 @@ class TestUnusualInput:
             **{**TINY_TRAINING, "crop_from": "locator", "initial_weights": str(trained / "models" / "model.pt")},
         )
         assert (tmp_path / "models" / "model_previous.pt").read_bytes() == (trained / "models/model.pt").read_bytes()
+
+    def test_where_the_locator_finds_nothing_crops_are_taken_around_the_truth(
+        self, trained: Path, left_atrium_phantom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        bundle_run(
+            "training",
+            "train.json",
+            dataset_dir=left_atrium_phantom,
+            output_dir=tmp_path / "t",
+            ckpt_dir=shutil.copytree(trained / "models", tmp_path / "models"),
+            **{**TINY_TRAINING, "max_epochs": 1, "crop_from": "locator", "locator_boxes::threshold": 0.999999},
+        )
+        warnings = [m for m in caplog.messages if "locator found nothing: the crop is taken around the label" in m]
+        assert len(warnings) == 3
+        assert all("lgemri.nrrd" in message for message in warnings)
+
+    def test_a_second_run_keeps_the_state_of_the_first(self, left_atrium_phantom: Path, tmp_path: Path) -> None:
+        common = {"dataset_dir": left_atrium_phantom, "output_dir": tmp_path, "ckpt_dir": tmp_path / "m"}
+        bundle_run("training", "train.json", **common, **TINY_TRAINING)
+        first = (tmp_path / "training.ckpt").read_bytes()
+        bundle_run("training", "train.json", **common, **{**TINY_TRAINING, "max_epochs": 1})
+        assert (tmp_path / "training_previous.ckpt").read_bytes() == first
 
     def test_three_classes_of_ones_own(self, tmp_path: Path) -> None:
         image, label = scene((32, 32, 16))

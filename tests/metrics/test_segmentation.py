@@ -95,10 +95,10 @@ def test_missed_false_positive_and_empty(prediction, truth, status, overlap, pre
     same(segmentation_metrics(prediction, truth, (1, 1, 1)), expected | UNDEFINED)
 
 
-def test_overlap_of_nothing_is_0_and_not_missed():
+def test_no_overlap_is_missed_with_distances():
     prediction, truth = box((5, 5, 5), (0, 0, 0), (1, 1, 1)), box((5, 5, 5), (0, 0, 4), (1, 1, 5))
     found = segmentation_metrics(prediction, truth, (1, 1, 2))
-    assert (found["status"], found["dice"], found["hd_mm"]) == ("ok", 0.0, 8.0)
+    assert (found["status"], found["dice"], found["hd_mm"]) == ("missed", 0.0, 8.0)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from monai.data import DataLoader, Dataset, list_data_collate
 
+from segbundles.errors import innermost
+
 __all__ = ["TolerantDataLoader"]
 
 
@@ -22,14 +24,7 @@ class _Guarded(torch.utils.data.Dataset):
         try:
             return index, self.dataset[index], None
         except Exception as error:
-            return index, None, _reason(error)
-
-
-def _reason(error: BaseException) -> str:
-    """What the innermost exception says; a ValueError of ours is its own root."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__
+            return index, None, innermost(error)
 
 
 def _as_it_is(batch: list) -> list:

@@ -12,8 +12,9 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 from monai.engines.utils import IterationEvents
+from monai.utils import ensure_tuple
 
-from segbundles.errors import fail
+from segbundles.errors import fail, innermost
 from segbundles.files import atomic_path, check_writable
 
 __all__ = ["InferenceResults"]
@@ -69,6 +70,18 @@ class InferenceResults:
         """Add the row of an image that could not be segmented."""
         self.rows.append({"file": self._name(file), "status": "failed", "seconds": self._lap(1), "notes": reason})
         logger.warning(f"{self._name(file)} was not segmented: {reason}")
+
+    def guarded(self, engine: Engine, batch: Any) -> list:
+        """Segment a batch; one that fails is reported, and the run goes on. The evaluator's ``iteration_update``."""
+        # read first: postprocessing replaces the batch's items
+        files = [str(file) for file in ensure_tuple(batch["image"].meta["filename_or_obj"])]
+        try:
+            return engine._iteration(engine, batch)
+        except Exception as error:
+            for file in files:
+                self.add_failure(file, innermost(error))
+            self._notes, engine.state.output = [], []
+            return []
 
     def take_notes(self, engine: Engine) -> None:
         """Keep the inferer's notes on a batch, before postprocessing drops them."""

@@ -64,8 +64,7 @@ class RunLoader:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
-        if self.resume:
-            engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.STARTED, self.load if self.resume else self.put_aside)
         engine.add_event_handler(Events.EPOCH_STARTED, self.seed_epoch)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.interrupted)
 
@@ -78,6 +77,13 @@ class RunLoader:
         transform = getattr(self.dataset, "transform", None)
         if hasattr(transform, "set_random_state"):
             transform.set_random_state(seed=number)
+
+    def put_aside(self, engine: Engine) -> None:
+        """Keep the state of an earlier run that this one would replace."""
+        if idist.get_rank() == 0 and self.path.is_file():
+            aside = self.path.with_name(f"{self.path.stem}_previous{self.path.suffix}")
+            self.path.replace(aside)
+            logger.info(f"An earlier run's state is kept as {aside}; --resume true would have gone on with it.")
 
     def load(self, engine: Engine) -> None:
         """Restore everything; the number of epochs asked for now stays."""

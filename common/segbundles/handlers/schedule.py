@@ -10,6 +10,7 @@ from monai.engines import Evaluator
 from monai.handlers import LrScheduleHandler as _LrScheduleHandler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from segbundles.errors import fail
 from segbundles.handlers.resume import resumable
 
 __all__ = ["EarlyStopHandler", "LrScheduleHandler"]
@@ -38,7 +39,8 @@ class LrScheduleHandler(_LrScheduleHandler):
         epoch_level: step an epoch, else an iteration.
 
     Raises:
-        ValueError: when a plateau schedule has no validator, or the wrong ``mode`` for its key metric.
+        ValueError: when a plateau schedule has no validator, or the wrong ``mode`` for its key metric; when the run
+            starts and the schedule ends before it.
     """
 
     def __init__(self, lr_scheduler: LRScheduler, validator: Evaluator | None = None, epoch_level: bool = True) -> None:
@@ -53,6 +55,26 @@ class LrScheduleHandler(_LrScheduleHandler):
             )
         super().__init__(lr_scheduler, print_lr=False, epoch_level=epoch_level or plateau)
         self.validator = validator
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer, behind its ``ValidationHandler``."""
+        super().attach(engine)
+        engine.add_event_handler(Events.STARTED, self.check_length)
+
+    def check_length(self, engine: Engine) -> None:
+        """Compare the length of a schedule that has one with that of the run."""
+        epochs, length = engine.state.max_epochs, getattr(self.lr_scheduler, "total_iters", None)
+        if not self.epoch_level or length is None or length == epochs:
+            return
+        if length < epochs:
+            fail(
+                f"the learning rate comes down to 0 after {length} epochs, max_epochs is {epochs}: "
+                "set lr_epochs to max_epochs or more."
+            )
+        logger.info(
+            f"The learning rate is made to fall over {length} epochs (lr_epochs), this run ends at {epochs}: "
+            "set both alike unless you mean to resume it."
+        )
 
     def __call__(self, engine: Engine) -> None:
         """Step the schedule."""

@@ -43,10 +43,10 @@ def segmentation_metrics(
     several foreground classes the means over those where the value is defined stand first, then a value a class as
     ``dice_1``, ``dice_2`` and so on.
 
-    ``status`` is ``ok``; ``missed`` (there is truth, nothing was predicted: overlaps are 0, distances and precision
-    undefined); ``false positive`` (no truth, something was predicted: Dice, Jaccard and precision are 0, the rest
-    undefined); or ``empty`` (neither: all undefined). Undefined values are NaN, never 0. With several classes it is
-    that of the worst class.
+    ``status`` is ``ok``; ``missed`` (there is truth, and nothing of it was found: overlaps are 0; where nothing at all
+    was predicted, distances and precision are undefined); ``false positive`` (no truth, something was predicted: Dice,
+    Jaccard and precision are 0, the rest undefined); or ``empty`` (neither: all undefined). Undefined values are NaN,
+    never 0. With several classes it is that of the worst class.
 
     Args:
         prediction: class indices, spatial axes only, 2D or 3D.
@@ -90,7 +90,7 @@ def _one_class(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequen
             **undefined,
         }
     return {
-        "status": "ok",
+        "status": "ok" if both else "missed",
         "dice": 2 * both / (n_truth + n_pred),
         "jaccard": both / (n_truth + n_pred - both),
         "precision": both / n_pred,

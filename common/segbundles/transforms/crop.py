@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -12,19 +13,22 @@ from monai.transforms import MapTransform, SpatialCrop
 from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import ensure_tuple_rep
 
-from segbundles.transforms.check import spacing_of
+from segbundles.transforms.check import file_name, spacing_of
 
 if TYPE_CHECKING:
     from segbundles.inferers import LocatorCropInferer
 
 __all__ = ["CropBoxd"]
 
+logger = logging.getLogger("segbundles")
+
 
 class CropBoxd(MapTransform):
     """Crop images to a box around an object, plus a margin in mm, within the image.
 
     The box is that of the label's foreground, or the one that a locator finds in the image, so that a segmenter can
-    be trained on what it will be given. Without any foreground the whole image is kept.
+    be trained on what it will be given; where it finds nothing plausible, the label's box is taken, with a warning.
+    Without any foreground the whole image is kept.
 
     Args:
         keys: images to crop, channel first, all on one grid.
@@ -62,12 +66,14 @@ class CropBoxd(MapTransform):
 
     def box(self, data: Mapping[Hashable, torch.Tensor]) -> tuple[list[int], list[int]]:
         """First voxel of the crop and the one after its last, an axis each."""
-        image = data[self.source_key if self.locator is None else self.image_key]
+        image, note = data[self.source_key if self.locator is None else self.image_key], ""
         size = image.shape[1:]
-        if self.locator is None:
-            start, end = generate_spatial_bounding_box(image)
-        else:
-            start, end, _ = self.locator.locate(image, spacing_of(image))
+        if self.locator is not None:
+            start, end, note = self.locator.locate(image, spacing_of(image))
+        if note:
+            logger.warning(f"{file_name(image)}: {note.split(':')[0]}: the crop is taken around the label.")
+        if note or self.locator is None:
+            start, end = generate_spatial_bounding_box(data[self.source_key])
         if any(b <= a for a, b in zip(start, end, strict=True)):
             return [0] * len(size), list(size)
         margins = [
