@@ -92,6 +92,27 @@ def test_datalist_faults(tmp_path, content, section, message):
         len(Datalist(tmp_path, section))
 
 
+@pytest.mark.parametrize("section", ["testing", "validation"])
+def test_a_section_without_any_label_has_nothing_to_score(tmp_path, section):
+    make(tmp_path, {section: [{"image": "a.nrrd"}, {"image": "b.nrrd", "label": None}]})
+    with pytest.raises(ValueError, match="no truth to score: choose another section, or add a label") as caught:
+        len(Datalist(tmp_path, section))
+    assert f"no entry under '{section}' has a label" in str(caught.value)
+    assert "prepare" not in str(caught.value)
+
+
+def test_one_lost_label_of_many_is_named_in_any_section(tmp_path):
+    make(tmp_path, {"testing": [entry(), {"image": "a.nrrd"}]})
+    with pytest.raises(ValueError, match=r"entry 1 \(a\.nrrd\) has no label\. Mend it, or run"):
+        len(Datalist(tmp_path, "testing"))
+
+
+def test_a_lone_training_case_without_label_is_named(tmp_path):
+    make(tmp_path, {"training": [{"image": "a.nrrd"}]})
+    with pytest.raises(ValueError, match=r"entry 0 \(a\.nrrd\) has no label\. Mend it, or run"):
+        len(Datalist(tmp_path))
+
+
 def test_datalist_without_its_folder(tmp_path):
     with pytest.raises(
         ValueError, match=r"dataset_dir '.*nowhere' is not a folder: give --dataset_dir one.*segbundles"
@@ -132,6 +153,17 @@ def test_a_link_keeps_its_own_place(tmp_path):
     tree(tmp_path, "archive/0001.nrrd", "d/p1/x.txt")
     (tmp_path / "d/p1/a.nrrd").symlink_to(tmp_path / "archive/0001.nrrd")
     assert found(FolderImages(tmp_path / "d")) == [str(tmp_path / "d/p1/a.nrrd")]
+
+
+def test_a_single_link_keeps_its_own_place(tmp_path, monkeypatch):
+    tree(tmp_path, "archive/0001.nrrd", "d/x.txt")
+    (tmp_path / "d/a.nrrd").symlink_to(tmp_path / "archive/0001.nrrd")
+    (tmp_path / "linked").symlink_to(tmp_path / "d")
+    monkeypatch.chdir(tmp_path / "d")
+    for given in (tmp_path / "d/a.nrrd", "a.nrrd", tmp_path / "linked/a.nrrd"):
+        cases = FolderImages(given)
+        assert found(cases) == [str(tmp_path / "d/a.nrrd")]
+        assert cases.root == tmp_path / "d"
 
 
 def test_single_file(tmp_path):

@@ -12,8 +12,10 @@ import SimpleITK as sitk  # noqa: N813
 import tifffile
 from monai.transforms import EnsureChannelFirstd, LoadImaged
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from segbundles.data import SimpleITKReader, SuffixReader, TiffReader, file_stem, file_suffix
+from segbundles.data.readers import NiftiReader
 
 SIZE = (5, 4, 3)
 RNG = np.random.default_rng(0)
@@ -125,6 +127,172 @@ def test_nifti_corners_against_nibabel(tmp_path, suffix):
     np.testing.assert_array_equal(image.affine.numpy(), nib.load(tmp_path / f"a{suffix}").affine)
     np.testing.assert_allclose(corners(image.affine, SIZE), corners(affine, SIZE), rtol=0, atol=1e-5)
     np.testing.assert_array_equal(image[0].numpy(), VOLUME)
+
+
+def turned(degrees, spacing=(0.7, 0.8, 1.6), origin=(3.3, -70.25, 0.1)):
+    """Affine of a grid turned about z and then, by a third as much, about x."""
+    (c, s), (d, t) = ((np.cos(a), np.sin(a)) for a in np.deg2rad([degrees, degrees / 3]))
+    affine = np.eye(4)
+    affine[:3, :3] = (
+        np.array([[1, 0, 0], [0, d, -t], [0, t, d]]) @ [[c, -s, 0], [s, c, 0], [0, 0, 1]] @ np.diag(spacing)
+    )
+    affine[:3, 3] = origin
+    return affine
+
+
+RAS = turned(0)
+LAS = np.diag([-1.0, 1, 1, 1]) @ RAS
+
+
+def nifti(path, sform=None, qform=None, data=VOLUME, dtype=None, **fields):
+    """A NIfTI file whose header says just this; nibabel's images would make it consistent."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(data.shape)
+    header.set_data_dtype(dtype or data.dtype)
+    grid = qform if qform is not None else np.eye(4) if sform is None or "pixdim" in fields else sform
+    header.set_qform(grid, 0 if qform is None else 1)  # and pixdim
+    header.set_sform(sform, 0 if sform is None else 1)
+    for name, value in fields.items():
+        header[name] = value
+    nib.Nifti1Image(data, None, header).to_filename(path)
+    return path
+
+
+def read(path):
+    reader = NiftiReader()
+    return reader.get_data(reader.read(path))
+
+
+@pytest.mark.parametrize("affine", [RAS, LAS, turned(33), turned(-120), turned(179.97), turned(180)])
+@pytest.mark.parametrize("forms", [("sform",), ("qform",), ("sform", "qform")])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_lies_where_nibabel_says(tmp_path, affine, forms, suffix):
+    data = np.zeros((500, 2, 400), np.uint8)  # so long that rounding of the quaternion shows
+    path = nifti(tmp_path / f"a{suffix}", **dict.fromkeys(forms, affine), data=data)
+    array, meta = read(path)
+    for key in ("affine", "original_affine"):
+        assert meta[key].dtype == np.float64
+        np.testing.assert_array_equal(meta[key], nib.load(path).affine)
+        np.testing.assert_allclose(meta[key], affine, rtol=0, atol=1e-5 if "sform" in forms else 2e-3)
+    assert array.shape == tuple(meta["spatial_shape"]) == data.shape
+
+
+@pytest.mark.parametrize("degrees", [179, 179.9, 179.95, 179.99])
+def test_nifti_rounding_of_a_qform_near_half_a_turn_passes(tmp_path, degrees):
+    rng = np.random.default_rng(2)
+    apart = []
+    for number in range(20):
+        axis = rng.normal(size=3)
+        affine = np.diag([0.7, 0.8, 1.6, 1])
+        affine[:3, :3] = Rotation.from_rotvec(degrees * axis / np.linalg.norm(axis), True).as_matrix() * [0.7, 0.8, 1.6]
+        path = nifti(tmp_path / f"{number}.nii", affine, affine, np.zeros((500, 2, 2), np.uint8))
+        np.testing.assert_array_equal(read(path)[1]["affine"], nib.load(path).affine)
+        image = nib.load(path)
+        apart.append(np.linalg.norm(499 * (image.get_sform() - image.get_qform())[:3, 0]) / 0.7)
+    assert max(apart) > 2e-3  # voxels: beyond the tolerance, by rounding alone
+
+
+def test_nifti_without_forms(tmp_path):
+    path = nifti(tmp_path / "a.nii", pixdim=(1, 0.5, 2, 3, 1, 1, 1, 1))
+    expected = [[-0.5, 0, 0, 1], [0, 2, 0, -3], [0, 0, 3, -3], [0, 0, 0, 1]]  # centred, x to the left
+    np.testing.assert_array_equal(nib.load(path).affine, expected)
+    np.testing.assert_array_equal(read(path)[1]["original_affine"], expected)
+
+
+def test_nifti_2d(tmp_path):
+    path = nifti(tmp_path / "a.nii", RAS, RAS, VOLUME[..., 0], pixdim=(1, 0.7, 0.8, 9, 1, 1, 1, 1))
+    np.testing.assert_array_equal(load(path).numpy(), VOLUME[None, ..., 0])
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "fields", "message"),
+    [
+        (
+            np.diag([0.5, 0.5, 2, 1]),
+            None,
+            {"pixdim": (1, 0.5, 0.5, 3, 1, 1, 1, 1)},
+            "its sform has spacing (0.5, 0.5, 2) mm, its pixdim (0.5, 0.5, 3) mm: correct the header",
+        ),
+        (
+            np.diag([1, 1, 1.002, 1]),
+            None,
+            {"pixdim": np.ones(8)},
+            "its sform has spacing (1, 1, 1.002) mm, its pixdim (1, 1, 1) mm: correct",
+        ),
+        (
+            np.diag([0.0, 0, 0, 1]),
+            None,
+            {"pixdim": np.ones(8)},
+            "its sform has spacing (0, 0, 0) mm, its pixdim (1, 1, 1) mm: correct",
+        ),
+        (
+            np.diag([np.nan, 1, 1, 1]),
+            None,
+            {"pixdim": np.ones(8)},
+            "its sform has spacing (nan, 1, 1) mm, its pixdim (1, 1, 1) mm: correct",
+        ),
+        (
+            turned(0, (1, 1, 2), (5, 0, 0)),
+            turned(0, (1, 1, 2), (0, 0, 0)),
+            {},
+            "its sform puts voxel (0, 0, 0) at (5, 0, 0) mm (spacing (1, 1, 2)), its qform at (0, 0, 0) mm "
+            "(spacing (1, 1, 2)): correct the header, with nibabel (set_sform, set_qform), ITK-SNAP or fslorient.",
+        ),
+        (
+            np.diag([-1.0, 1, 1, 1]),
+            np.eye(4),
+            {},
+            "its sform puts voxel (4, 0, 0) at (-4, 0, 0) mm (spacing (1, 1, 1)), its qform at (4, 0, 0) mm",
+        ),
+        (turned(33), turned(33.1), {}, "its sform puts voxel (4, 3, 0) at (4.34114, -66.7772, 0.775044) mm"),
+        (RAS, RAS, {"xyzt_units": 1}, "its header gives metres (xyzt_units), mm are needed: rescale affine and pixdim"),
+        (RAS, None, {"xyzt_units": 3 + 8}, "its header gives micrometres (xyzt_units), mm are needed"),
+    ],
+)
+def test_nifti_that_contradicts_itself_is_refused(tmp_path, sform, qform, fields, message, caplog):
+    path = nifti(tmp_path / "a.nii.gz", sform, qform, **fields)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'cannot read {path}: {message}')}"):
+        load_error(path)
+    assert sum("cannot read" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("sform", "qform", "fields"),
+    [
+        (turned(33, origin=(1e3, 0, 0)), turned(33, origin=(1e3 + 6e-4, 0, 0)), {}),  # of 0.7 mm
+        (np.diag([1, 1, 1.0009, 1]), None, {"pixdim": np.ones(8)}),
+        (RAS, RAS, {"xyzt_units": 0}),
+        (RAS, RAS, {"xyzt_units": 2 + 8}),
+        (turned(0, (5e-4, 5e-4, 5e-4), (321.123, 0, 0)), turned(0, (5e-4, 5e-4, 5e-4), (321.12302, 0, 0)), {}),
+    ],
+)
+def test_nifti_within_the_tolerance(tmp_path, sform, qform, fields):
+    path = nifti(tmp_path / "a.nii", sform, qform, **fields)
+    np.testing.assert_array_equal(read(path)[1]["affine"], nib.load(path).affine)
+
+
+def test_nifti_of_integers_stays_so_unless_it_is_scaled(tmp_path):
+    values = VOLUME.astype(np.int16) - 100
+    array, _ = read(nifti(tmp_path / "plain.nii.gz", RAS, data=values))
+    assert array.dtype == np.int16
+    np.testing.assert_array_equal(array, values)
+    path = nifti(tmp_path / "scaled.nii.gz", RAS, data=values / 8, dtype=np.int16)
+    assert nib.load(path).dataobj.slope != 1
+    array, _ = read(path)
+    assert array.dtype == np.float64
+    np.testing.assert_array_equal(array, nib.load(path).get_fdata())
+    np.testing.assert_allclose(array, values / 8, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((*SIZE, 2), 2), ((*SIZE, 1), 1), ((*SIZE, 1, 3), None)])
+def test_nifti_channels_are_the_last_axis(tmp_path, shape, channels):
+    data = RNG.integers(0, 255, shape, dtype=np.uint8)
+    array, meta = read(nifti(tmp_path / "a.nii.gz", RAS, data=data))
+    assert meta["original_channel_dim"] == -1
+    assert tuple(meta["spatial_shape"]) == SIZE
+    np.testing.assert_array_equal(array, data)
+    if channels:
+        np.testing.assert_array_equal(load(tmp_path / "a.nii.gz").numpy(), np.moveaxis(data, -1, 0))
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".tiff", ".TIF"])

@@ -98,10 +98,22 @@ class Datalist(_LazyCases):
                 else:
                     case[key] = str((root / entry[key]).resolve())
             cases.append(case)
+        bare = [key for key in self.keys if key != "image" and not any(entry.get(key) for entry in entries)]
+        if entries and bare and self.section != "training":
+            fail(
+                f"{path}: no entry under {self.section!r} has a {bare[0]}, so this section has no truth to score: "
+                f"choose another section, or add a {bare[0]} to its entries."
+            )
         if faults:
             more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
             fail(f"{path}, {self.section}: {'; '.join(faults[:5])}{more}. Mend it, or run `segbundles prepare` again.")
         return cases
+
+
+def _unlinked(path: PathLike) -> Path:
+    """Absolute path without links; a linked file keeps its own name and folder, which name the output."""
+    path = Path(path)
+    return path.parent.resolve() / path.name if path.is_file() else path.resolve()
 
 
 class FolderImages(_LazyCases):
@@ -133,8 +145,8 @@ class FolderImages(_LazyCases):
 
     @property
     def root(self) -> Path:
-        """Folder that output paths mirror: ``dataset_dir``, or its parent when that is a file."""
-        path = Path(self.dataset_dir).resolve()
+        """Folder that output paths mirror: ``dataset_dir``, or the one that holds it if it is (a link to) a file."""
+        path = _unlinked(self.dataset_dir)
         return path.parent if path.is_file() else path
 
     def _skipped(self, path: Path) -> bool:
@@ -148,7 +160,7 @@ class FolderImages(_LazyCases):
         return any(fnmatch(text, pattern) or fnmatch(text, f"*/{pattern}") for pattern in self.skip)
 
     def _read(self) -> list[dict[str, Any]]:
-        given = Path(self.dataset_dir).resolve()
+        given = _unlinked(self.dataset_dir)
         if given.is_file():
             return [{"image": str(given)}]
         if not given.is_dir():

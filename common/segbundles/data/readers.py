@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import tifffile
@@ -18,12 +20,14 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from segbundles.errors import fail
 
-__all__ = ["SimpleITKReader", "SuffixReader", "TiffReader", "file_stem", "file_suffix"]
+__all__ = ["NiftiReader", "SimpleITKReader", "SuffixReader", "TiffReader", "file_stem", "file_suffix"]
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 TIFF = (".tif", ".tiff")
 PIL = (".png", ".bmp", ".jpg", ".jpeg")
+GRID_TOLERANCE = 1e-3  # of a voxel
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
 
 def file_suffix(path: PathLike) -> str:
@@ -44,6 +48,81 @@ def _one(data: Any) -> Any:
     if len(items) != 1:
         raise ValueError(f"one file an image is read here, got {len(items)}: stack the channels beforehand.")
     return items[0]
+
+
+class NiftiReader(NibabelReader):
+    """Read NIfTI with nibabel, on the grid that the header gives.
+
+    The affine is nibabel's: the sform if its code is set, else the qform, else one made of pixdim. Where sform, qform
+    and pixdim contradict each other, MONAI's reader settles for one of them; here the file is refused, as other
+    programs may settle for another.
+    """
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> nib.Nifti1Pair:
+        """Read one file.
+
+        Args:
+            data: path of the file.
+            kwargs: passed to ``nibabel.load``.
+
+        Raises:
+            ValueError: when the header contradicts itself by more than float32 rounding explains, or is not in mm.
+        """
+        path = _one(data)
+        self.filenames = (path,)
+        image = nib.load(path, **{**self.kwargs, **kwargs})
+        fault = _nifti_fault(image)
+        if fault:
+            raise ValueError(f"cannot read {path}: {fault}")
+        return image
+
+
+def _nifti_fault(image: nib.Nifti1Pair) -> str | None:
+    """What makes the header's grid ambiguous, and what to do about it."""
+    header = image.header
+    unit = {1: "metres", 3: "micrometres"}.get(int(header["xyzt_units"]) % 8)
+    if unit:
+        return (
+            f"its header gives {unit} (xyzt_units), mm are needed: rescale affine and pixdim, and set the unit to mm."
+        )
+    repair = "correct the header, with nibabel (set_sform, set_qform), ITK-SNAP or fslorient."
+    pixdim = np.asarray(header.get_zooms()[:3], dtype=np.float64)
+    spacing = nib.affines.voxel_sizes(image.affine)[: len(pixdim)]
+    if not (np.abs(spacing - pixdim) <= GRID_TOLERANCE * pixdim).all():
+        source = "sform" if header["sform_code"] > 0 else "qform"
+        return f"its {source} has spacing {_numbers(spacing)} mm, its pixdim {_numbers(pixdim)} mm: {repair}"
+    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
+        return None
+    size = (*image.shape, 1, 1)[:3]
+    corners = np.array(list(product(*((0, n - 1) for n in size))))
+    sform, qform = image.get_sform(), image.get_qform()
+    by_sform, by_qform = (nib.affines.apply_affine(affine, corners) for affine in (sform, qform))
+    reach = np.linalg.norm(by_qform - qform[:3, 3], axis=1)
+    rounding = _qform_rounding(header) * reach + FLOAT32_EPS * np.abs(by_qform).max()
+    apart = np.linalg.norm(by_sform - by_qform, axis=1)
+    far = ~(apart <= GRID_TOLERANCE * pixdim.min() + rounding)
+    if not far.any():
+        return None
+    worst = np.flatnonzero(far)[np.argmax(apart[far])]
+    return (
+        f"its sform puts voxel {_numbers(corners[worst])} at {_numbers(by_sform[worst])} mm (spacing "
+        f"{_numbers(spacing)}), its qform at {_numbers(by_qform[worst])} mm (spacing {_numbers(pixdim)}): {repair}"
+    )
+
+
+def _qform_rounding(header: nib.Nifti1Header) -> float:
+    """Angle in radians that rounding may turn a qform by.
+
+    It holds b, c and d as float32, and a = sqrt(1 - bb - cc - dd) loses digits near half a turn, where many scanners'
+    axes are.
+    """
+    bcd = np.array([header[f"quatern_{name}"] for name in "bcd"], dtype=np.float64)
+    square, error = max(1 - bcd @ bcd, 0), 3 * FLOAT32_EPS
+    return 2 * (np.sqrt(square + error) - np.sqrt(max(square - error, 0)))
+
+
+def _numbers(values: np.ndarray) -> str:
+    return f"({', '.join(f'{value:.6g}' for value in values)})"
 
 
 class SimpleITKReader(ImageReader):
@@ -176,7 +255,7 @@ class SuffixReader(ImageReader):
         """No settings."""
         super().__init__()
         self._readers = {
-            **dict.fromkeys(NIFTI, NibabelReader()),
+            **dict.fromkeys(NIFTI, NiftiReader()),
             **dict.fromkeys(ITK, SimpleITKReader()),
             **dict.fromkeys(TIFF, TiffReader()),
             **dict.fromkeys(PIL, PILReader()),
@@ -204,7 +283,8 @@ class SuffixReader(ImageReader):
         """Array and metadata of what ``read`` took.
 
         Raises:
-            ValueError: when the suffix is unknown, the file does not exist or cannot be decoded.
+            ValueError: when the suffix is unknown, the file does not exist or cannot be decoded, or its header
+                contradicts itself.
         """
         path, kwargs = img
         reader = self._readers.get(file_suffix(path))
