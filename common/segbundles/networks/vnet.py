@@ -177,7 +177,7 @@ class VNet(nn.Module):
     def _pad(self, x: torch.Tensor) -> torch.Tensor:
         pads: list[int] = []
         needed = torch.jit.is_tracing()  # a traced graph has to pad at sizes other than the example's
-        single = True
+        single = not needed
         for i in range(self.spatial_dims, 0, -1):
             pad = (self.stride - x.shape[1 + i] % self.stride) % self.stride
             pads += [0, pad]
