@@ -46,6 +46,12 @@ def bundle_run(run_id: str | None, config_file: str | list[str], **settings: obj
     )
 
 
+def infer(trained: Path, dataset_dir: Path, output_dir: Path, **settings: object) -> None:
+    """Segment with the tiny networks, by ``run`` without an id."""
+    common = {"dataset_dir": dataset_dir, "output_dir": output_dir, "ckpt_dir": trained / "models"}
+    bundle_run(None, "inference.json", **common, **{**TINY, **settings})
+
+
 def root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
@@ -110,14 +116,7 @@ class TestEndToEnd:
         self, trained: Path, left_atrium_phantom: Path, tmp_path: Path
     ) -> None:
         images = sorted(left_atrium_phantom.rglob("lgemri.nrrd"))
-        bundle_run(
-            None,
-            "inference.json",
-            dataset_dir=left_atrium_phantom,
-            output_dir=tmp_path / "o",
-            ckpt_dir=trained / "models",
-            **TINY,
-        )
+        infer(trained, left_atrium_phantom, tmp_path / "o")
         written = sorted((tmp_path / "o").rglob("*_seg.nrrd"))
         assert [p.relative_to(tmp_path / "o").parent for p in written] == [
             p.relative_to(left_atrium_phantom).parent for p in images
@@ -156,13 +155,11 @@ class TestEndToEnd:
         )
         network = load_weights(VNet(base_channels=2, norm="instance", out_act=None), trained / "models" / "model.pt")
         expected = (inferer(array[None, None], network)[0, 0] > 0).flip(flips)
-        bundle_run(
-            "inferring",
-            "inference.json",
-            dataset_dir=left_atrium_phantom / entry["image"],
-            output_dir=tmp_path,
-            ckpt_dir=trained / "models",
-            **{**TINY, "use_locator": False, "largest_component": False},
+        infer(
+            trained,
+            left_atrium_phantom / entry["image"],
+            tmp_path,
+            **{"use_locator": False, "largest_component": False},
         )
         written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "lgemri_seg.nrrd"))).transpose(2, 1, 0)
         assert 0 < expected.sum() < expected.numel()
@@ -170,14 +167,7 @@ class TestEndToEnd:
 
     def test_a_fallback_is_noted(self, trained: Path, left_atrium_phantom: Path, tmp_path: Path) -> None:
         image = next(left_atrium_phantom.rglob("lgemri.nrrd"))
-        bundle_run(
-            "inferring",
-            "inference.json",
-            dataset_dir=image,
-            output_dir=tmp_path,
-            ckpt_dir=trained / "models",
-            **{**TINY, "inferer::inferer::threshold": 0.999999},
-        )
+        infer(trained, image, tmp_path, **{"inferer::inferer::threshold": 0.999999})
         row = next(csv.DictReader((tmp_path / "inference.csv").open()))
         assert row["notes"] == "locator found nothing: whole volume segmented"
         assert (tmp_path / "lgemri_seg.nrrd").is_file()
@@ -192,14 +182,7 @@ class TestEndToEnd:
         (data / "bad.nrrd").write_bytes(good.read_bytes()[:2000])
         nib.save(nib.Nifti1Image(np.full((20, 20, 10), 7, np.int16), np.eye(4)), data / "constant.nii.gz")
         with pytest.raises(RuntimeError) as caught:
-            bundle_run(
-                "inferring",
-                "inference.json",
-                dataset_dir=data,
-                output_dir=tmp_path / "out",
-                ckpt_dir=trained / "models",
-                **TINY,
-            )
+            infer(trained, data, tmp_path / "out")
         assert "2 of 3 images failed: bad.nrrd, constant.nii.gz" in str(root_cause(caught.value))
         rows = {r["file"]: r for r in csv.DictReader((tmp_path / "out" / "inference.csv").open())}
         assert rows["é/good.nrrd"]["status"] == "ok"
@@ -547,14 +530,7 @@ class TestBadInput:
             shutil.copy(next(left_atrium_phantom.rglob("lgemri.nrrd")), data / f"{name}.nrrd")
         (out / "a_seg.nrrd").mkdir(parents=True)  # in the way of the first output
         with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
-            bundle_run(
-                "inferring",
-                "inference.json",
-                dataset_dir=data,
-                output_dir=out,
-                ckpt_dir=trained / "models",
-                **TINY,
-            )
+            infer(trained, data, out)
         assert str(root_cause(caught.value)).startswith("1 of 2 images failed: a.nrrd.")
         rows = {row["file"]: row for row in csv.DictReader((out / "inference.csv").open())}
         assert (rows["a.nrrd"]["status"], rows["b.nrrd"]["status"]) == ("failed", "ok")
@@ -575,14 +551,7 @@ class TestBadInput:
 
     def test_an_empty_folder_is_an_error(self, trained: Path, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError) as caught:
-            bundle_run(
-                "inferring",
-                "inference.json",
-                dataset_dir=tmp_path,
-                output_dir=tmp_path / "out",
-                ckpt_dir=trained / "models",
-                **TINY,
-            )
+            infer(trained, tmp_path, tmp_path / "out")
         assert "no image under" in str(root_cause(caught.value))
 
 
@@ -599,14 +568,7 @@ class TestUnusualInput:
         affine[:3, 3] = [-31.0, 12.5, 40.0]
         volume(data / "oblique.nii.gz", image, affine)
         volume(data / "one.slice.nii", image[:, :, :1], affine)
-        bundle_run(
-            "inferring",
-            "inference.json",
-            dataset_dir=data,
-            output_dir=tmp_path / "out",
-            ckpt_dir=trained / "models",
-            **TINY,
-        )
+        infer(trained, data, tmp_path / "out")
         for name, size in (("oblique_seg.nii.gz", (25, 19, 7)), ("one.slice_seg.nii", (25, 19, 1))):
             written = nib.load(tmp_path / "out" / name)
             assert written.shape == size
@@ -673,14 +635,7 @@ class TestUnusualInput:
 @pytest.mark.samples
 def test_real_volumes_come_out_on_their_grid(trained: Path, samples: Path, tmp_path: Path) -> None:
     for folder in ("Task02_Heart", "lasc18"):
-        bundle_run(
-            "inferring",
-            "inference.json",
-            dataset_dir=samples / folder,
-            output_dir=tmp_path / folder,
-            ckpt_dir=trained / "models",
-            **TINY,
-        )
+        infer(trained, samples / folder, tmp_path / folder)
     heart = nib.load(samples / "Task02_Heart/imagesTr/la_014.nii.gz")
     mask = nib.load(tmp_path / "Task02_Heart/imagesTr/la_014_seg.nii.gz")
     assert mask.shape == heart.shape

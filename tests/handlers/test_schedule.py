@@ -6,7 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
-from torch.optim.lr_scheduler import PolynomialLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import LinearLR, PolynomialLR, ReduceLROnPlateau, StepLR
 
 from segbundles.handlers import EarlyStopHandler, LrScheduleHandler
 
@@ -51,6 +51,18 @@ def test_polynomial_steps_every_epoch():
     seen = rates(optimizer, engine)
     engine.run([0, 0, 0], max_epochs=4)
     assert seen == pytest.approx([0.75, 0.5, 0.25, 0.0])
+
+
+def test_a_polynomial_shorter_than_the_run_is_refused_and_a_warm_up_is_not():
+    optimizer = sgd()
+    engine = trainer(LrScheduleHandler(PolynomialLR(optimizer, total_iters=2)))
+    with pytest.raises(ValueError, match="comes down to 0 after 2 epochs, max_epochs is 3: set lr_epochs"):
+        engine.run([0], max_epochs=3)
+    optimizer = sgd()
+    engine = trainer(LrScheduleHandler(LinearLR(optimizer, start_factor=0.5, total_iters=2)))
+    seen = rates(optimizer, engine)
+    engine.run([0], max_epochs=3)
+    assert seen == pytest.approx([0.75, 1.0, 1.0])
 
 
 def test_iteration_level():

@@ -8,7 +8,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from monai.engines import Evaluator
 from monai.handlers import LrScheduleHandler as _LrScheduleHandler
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, PolynomialLR, ReduceLROnPlateau
 
 from segbundles.errors import fail
 from segbundles.handlers.resume import resumable
@@ -62,9 +62,11 @@ class LrScheduleHandler(_LrScheduleHandler):
         engine.add_event_handler(Events.STARTED, self.check_length)
 
     def check_length(self, engine: Engine) -> None:
-        """Compare the length of a schedule that has one with that of the run."""
-        epochs, length = engine.state.max_epochs, getattr(self.lr_scheduler, "total_iters", None)
-        if not self.epoch_level or length is None or length == epochs:
+        """Compare the length of a polynomial schedule, at whose end the rate is 0, with that of the run."""
+        if not self.epoch_level or not isinstance(self.lr_scheduler, PolynomialLR):
+            return
+        epochs, length = engine.state.max_epochs, self.lr_scheduler.total_iters
+        if length == epochs:
             return
         if length < epochs:
             fail(

@@ -53,7 +53,7 @@ class VNet(nn.Module):
         attention_dilation: dilation in BAM.
         dilation: dilation of the 5x5x5 convolutions on the way down.
         out_act: activation of the logits: ``"prelu"`` as published, or None. A PReLU starts with slope 0.25 below 0,
-            where the background's logits lie, and makes early training several times slower.
+            where the background's logits lie, which slows early training.
 
     Raises:
         ValueError: When ``spatial_dims``, ``norm`` or ``attention`` is not one of the above, a number is out of range,
