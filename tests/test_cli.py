@@ -44,6 +44,35 @@ def test_phantom_prepare_and_merge(run, phantom, tmp_path):
     assert json.loads((tmp_path / "c" / "datalist.json").read_text())["numTraining"] == 2
 
 
+def test_brain_phantom_and_a_patient_in_validation(run, tmp_path):
+    result = run("phantom", "brain", "--out", tmp_path / "b", "--cases", 5, "--size", 48, 40, "--slices", 5)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["┃", "Section", "┃", "Slices", "┃", "Patients", "┃"] in lines
+    assert any(line[:3] == ["│", "training", "│"] and line[5] == "3" for line in lines)
+    assert "size (pixels): 48 x 40" in result.output
+
+    arguments = ("--source", tmp_path / "b", "--out", tmp_path / "c", "--validation-case", "phantom0_002")
+    assert run("prepare", "lgg", *arguments).exit_code == 0
+    validation = json.loads((tmp_path / "c" / "datalist.json").read_text())["validation"]
+    assert {entry["group"] for entry in validation} == {"phantom0_002"}
+    assert [entry["slice"] for entry in validation] == list(range(1, len(validation) + 1))
+
+
+def test_faults_beyond_a_hundred_are_counted(run, tmp_path):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    for number in range(1, 104):
+        (folder / f"p_{number}.tif").touch()
+    result = run("prepare", "lgg", "--source", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.output.count("has no mask") == 100
+    assert "p_100.tif" in result.output
+    assert "p_101.tif" not in result.output
+    assert "and 3 more" in result.output
+    assert "103 faults in" in result.output
+
+
 def test_folds(run, phantom, tmp_path):
     found = []
     for fold in range(3):
@@ -75,6 +104,7 @@ def test_faults_are_one_table_without_traceback(run, phantom, tmp_path):
         (["prepare", "heart", "--source", "{tmp}", "--out", "{tmp}/out"], "expected Task02_Heart with imagesTr"),
         (["merge", "{tmp}/a", "{tmp}/b", "--out", "{tmp}/out"], "make it with `segbundles prepare`"),
         (["phantom", "left_atrium", "--out", "{tmp}/out", "--cases", "1"], "cases must be 3 or more"),
+        (["phantom", "brain", "--out", "{tmp}/out", "--slices", "3"], "slices must be 4 or more to show a head, got 3"),
         (["prepare", "lasc18", "--source", "{tmp}", "--out", "{tmp}/[bold]/f/x"], "[bold]/f is not a writable folder"),
     ],
 )

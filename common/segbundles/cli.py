@@ -22,6 +22,8 @@ from typer.core import TyperGroup
 
 from segbundles.datasets import DATA_SETS, PHANTOMS, SECTIONS, DataFaults, Prepared
 
+_MOST_FAULTS = 100
+
 
 class ErrorGroup(TyperGroup):
     """Shows a ValueError of any command below it instead of its traceback."""
@@ -55,10 +57,12 @@ def _prepare_command(name: str) -> Callable[..., None]:
         validation_fraction: Annotated[float, typer.Option(help="Share of the cases for validation, 0 to 1.")] = 0.2,
         seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
         validation_case: Annotated[
-            list[str] | None, typer.Option(help="Case that always goes to validation; may be given several times.")
+            list[str] | None,
+            typer.Option(help="Case or group (patient) that always goes to validation; may be repeated."),
         ] = None,
         split: Annotated[
-            Path | None, typer.Option(help="JSON file with lists of case names: training, validation, testing.")
+            Path | None,
+            typer.Option(help="JSON file with lists of case or group names: training, validation, testing."),
         ] = None,
         folds: Annotated[int | None, typer.Option(help="Number of parts for cross-validation.")] = None,
         fold: Annotated[int | None, typer.Option(help="Part that is validation, from 0.")] = None,
@@ -111,6 +115,20 @@ def left_atrium(
     _show_prepared(prepared)
 
 
+@phantom_app.command("brain", help=PHANTOMS["brain"])
+def brain(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the phantom; nothing is written outside it.")],
+    cases: Annotated[int, typer.Option(help="Number of patients, 4 or more.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the anatomy.")] = 0,
+    size: Annotated[tuple[int, int], typer.Option(help="Pixels: width, height.")] = (64, 64),
+    slices: Annotated[int, typer.Option(help="Slices a patient, give or take a fifth.")] = 10,
+) -> None:
+    from segbundles.datasets.brain import make_phantom
+
+    prepared = make_phantom(out, cases, seed, size, slices, track=partial(_track, description="Making"))
+    _show_prepared(prepared)
+
+
 def _track(items: Sequence[Any], description: str) -> Iterable[Any]:
     return track(items, description, console=_console(stderr=True))
 
@@ -126,8 +144,10 @@ def _show_error(error: ValueError) -> None:
     message = str(error)
     if isinstance(error, DataFaults):
         table = Table("Case", "File", "Fault")
-        for fault in error.faults:
+        for fault in error.faults[:_MOST_FAULTS]:
             table.add_row(*(escape(text) for text in (fault.case, error.shown(fault), fault.problem)))
+        if (rest := len(error.faults) - _MOST_FAULTS) > 0:
+            table.add_row("...", "...", f"and {rest} more")
         console.print(table)
         message = error.summary
     console.print(Panel(escape(message), title="Error", title_align="left", border_style="red", expand=False))
@@ -135,7 +155,7 @@ def _show_error(error: ValueError) -> None:
 
 def _show_prepared(prepared: Prepared) -> None:
     console = _console()
-    table = Table("Section", "Cases", "Groups", title=escape(prepared.datalist["name"]))
+    table = Table("Section", *(unit.capitalize() for unit in prepared.units), title=escape(prepared.datalist["name"]))
     for section in SECTIONS:
         entries = prepared.datalist[section]
         table.add_row(section, str(len(entries)), str(len({entry["group"] for entry in entries})))

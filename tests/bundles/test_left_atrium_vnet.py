@@ -15,6 +15,8 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, load, run, verify_metadata, verify_net_in_out
 
+from segbundles.datasets import get_data_set, prepare
+
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "left_atrium_vnet"
 CONFIGS = BUNDLE / "configs"
@@ -378,6 +380,7 @@ class TestContract:
         command += ["--dataset_dir", str(tmp_path), "--ckpt_dir", str(tmp_path / "models")]
         command += ["--output_dir", str(tmp_path), "--max_epochs", "2", "--val_interval", "1", "--base_channels", "2"]
         command += ["--network_spacing_mm", "[6.0,6.0,6.0]", "--patch_size", "[32,32,16]", "--amp", "false"]
+        command += ["--batch_size", "2"]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -630,6 +633,25 @@ class TestUnusualInput:
         bundle_run("evaluating", EVALUATE, output_dir=tmp_path / "e", use_locator=False, **common, **TINY)
         row = next(csv.DictReader((tmp_path / "e" / "metrics.csv").open()))
         assert {"dice", "dice_1", "dice_2"} <= set(row)
+
+
+@pytest.mark.samples
+@pytest.mark.parametrize(
+    ("name", "folder", "settings", "dice"),
+    [("lasc18", "lasc18", {"use_locator": False}, 0.85), ("heart", "Task02_Heart", {}, 0.85)],
+)
+def test_shipped_weights_segment_real_atria(
+    name: str, folder: str, settings: dict, dice: float, samples: Path, tmp_path: Path
+) -> None:
+    prepare(get_data_set(name), samples / folder, tmp_path / "data", validation_fraction=1.0)
+    bundle_run("evaluating", EVALUATE, dataset_dir=tmp_path / "data", output_dir=tmp_path / "e", **settings)
+    rows = list(csv.DictReader((tmp_path / "e" / "metrics.csv").open()))
+    assert len(rows) == len(
+        list(samples.glob(f"{folder}/**/laendo.nrrd" if name == "lasc18" else f"{folder}/labelsTr/*"))
+    )
+    assert min(float(row["dice"]) for row in rows) >= dice
+    if not settings:
+        assert min(float(row["truth_in_box"]) for row in rows) >= 0.995
 
 
 @pytest.mark.samples

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Sized
 
 import pytest
@@ -50,6 +51,124 @@ def test_good_images_come_in_batches_of_one_shape(num_workers, batch_size, expec
         ("bad2", "cannot read bad2: it is damaged."),
         ("bad3", "cannot read bad3: it is damaged."),
     ]
+
+
+def read_stack(paths):
+    """A stack: slices of one size, not all black; the note says what it knows of its slices."""
+    items = [read(path) for path in paths]
+    if len({tuple(item.shape) for item in items}) > 1:
+        fail(f"{paths[-1]} and {paths[0]} differ in size.")
+    if all("0_" in path for path in paths):
+        fail(f"{paths[0]} is constant.")
+    meta = {"filename_or_obj": paths[0], "slices": "\n".join(paths)}
+    return MetaTensor(torch.stack([item.as_tensor() for item in items], -1), meta=meta)
+
+
+def load_stacks(entries, num_workers=0, transform=read_stack, **arguments):
+    failures = []
+    loader = TolerantDataLoader(
+        Dataset(entries, Compose([Lambdad("image", transform)])),
+        lambda *failure: failures.append(failure),
+        num_workers=num_workers,
+        **arguments,
+    )
+    return list(loader), failures
+
+
+DAMAGED = "cannot read {0}: it is damaged."
+LEFT_OUT = "{} of {} slices left out"
+APART = "slices that do not fit each other: stacks of their own"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("files", "stacks", "bad", "notes"),
+    [
+        (["1_3", "2_3"], [["1_3", "2_3"]], {}, None),
+        (["1_3", "bad", "2_3"], [["1_3", "2_3"]], {"bad": DAMAGED}, LEFT_OUT.format(1, 3)),
+        (["bad1", "odd", "2_3"], [["2_3"]], {"bad1": DAMAGED, "odd": "KeyError"}, LEFT_OUT.format(2, 3)),
+        # black slices fail alone, and are good ones in a stack; they keep their places
+        (
+            ["0_3", "1_3", "bad", "00_3", "2_3"],
+            [["0_3", "1_3", "00_3", "2_3"]],
+            {"bad": DAMAGED},
+            LEFT_OUT.format(1, 5),
+        ),
+        (["1_3", "2_4", "3_3", "0_4"], [["1_3", "3_3"], ["2_4", "0_4"]], {}, APART),
+        (["1_3", "bad", "2_4"], [["1_3"], ["2_4"]], {"bad": DAMAGED}, f"{LEFT_OUT.format(1, 3)}; {APART}"),
+        (["bad1", "bad2"], [], {"bad1": DAMAGED, "bad2": DAMAGED}, None),
+        (["bad1"], [], {"bad1": DAMAGED}, None),
+        (["0_3", "00_3"], [], {"0_3": "{0} is constant.", "00_3": "{0} is constant."}, None),
+    ],
+)
+def test_bad_slices_of_a_stack(num_workers, files, stacks, bad, notes):
+    entries = [{"image": ["8_5", "9_5"]}, {"image": files}, {"image": ["7_5"]}]
+    batches, failures = load_stacks(entries, num_workers)
+    images = [batch["image"] for batch in batches]
+    expected = [["8_5", "9_5"], *stacks, ["7_5"]]
+    assert [image.meta["slices"][0].split("\n") for image in images] == expected
+    for image, names in zip(images, expected, strict=True):
+        assert image[0, 0, 0, 0].tolist() == [float(name.split("_")[0]) for name in names]
+    assert failures == [(file, reason.format(file)) for file, reason in bad.items()]
+    assert [image.meta.get("notes") for image in images[1:-1]] == [notes and [notes]] * len(stacks)
+    assert "notes" not in images[0].meta
+
+
+def test_other_lists_of_an_entry_are_shortened():
+    entry = {
+        "image": ["1_3", "bad", "2_3"],
+        "label": ["l1", "l2", "l3"],
+        "slice": [4, 5, 6],
+        "spacing_mm": [1.0, 1.0, 5.0],
+        "reader": ["x", "y"],
+        "case": "p 1",
+    }
+    seen = []
+
+    def keep(item):
+        seen.append({key: value for key, value in item.items() if key != "image"})
+        return item
+
+    dataset = Dataset([entry], Compose([Lambdad("image", read_stack), keep]))
+    (batch,) = TolerantDataLoader(dataset, lambda *_: None)
+    others = {key: value for key, value in entry.items() if key != "image"}
+    assert seen[-1] == {**others, "label": ["l1", "l3"], "slice": [4, 6]}
+    assert batch["case"] == ["p 1"]
+
+
+def test_a_stack_that_fails_although_its_slices_do_not():
+    """All its files are reported, with the reason of the whole."""
+
+    def at_most_two(paths):
+        if len(paths) > 2:
+            fail("out of memory.")
+        return read_stack(paths)
+
+    batches, failures = load_stacks([{"image": ["1_3", "2_3", "3_3"]}], transform=at_most_two)
+    assert batches == []
+    assert failures == [(file, "out of memory.") for file in ("1_3", "2_3", "3_3")]
+
+
+def test_one_error_is_logged_for_a_stack(caplog):
+    load_stacks([{"image": ["1_3", "bad", "2_3", "3_4", "4_3"]}])
+    assert [record.message for record in caplog.records] == ["cannot read bad: it is damaged."]
+    assert not logging.getLogger("segbundles").disabled
+
+
+def test_stacks_and_volumes_share_batches_where_they_can():
+    """What only one of a batch knows of itself is not lost to collation."""
+
+    def volume_or_stack(paths):
+        if isinstance(paths, list):
+            return read_stack(paths)
+        return MetaTensor(torch.ones(1, 3, 2, 2), meta={"filename_or_obj": paths, "notes": "a note"})
+
+    entries = [{"image": "v"}, {"image": ["1_3", "2_3"]}, {"image": ["3_3", "4_3"], "case": "p"}]
+    batches, _ = load_stacks(entries, transform=volume_or_stack, batch_size=3)
+    assert [batch["image"].shape[0] for batch in batches] == [2, 1]  # the third has a key that the others have not
+    assert batches[0]["image"].meta["slices"] == ["", "1_3\n2_3"]
+    assert batches[0]["image"].meta["notes"] == ["a note", ""]
+    assert batches[1]["case"] == ["p"]
 
 
 def test_all_bad_and_none():

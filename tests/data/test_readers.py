@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import tifffile
-from monai.transforms import EnsureChannelFirstd, LoadImaged
+from monai.data import DataLoader, decollate_batch
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from segbundles.data import SimpleITKReader, SuffixReader, TiffReader, file_stem, file_suffix
+from segbundles.data import SimpleITKReader, StackReader, SuffixReader, TiffReader, file_stem, file_suffix
 from segbundles.data.readers import NiftiReader
 
 SIZE = (5, 4, 3)
@@ -443,3 +444,105 @@ def test_loadimage_logs_no_error_for_a_good_file(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load(big(tmp_path / "a.nii.gz"))
     assert not caplog.records
+
+
+def load_stack(paths):
+    item = LoadImaged("image", reader="segbundles.data.StackReader")({"image": paths})
+    item = Compose([EnsureChannelFirstd("image"), Orientationd("image", "LPS")])(item)
+    return item["image"]
+
+
+PICTURES = RNG.integers(0, 255, (3, 4, 5, 3), dtype=np.uint8)  # slices, rows, columns, colours
+
+
+@pytest.mark.parametrize("suffixes", [(".tif",) * 3, (".png",) * 3, (".bmp", ".tiff", ".png")])
+@pytest.mark.parametrize("colour", [True, False])
+@pytest.mark.parametrize("number", [3, 1])
+def test_stack_of_2d_images(tmp_path, suffixes, colour, number):
+    pictures = PICTURES if colour else PICTURES[..., 0]
+    paths = [tmp_path / f"ü {10 - i}{suffix}" for i, suffix in enumerate(suffixes)][:number]
+    for picture, path in zip(pictures, paths, strict=False):
+        Image.fromarray(picture).save(path)
+    for given in (paths, *([paths[0], str(paths[0])] if number == 1 else [])):
+        image = load_stack(given)
+        expected = pictures[:number].reshape(number, 4, 5, -1).transpose(3, 2, 1, 0)  # channel, x, y, slice
+        assert image.shape == (3 if colour else 1, 5, 4, number)
+        np.testing.assert_array_equal(image.numpy(), expected)
+        for affine in (image.affine, image.meta["original_affine"]):
+            np.testing.assert_array_equal(affine, np.diag([-1.0, -1, 1, 1]))
+        assert tuple(image.meta["spatial_shape"]) == (5, 4, number)
+        assert image.meta["slices"] == "\n".join(map(str, paths))
+        assert image.meta["filename_or_obj"] == str(paths[0])
+        assert image.meta["has_spacing"] is False
+
+
+def test_stack_and_volume_survive_a_batch(tmp_path):
+    for name in ("a_1.png", "a_2.png"):
+        Image.fromarray(PICTURES[0]).save(tmp_path / name)
+    nib.save(nib.Nifti1Image(np.zeros((5, 4, 2, 3), np.uint8), np.eye(4)), tmp_path / "b.nii")
+    stack = load_stack([tmp_path / "a_1.png", tmp_path / "a_2.png"])
+    (batch,) = DataLoader([{"image": stack}, {"image": stack}], batch_size=2)
+    assert [item["image"].meta["slices"] for item in decollate_batch(batch)] == [stack.meta["slices"]] * 2
+    (batch,) = DataLoader([{"image": stack}, {"image": load_stack(tmp_path / "b.nii")}], batch_size=2)
+    assert batch["image"].shape == (2, 3, 5, 4, 2)
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_pages_of_a_tiff_are_slices(tmp_path, colour):
+    pages = PICTURES if colour else PICTURES[..., 0]
+    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="rgb" if colour else "minisblack")
+    image = load_stack(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image.numpy(), pages.reshape(3, 4, 5, -1).transpose(3, 2, 1, 0))
+    np.testing.assert_array_equal(image.meta["original_affine"], np.diag([-1.0, -1, 1, 1]))
+    assert tuple(image.meta["spatial_shape"]) == (5, 4, 3)
+    assert image.meta["has_spacing"] is False
+    assert "slices" not in image.meta
+
+
+@pytest.mark.parametrize("layout", ["4D", "5D", "3D", "nrrd", "nrrd vector"])
+def test_volume_files_through_the_stack_reader(tmp_path, layout):
+    channels = 1 if layout in ("3D", "nrrd") else 3
+    data = RNG.integers(0, 255, (*SIZE, channels), dtype=np.uint8)
+    path = tmp_path / ("a.nrrd" if "nrrd" in layout else "a.nii.gz")
+    if "nrrd" in layout:
+        picture = sitk.GetImageFromArray(data.transpose(2, 1, 0, 3), isVector=True)
+        picture = picture if channels > 1 else sitk.VectorIndexSelectionCast(picture, 0)
+        picture.SetSpacing([0.5, 0.75, 2.0])
+        sitk.WriteImage(picture, str(path))
+    else:
+        shape = {"3D": SIZE, "4D": (*SIZE, 3), "5D": (*SIZE, 1, 3)}[layout]
+        nifti(path, np.diag([-0.5, -0.75, 2, 1]), data=data.reshape(shape))
+    image = load_stack(path)
+    assert image.shape == (channels, *SIZE)
+    np.testing.assert_array_equal(image.numpy(), np.moveaxis(data, -1, 0))
+    np.testing.assert_array_equal(image.affine.numpy(), np.diag([-0.5, -0.75, 2, 1]))
+    np.testing.assert_array_equal(image.meta["original_affine"], np.diag([-0.5, -0.75, 2, 1]))
+    assert tuple(image.meta["spatial_shape"]) == SIZE
+    assert image.meta["has_spacing"] is True
+    assert "slices" not in image.meta
+
+
+def test_stack_errors(tmp_path, caplog):
+    Image.fromarray(PICTURES[0]).save(tmp_path / "a_1.png")
+    Image.fromarray(PICTURES[0][:3]).save(tmp_path / "low.png")
+    Image.fromarray(PICTURES[0][..., 0]).save(tmp_path / "grey.tif")
+    tifffile.imwrite(tmp_path / "pages.tif", PICTURES[..., 0], photometric="minisblack")
+    nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), tmp_path / "v.nii")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "a_1.png").read_bytes()[:30])
+    first = tmp_path / "a_1.png"
+    several = "and is named as one slice of several: give it alone, or as 2D images."
+    for name, message in {
+        "low.png": f"{tmp_path}/low.png is 5 x 3 with 3 channel(s), {first} of the same stack is 5 x 4",
+        "grey.tif": f"{tmp_path}/grey.tif is 5 x 4 with 1 channel(s), {first} of the same stack is 5 x 4 with 3",
+        "bad.png": f"cannot read {tmp_path}/bad.png: it is truncated or damaged",
+        "no.png": f"cannot read {tmp_path}/no.png: there is no such file.",
+        "pages.tif": f"{tmp_path}/pages.tif has size (5, 4, 3), {several}",
+        "v.nii": f"{tmp_path}/v.nii has size (5, 4, 3), {several}",
+    }.items():
+        caplog.clear()
+        reader = StackReader()
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            reader.get_data(reader.read([first, tmp_path / name]))
+        assert len(caplog.records) == 1
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{tmp_path}/v.nii has size')}"):
+        reader.get_data(reader.read([tmp_path / "v.nii", first]))

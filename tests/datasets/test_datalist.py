@@ -6,7 +6,19 @@ from collections import Counter
 
 import pytest
 
-from segbundles.datasets import DATA_SETS, get_data_set, merge, prepare, split_cases, write_datalist
+from segbundles.datasets import (
+    DATA_SETS,
+    Case,
+    Checked,
+    DataFaults,
+    DataSet,
+    Fault,
+    get_data_set,
+    merge,
+    prepare,
+    split_cases,
+    write_datalist,
+)
 
 HEAD = {"name": "made", "labels": {"0": "background", "1": "organ"}, "licence": "none"}
 SINGLES = {name: name for name in "ABCDEFGHIJ"}
@@ -117,6 +129,22 @@ class TestPrepare:
         assert {entry["group"] for entry in prepared.datalist["validation"]} == {"B"}
         assert prepared.notes == [f"identical {'images' if kind == 'lgemri' else 'labels'}: B, E (one group)"]
 
+    def test_many_duplicates_of_the_same_groups_are_one_note(self, tmp_path):
+        cases = [Case(f"{g}_{i}", tmp_path / "i", tmp_path / "l", g) for g in "BA" for i in (10, 9, 3, 2, 1)]
+        cases += [Case("C_1", tmp_path / "i", tmp_path / "l", "C"), Case("C_2", tmp_path / "i", tmp_path / "l", "C")]
+
+        def check(case):  # A and B are one patient's slices twice; those of C equal each other only
+            group, _, number = case.name.partition("_")
+            return Checked(image_hash="c" if group == "C" else number)
+
+        data_set = DataSet("made", HEAD, find=lambda source: (cases, []), check=check)
+        prepared = prepare(data_set, tmp_path, tmp_path / "out", validation_fraction=0)
+        entries = prepared.datalist["training"]
+        assert [e["case"] for e in entries] == [f"{g}_{i}" for g in "AB" for i in (1, 2, 3, 9, 10)] + ["C_1", "C_2"]
+        assert [e["group"] for e in entries] == ["A"] * 10 + ["C"] * 2
+        assert prepared.notes[0] == "identical images: A_1, B_1, A_2, B_2, A_3 and 5 more (one group)"
+        assert prepared.notes[1:] == ["validation is empty"]
+
     def test_chain_of_duplicates_is_one_group(self, lasc18, tmp_path):
         source = lasc18()
         cases = source / "Training Set"
@@ -131,6 +159,49 @@ class TestPrepare:
         prepared = prepare(get_data_set("lasc18"), lasc18(), tmp_path / "out", split=tmp_path / "split.json")
         assert {s: _names(prepared.datalist[s]) for s in split} == {s: sorted(names) for s, names in split.items()}
         assert prepared.notes == ["2 cases are in no list of the split and left out: C, E"]
+
+    def test_split_and_validation_cases_may_name_groups(self, tmp_path):
+        cases = [Case(f"{g}{i}", tmp_path / "i", tmp_path / "l", g) for g in ("p", "q", "r") for i in range(3)]
+        data_set = DataSet("made", HEAD, find=lambda source: (cases, []), check=lambda case: Checked())
+        out = tmp_path / "out"
+
+        def found(**options):
+            datalist = prepare(data_set, tmp_path, out, **options).datalist
+            return {s: [entry["case"] for entry in datalist[s]] for s in ("training", "validation", "testing")}
+
+        split = {"training": ["q"], "validation": ["p1", "p"], "testing": ["r2"]}
+        expected = {"training": ["q0", "q1", "q2"], "validation": ["p0", "p1", "p2"], "testing": ["r2"]}
+        assert found(split=split) == expected
+        for seed in range(4):
+            assert found(seed=seed, validation_cases=["q"])["validation"] == ["q0", "q1", "q2"]
+        with pytest.raises(ValueError, match="case 'p1' is twice in the split: in training and in testing"):
+            prepare(data_set, tmp_path, out, split={"training": ["p1"], "testing": ["p"]})
+
+    def test_split_by_group_keeps_the_faults_of_its_cases(self, tmp_path):
+        faults = [Fault("p1", tmp_path / "p1", "is bad", "p"), Fault("q1", tmp_path / "q1", "is worse", "q")]
+        cases = [Case(name, tmp_path / "i", tmp_path / "l", name[0]) for name in ("p0", "q0")]
+        data_set = DataSet("made", HEAD, find=lambda source: (cases, faults), check=lambda case: Checked())
+        with pytest.raises(DataFaults, match="1 fault in ") as caught:
+            prepare(data_set, tmp_path, tmp_path / "out", split={"training": ["p"]})
+        assert caught.value.faults == faults[:1]
+
+    def test_review_adds_faults_and_notes(self, tmp_path):
+        cases = [Case("A", tmp_path / "i", tmp_path / "l", "A")]
+        faults = []
+
+        def review(source, found, checked):
+            assert (source, found, list(checked)) == (tmp_path, cases, ["A"])
+            return faults, ["a remark"]
+
+        data_set = DataSet(
+            "made", HEAD, lambda source: (cases, []), lambda case: Checked(), review, ("frames", "films")
+        )
+        prepared = prepare(data_set, tmp_path, tmp_path / "out", validation_fraction=0)
+        assert prepared.notes == ["a remark", "validation is empty"]
+        assert prepared.units == ("frames", "films")
+        faults.append(Fault("A", tmp_path / "i", "does not fit the others"))
+        with pytest.raises(DataFaults, match="i: does not fit the others"):
+            prepare(data_set, tmp_path, tmp_path / "out")
 
     def test_split_leaves_out_a_faulty_case(self, lasc18, tmp_path):
         source = lasc18(3)

@@ -2,20 +2,23 @@ from __future__ import annotations
 
 import csv
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import tifffile
 import torch
-from monai.data import Dataset
+from monai.data import Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd
 
 from segbundles.data import FolderImages, TolerantDataLoader
 from segbundles.handlers import InferenceResults
+from segbundles.handlers.results import join_notes
 from segbundles.inferers import LocatorCropInferer
-from segbundles.transforms import CheckImaged, LogitsToClassd, SaveSegmentationd
+from segbundles.transforms import CheckImaged, FillChannelsd, LogitsToClassd, SaveSegmentationd
 
 
 def volume(path, size=(6, 5, 4), bright=True):
@@ -53,13 +56,14 @@ class Counting(Inferer):
         return self.inferer(inputs, network)
 
 
-def infer(source, output, network=None, **arguments):
+def infer(source, output, network=None, cases=None, channels=1, **arguments):
     """The wiring of a bundle's inference.json."""
     before = Compose(
         [
-            LoadImaged("image", reader="segbundles.data.SuffixReader"),
+            LoadImaged("image", reader=f"segbundles.data.{'StackReader' if cases else 'SuffixReader'}"),
             EnsureChannelFirstd("image"),
-            CheckImaged("image"),
+            CheckImaged("image", channels=None),
+            *([FillChannelsd("image", channels)] if channels > 1 else []),
             Orientationd("image", axcodes="RAS", labels=None),
         ]
     )
@@ -67,9 +71,10 @@ def infer(source, output, network=None, **arguments):
     inferer = Counting()
     evaluator = SupervisedEvaluator(
         "cpu",
-        TolerantDataLoader(Dataset(FolderImages(source, output), before), results.add_failure, **arguments),
+        TolerantDataLoader(Dataset(cases or FolderImages(source, output), before), results.add_failure, **arguments),
         network or Above100(),
-        inferer=inferer,
+        inferer=inferer if channels == 1 else None,
+        iteration_update=results.guarded if cases else None,
         postprocessing=Compose(
             [
                 LogitsToClassd("pred"),
@@ -138,6 +143,116 @@ def test_bad_images_among_good_ones(tmp_path, folder, batch_size, num_workers, c
     assert [w for w in warnings if "was not" in w] == ["flat.nrrd was not segmented", "p1/cut.nrrd was not segmented"]
     with pytest.raises(ValueError, match=r"^2 of 6 images failed: flat\.nrrd, p1/cut\.nrrd\. See .*inference\.csv\.$"):
         results.close()
+
+
+def stack(folder, count, size=(6, 5), channels=3):
+    """Colour slices p_1.tif, p_2.tif ..., as paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(count).integers(0, 255, (count, *size[::-1], channels), dtype=np.uint8)
+    files = [folder / f"p_{k}.tif" for k in range(1, count + 1)]
+    for file, picture in zip(files, values.squeeze(), strict=True):
+        tifffile.imwrite(file, picture, photometric="rgb" if channels == 3 else "minisblack")
+    return [str(file) for file in files]
+
+
+class First(Above100):
+    """Takes one of the channels."""
+
+    def forward(self, x):
+        return super().forward(x[:, :1])
+
+
+GREY = "one channel: taken as FLAIR and used for all 3"
+
+
+def stacks(source):
+    """A stack of three good slices, one of two with a bad third, a grey one, and a volume."""
+    bad = stack(source / "p2", 3)
+    (source / "p2/p_2.tif").write_bytes(b"no TIFF")
+    return [
+        {"image": stack(source / "p1", 3)},
+        {"image": bad},
+        {"image": stack(source / "p3", 2, channels=1)},
+        {"image": str(volume(source / "v.nii.gz"))},
+    ]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_row_a_slice(tmp_path, batch_size, num_workers, caplog):
+    source, output = tmp_path / "d", tmp_path / "o"
+    arguments = {"batch_size": batch_size, "num_workers": num_workers, "network": First(), "channels": 3}
+    results, evaluator, _ = infer(source, output, cases=stacks(source), **arguments)
+    with caplog.at_level(logging.INFO, "segbundles"):
+        evaluator.run()
+    rows = {row["file"]: row for row in table(output)}
+    assert {file: row["status"] for file, row in rows.items()} == {
+        **{f"p1/p_{k}.tif": "ok" for k in (1, 2, 3)},
+        **{f"p2/p_{k}.tif": "failed" if k == 2 else "ok" for k in (1, 2, 3)},
+        **{f"p3/p_{k}.tif": "ok" for k in (1, 2)},
+        "v.nii.gz": "ok",
+    }
+    notes = {file: row["notes"] for file, row in rows.items()}
+    assert notes.pop("p2/p_2.tif").startswith(f"cannot read {source}/p2/p_2.tif: it is truncated or damaged")
+    left_out, grey, none = "1 of 3 slices left out", GREY, ""
+    assert list(notes.values()) == [none] * 3 + [left_out] * 2 + [grey] * 3
+    assert outputs(output) == [
+        *(f"p{i}/p_{k}_seg.png" for i, k in ((1, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 1), (3, 2))),
+        "v_seg.nii.gz",
+    ]
+    assert len({rows[f"p1/p_{k}.tif"]["seconds"] for k in (1, 2, 3)}) == 1
+    messages = [record.message for record in caplog.records if "segmented in" in record.message]
+    assert [message.split(" segmented")[0] for message in messages] == [
+        *("p1/p_1.tif and 2 more of its stack", "p2/p_1.tif and 1 more of its stack"),
+        *("p3/p_1.tif and 1 more of its stack", "v.nii.gz"),
+    ]
+    assert messages[2].endswith(f"s ({GREY})")
+    with pytest.raises(ValueError, match=r"^1 of 9 images failed: p2/p_2\.tif\. See"):
+        results.close()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_stack_that_cannot_be_segmented(tmp_path, batch_size):
+    """Every file of the batch is a row; the run goes on, and the notes of others do not mix in."""
+    source, output = tmp_path / "d", tmp_path / "o"
+    cases = [{"image": stack(source / f"p{k}", 2, channels=1)} for k in range(3)]
+    network = First(fail_at=1)
+    results, evaluator, _ = infer(source, output, network, cases, channels=3, batch_size=batch_size)
+    evaluator.run()
+    rows = table(output)
+    bad = 2 * batch_size
+    assert [row["status"] for row in rows] == ["failed"] * bad + ["ok"] * (6 - bad)
+    assert [row["notes"] for row in rows] == ["out of memory"] * bad + [GREY] * (6 - bad)
+    assert len({row["seconds"] for row in rows[:bad]}) == 1
+    with pytest.raises(ValueError, match=rf"^{bad} of 6 images failed: p0/p_1\.tif, p0/p_2\.tif"):
+        results.close()
+
+
+def test_seconds_are_shared_by_the_slices(tmp_path, monkeypatch):
+    results = InferenceResults(tmp_path)
+    clock = iter([0.0, 6.0, 9.0])
+    monkeypatch.setattr("segbundles.handlers.results.time.perf_counter", lambda: next(clock))
+    results.start(None)
+    image = MetaTensor(torch.zeros(1, 2, 2, 4), meta={"filename_or_obj": "a", "slices": "a\nb\nc\nd"})
+    results._notes = ["", ""]
+    state = SimpleNamespace(
+        output=[{"pred": image}, {"pred": MetaTensor(image[..., 0], meta={**image.meta, "slices": ""})}]
+    )
+    results.add(SimpleNamespace(state=state))
+    results.add_failure("e", "bad")
+    assert [(row["file"], row["seconds"]) for row in results.rows] == [
+        *((file, 0.75) for file in "abcd"),
+        ("a", 3.0),
+        ("e", 3.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("notes", "joined"),
+    [((), ""), (("", None), ""), (("a", "a"), "a"), (("a; b", "b; c"), "a; b; c"), ((None, "x"), "x")],
+)
+def test_notes_are_joined_without_repetition(notes, joined):
+    assert join_notes(*notes) == joined
 
 
 def test_all_good(tmp_path, caplog):

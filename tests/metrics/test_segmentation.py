@@ -7,7 +7,8 @@ import pytest
 import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 
-from segbundles.metrics import METRIC_UNITS, segmentation_metrics, summarize
+from segbundles.metrics import METRIC_UNITS, higher_is_better, segmentation_metrics, summarize
+from segbundles.metrics.segmentation import slice_metrics
 
 NAN = math.nan
 
@@ -120,7 +121,70 @@ def test_several_classes(classes, status, dice, dice_1, dice_2):
     assert found["status"] == status
     for name, value in (("dice", dice), ("dice_1", dice_1), ("dice_2", dice_2)):
         assert found[name] == pytest.approx(value, nan_ok=True)
-    assert {f"{name}_{k}" for name in METRIC_UNITS if name != "truth_in_box" for k in (1, 2)} < set(found)
+    of_a_class = METRIC_UNITS.keys() - {"truth_in_box", "slice_dice", "slice_dice_all"}
+    assert {f"{name}_{k}" for name in of_a_class for k in (1, 2)} < set(found)
+
+
+@pytest.mark.parametrize("prediction", [EMPTY, FULL, 1 - FULL])
+@pytest.mark.parametrize("truth", [EMPTY, FULL])
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_without_distances_all_else_is_the_same(prediction, truth, num_classes):
+    whole = segmentation_metrics(prediction, truth, (1, 1, 1), num_classes)
+    found = segmentation_metrics(prediction, truth, (1, 1, 1), num_classes, distances=False)
+    same(found, {name: value for name, value in whole.items() if "_mm" not in name})
+
+
+def slices(*planes):
+    """A volume (2, 3, slices) of the given planes (2, 3)."""
+    return torch.stack([torch.tensor(plane, dtype=torch.uint8) for plane in planes], dim=-1)
+
+
+NOTHING = [[0, 0, 0], [0, 0, 0]]
+TRUTH = slices([[1, 1, 0], [1, 1, 0]], NOTHING, [[1, 0, 0], [0, 0, 0]], NOTHING)
+PREDICTION = slices([[0, 1, 1], [0, 1, 0]], [[1, 1, 0], [0, 0, 0]], NOTHING, NOTHING)
+BY_SLICE = [  # first: 2 of 4 found, and 1 more: 2 * 2 / (4 + 3)
+    {"dice": 4 / 7, "truth_pixels": 4, "predicted_pixels": 3, "error_pixels": 3},
+    {"dice": NAN, "truth_pixels": 0, "predicted_pixels": 2, "error_pixels": 2},
+    {"dice": 0.0, "truth_pixels": 1, "predicted_pixels": 0, "error_pixels": 1},
+    {"dice": NAN, "truth_pixels": 0, "predicted_pixels": 0, "error_pixels": 0},
+]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_slices_by_hand(axis):
+    found = slice_metrics(PREDICTION.movedim(-1, axis), TRUTH.movedim(-1, axis), axis)
+    assert len(found) == 4
+    for row, expected in zip(found, BY_SLICE, strict=True):
+        same(row, expected)
+
+
+def test_slices_of_several_classes():
+    """A class in truth or prediction counts: 1 is all found, 2 all taken for 3."""
+    truth, prediction = slices([[1, 1, 0], [2, 0, 0]]), slices([[1, 1, 0], [3, 0, 0]])
+    (found,) = slice_metrics(prediction, truth, num_classes=4)
+    same(found, {"dice": pytest.approx(1 / 3), "truth_pixels": 3, "predicted_pixels": 3, "error_pixels": 1})
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "axis", "message"),
+    [
+        (TRUTH, TRUTH, 3, r"slice_axis must be an axis of a volume of three, got 3 of shape \(2, 3, 4\)"),
+        (TRUTH, TRUTH, -4, r"slice_axis must be .* got -4"),
+        (TRUTH[0], TRUTH[0], 1, r"got 1 of shape \(3, 4\)"),
+        (TRUTH, TRUTH[1:], 2, r"prediction has shape \(2, 3, 4\), truth \(1, 3, 4\)"),
+    ],
+)
+def test_slices_refuse(prediction, truth, axis, message):
+    with pytest.raises(ValueError, match=message):
+        slice_metrics(prediction, truth, axis)
+
+
+@pytest.mark.parametrize(
+    ("name", "higher"),
+    [("slice_dice", True), ("slice_dice_all", True), ("false_positive_slices", False), ("error_pixels", False)],
+)
+def test_which_way_is_better(name, higher):
+    assert higher_is_better(name) is higher
 
 
 def test_shapes_must_agree(caplog):
@@ -164,6 +228,19 @@ def test_summary():
     assert summary["hd_mm_2"]["worst"] == 9.0
     same(summary["truth_in_box"], {"mean": 0.25, "sd": None, "median": 0.25, "worst": 0.25, "n": 1})
     assert [summary[k] for k in ("cases", "missed", "false_positive", "empty")] == [5, 1, 1, 1]
+
+
+def test_summary_of_slices():
+    rows = [
+        {"status": "ok", "slice_dice": 0.5, "lesion_slices": 2, "lesion_free_slices": 3, "false_positive_slices": 1},
+        {"status": "empty", "slice_dice": NAN, "lesion_slices": 0, "lesion_free_slices": 4, "false_positive_slices": 0},
+        {"status": "ok"},
+    ]
+    summary = summarize(rows)
+    counts = ["lesion_slices", "lesion_free_slices", "false_positive_slices"]
+    assert list(summary) == ["slice_dice", "cases", "missed", "false_positive", "empty", *counts]
+    same(summary["slice_dice"], {"mean": 0.5, "sd": None, "median": 0.5, "worst": 0.5, "n": 1})
+    assert [summary[name] for name in counts] == [2, 7, 1]
 
 
 def test_summary_of_undefined_values_and_of_nothing():

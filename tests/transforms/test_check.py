@@ -142,6 +142,13 @@ def test_set_spacing(argument, record, expected):
     np.testing.assert_array_equal(data["image"].data, out["image"].data)
 
 
+@pytest.mark.parametrize(("argument", "expected"), [(None, False), (0.625, True)])
+def test_set_spacing_makes_it_known(argument, expected):
+    given = image(1, 4, 4, 4)
+    given.meta["has_spacing"] = False
+    assert SetSpacingd("image", argument)({"image": given})["image"].meta["has_spacing"] is expected
+
+
 def test_set_spacing_of_a_plain_tensor_and_in_2d():
     out = SetSpacingd("image", [0.5, 2.0, 3.0])({"image": torch.zeros(1, 2, 2, 2)})
     assert spacing_of(out["image"]) == (0.5, 2.0, 3.0)

@@ -16,6 +16,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, 
 from PIL import Image
 
 from segbundles.transforms import SaveSegmentationd, SetSpacingd
+from segbundles.transforms.io import slice_files
 
 RNG = np.random.default_rng(0)
 GEOMETRIES = {
@@ -141,6 +142,69 @@ def test_a_stack_gives_a_stack(tmp_path, pages):
     with tifffile.TiffFile(saved) as file:
         assert len(file.pages) == pages
         np.testing.assert_array_equal(np.stack([p.asarray() for p in file.pages]), (stack > 100) * 255)
+
+
+def stack(folder, names, size=(6, 4), channels=3):
+    """Colour slices of the given names, and their values as (W, H, D)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = RNG.integers(0, 255, (len(names), size[1], size[0], channels), dtype=np.uint8)
+    for name, picture in zip(names, values, strict=True):
+        if name.endswith("tif"):
+            tifffile.imwrite(folder / name, picture, photometric="rgb")
+        else:
+            Image.fromarray(picture).save(folder / name)
+    return [folder / name for name in names], values[..., 1].transpose(2, 1, 0)
+
+
+@pytest.mark.parametrize("names", [("p_2.tif", "p_10.tif", "p_11.tif"), ("a.png",), ("a.tif",), ("a.bmp", "b.tif")])
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS"])
+def test_a_stack_of_files_gives_a_file_a_slice(tmp_path, names, axcodes):
+    files, values = stack(tmp_path / "d/p", names)
+    before = Compose(
+        [
+            LoadImaged("image", reader="segbundles.data.StackReader"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes=axcodes, labels=None),
+        ]
+    )
+    loader = DataLoader(Dataset([{"image": [str(f) for f in files]}], before), 1, collate_fn=list_data_collate)
+    (batch,) = loader
+    batch["pred"] = (batch["image"][:, 1:2] > 100).to(torch.uint8)
+    after = Compose(
+        [
+            Invertd("pred", before, "image", nearest_interp=True, to_tensor=True),
+            SaveSegmentationd("pred", tmp_path / "out", tmp_path / "d"),
+        ]
+    )
+    (item,) = decollate_batch(batch)
+    saved = after(item)["pred"].meta["saved_to"].split("\n")
+    assert saved == [str(tmp_path / "out/p" / f"{name.split('.')[0]}_seg.png") for name in names]
+    assert sorted(p.name for p in (tmp_path / "out/p").iterdir()) == sorted(p.rsplit("/", 1)[1] for p in saved)
+    for k, path in enumerate(saved):
+        with Image.open(path) as picture:
+            assert (picture.size, picture.mode) == ((6, 4), "L")
+            np.testing.assert_array_equal(np.asarray(picture), (values[..., k] > 100).T * 255)
+
+
+def test_a_stack_of_another_number_of_files_is_refused(tmp_path):
+    data = pred(np.zeros((4, 4, 3)), tmp_path / "a.tif", slices=f"{tmp_path}/a.tif\n{tmp_path}/b.tif")
+    with pytest.raises(ValueError, match=r"a\.tif has size \(4, 4, 3\), its stack 2 files: one a slice is due"):
+        SaveSegmentationd("pred", tmp_path / "out")(data)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("suffix", "made"), [(".tif", ".png"), (".png", ".png"), (".nrrd", ".nrrd")])
+def test_one_slice_without_the_names_of_slices(tmp_path, suffix, made):
+    classes = RNG.integers(0, 2, (6, 4, 1), dtype=np.uint8)
+    out = SaveSegmentationd("pred", tmp_path / "out")(pred(classes, tmp_path / f"a{suffix}"))
+    assert out["pred"].meta["saved_to"] == str(tmp_path / f"out/a_seg{made}")
+    if made == ".png":
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/a_seg.png")), classes[..., 0].T * 255)
+
+
+def test_slice_files():
+    assert slice_files({"slices": "a b.tif\nc.tif"}) == ["a b.tif", "c.tif"]
+    assert slice_files({"slices": ""}) == slice_files({}) == []
 
 
 @pytest.mark.parametrize(

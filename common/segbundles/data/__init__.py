@@ -1,8 +1,9 @@
-"""Reading and writing images, lists of cases, and loading a folder of images of which some may be bad."""
+"""Reading and writing images, lists of cases, volumes slice by slice, and loading images of which some may be bad."""
 
 from .cases import Datalist, FolderImages
 from .loader import TolerantDataLoader
-from .readers import SimpleITKReader, SuffixReader, TiffReader, file_stem, file_suffix
+from .readers import SimpleITKReader, StackReader, SuffixReader, TiffReader, file_stem, file_suffix
+from .stacks import SliceDataset, SliceStacks, lesion_weights, slice_sampler
 from .writers import SimpleITKWriter, TiffWriter
 
 __all__ = [
@@ -10,10 +11,15 @@ __all__ = [
     "FolderImages",
     "SimpleITKReader",
     "SimpleITKWriter",
+    "SliceDataset",
+    "SliceStacks",
+    "StackReader",
     "SuffixReader",
     "TiffReader",
     "TiffWriter",
     "TolerantDataLoader",
     "file_stem",
     "file_suffix",
+    "lesion_weights",
+    "slice_sampler",
 ]

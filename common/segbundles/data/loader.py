@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,19 +14,101 @@ from segbundles.errors import innermost
 
 __all__ = ["TolerantDataLoader"]
 
+IMAGE = "image"
+# metadata that only some images have; MONAI's collation drops what is not in all of a batch
+DEFAULTS = {"slices": "", "notes": "", "has_spacing": True}
+
+# an item that is good, or why it is not
+_Tried = tuple[Any, "str | None"]
+_Failure = tuple[str, str]
+
 
 class _Guarded(torch.utils.data.Dataset):
+    """Good items of each entry (none, or several where a stack had to be parted), and (path, reason) of the rest."""
+
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[int, Any, str | None]:
+    def __getitem__(self, index: int) -> tuple[list[Any], list[_Failure]]:
         try:
-            return index, self.dataset[index], None
+            return [self.dataset[index]], []
         except Exception as error:
-            return index, None, innermost(error)
+            entry, reason = self.dataset.data[index], innermost(error)
+        files = entry[IMAGE]
+        if not isinstance(files, list | tuple):
+            return [], [(files, reason)]
+        if len(files) == 1:
+            return [], [(files[0], reason)]
+        with _quiet():  # what is tried may fail: the reasons that count are handed over
+            return self._parted(entry)
+
+    def _parted(self, entry: Mapping[str, Any]) -> tuple[list[Any], list[_Failure]]:
+        """Leave out the slices that fail, and make a stack of each set of the others that go together."""
+        files = entry[IMAGE]
+        alone = [self._try(entry, [k])[1] for k in range(len(files))]
+        stacks: list[list[int]] = []
+        for k in sorted(range(len(files)), key=lambda k: alone[k] is not None):
+            # also those that fail alone: a black slice is no image, and yet a good slice
+            fitting = next((stack for stack in stacks if self._try(entry, [stack[0], k])[1] is None), None)
+            if fitting is not None:
+                fitting.append(k)
+            elif alone[k] is None:
+                stacks.append([k])
+        found = {k for stack in stacks for k in stack}
+        failures = [(str(files[k]), alone[k]) for k in range(len(files)) if k not in found]
+        notes = [f"{len(failures)} of {len(files)} slices left out"] if failures else []
+        notes += ["slices that do not fit each other: stacks of their own"] if len(stacks) > 1 else []
+        items = []
+        for stack in stacks:
+            item, reason = self._try(entry, sorted(stack))
+            if reason is not None:
+                failures += [(str(files[k]), reason) for k in sorted(stack)]
+                continue
+            if hasattr(item[IMAGE], "meta"):
+                item[IMAGE].meta["notes"] = "; ".join(filter(None, [item[IMAGE].meta.get("notes"), *notes]))
+            items.append(item)
+        return items, failures
+
+    def _try(self, entry: Mapping[str, Any], slices: Sequence[int]) -> _Tried:
+        try:
+            return Dataset([_part(entry, slices)], self.dataset.transform)[0], None
+        except Exception as error:
+            return None, innermost(error)
+
+
+def _part(entry: Mapping[str, Any], slices: Sequence[int]) -> dict[str, Any]:
+    """The entry of some slices of a stack: every list of one value a slice is shortened."""
+    count = len(entry[IMAGE])
+    part = dict(entry)
+    for key, values in entry.items():
+        if key != "spacing_mm" and isinstance(values, list | tuple) and len(values) == count:
+            part[key] = [values[k] for k in slices]
+    return part
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("segbundles")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one[IMAGE].shape == other[IMAGE].shape and one.keys() == other.keys()
+
+
+def _collate(items: list[Any]) -> Any:
+    metas = [getattr(item[IMAGE], "meta", {}) for item in items]
+    for key in {key for meta in metas for key in meta}.intersection(DEFAULTS):
+        for meta in metas:
+            meta.setdefault(key, DEFAULTS[key])
+    return list_data_collate(items)
 
 
 def _as_it_is(batch: list) -> list:
@@ -34,12 +118,16 @@ def _as_it_is(batch: list) -> list:
 class TolerantDataLoader:
     """Iterate over batches of the images that can be read; report the others.
 
+    Of a stack of 2D images that fails, the slices that can be read come as a stack without the others; where they do
+    not fit each other (in size, say) as several. ``meta["notes"]`` says so.
+
     It has no length: the number of good images is known only at the end, and ignite starts an iterator that
     is shorter than its length again. Images of one shape that follow each other share a batch.
 
     Args:
-        dataset: MONAI dataset over a list of ``{"image": path}``.
-        on_failure: called with (path, reason) for each image that cannot be read or prepared.
+        dataset: MONAI dataset over a list of ``{"image": path}``; the path of a stack is a list, and so are other
+            values with one element a slice.
+        on_failure: called with (path, reason) for each file that cannot be read or prepared.
         batch_size: images a batch at most.
         num_workers: processes that read ahead.
     """
@@ -60,16 +148,16 @@ class TolerantDataLoader:
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(_Guarded(self.dataset), batch_size=1, num_workers=self.num_workers, collate_fn=_as_it_is)
         waiting: list[Any] = []
-        for [(index, item, reason)] in loader:
-            if reason is not None:
-                self.on_failure(self.dataset.data[index]["image"], reason)
-                continue
-            if waiting and item["image"].shape != waiting[0]["image"].shape:
-                yield list_data_collate(waiting)
-                waiting = []
-            waiting.append(item)
-            if len(waiting) == self.batch_size:
-                yield list_data_collate(waiting)
-                waiting = []
+        for [(items, failures)] in loader:
+            for failure in failures:
+                self.on_failure(*failure)
+            for item in items:
+                if waiting and not _alike(item, waiting[0]):
+                    yield _collate(waiting)
+                    waiting = []
+                waiting.append(item)
+                if len(waiting) == self.batch_size:
+                    yield _collate(waiting)
+                    waiting = []
         if waiting:
-            yield list_data_collate(waiting)
+            yield _collate(waiting)

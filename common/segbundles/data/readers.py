@@ -20,7 +20,7 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from segbundles.errors import fail
 
-__all__ = ["NiftiReader", "SimpleITKReader", "SuffixReader", "TiffReader", "file_stem", "file_suffix"]
+__all__ = ["NiftiReader", "SimpleITKReader", "StackReader", "SuffixReader", "TiffReader", "file_stem", "file_suffix"]
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -297,3 +297,73 @@ class SuffixReader(ImageReader):
         except Exception as error:
             known = isinstance(error, ValueError) and str(path) in str(error)
             fail(str(error) if known else f"cannot read {path}: it is truncated or damaged ({error}).")
+
+
+class StackReader(SuffixReader):
+    """Read a volume: a file that holds one, or 2D images that lie on one another.
+
+    Arrays have three spatial axes, (W, H, D), and a last axis of channels where there are several. 2D images (TIFF,
+    PNG, BMP, JPEG) become slices along the last spatial axis in the order given; one image gives D = 1, the pages of a
+    TIFF are slices too. Image x runs to the patient's left and y to the back, as radiologists look at slices: the
+    affine diag(-1, -1, 1, 1) stays as it is under ``Orientationd("LPS")``. Volume files are read as
+    :class:`SuffixReader` reads them, and NIfTI vectors, (W, H, D, 1, C), as channels.
+
+    The metadata gains ``has_spacing``, whether the affine is in mm (of volume files) or counts pixels, and ``slices``,
+    the paths of the 2D files joined by newlines (not for volume files and TIFF of several pages).
+    """
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[list[Path], dict[str, Any]]:
+        """Take the files of one volume; ``get_data`` reads them.
+
+        Args:
+            data: path of a volume file or of a 2D image, or paths of 2D images in their order.
+            kwargs: passed to the ``read`` of the reader that fits.
+        """
+        return [Path(path) for path in ensure_tuple(data)], kwargs
+
+    def get_data(self, img: tuple[list[Path], dict[str, Any]]) -> tuple[np.ndarray, dict]:
+        """Array and metadata of what ``read`` took.
+
+        Raises:
+            ValueError: as :class:`SuffixReader`, when slices of one stack differ in size or channels, and when one
+                of several files holds more than one slice.
+        """
+        paths, kwargs = img
+        array, meta = super().get_data((paths[0], kwargs))
+        if len(paths) == 1 and file_suffix(paths[0]) not in (*TIFF, *PIL):
+            vector = array.ndim == 5 and array.shape[3] == 1
+            return (array[:, :, :, 0] if vector else array), {**meta, "has_spacing": True}
+        slices = {}
+        if len(paths) > 1 or len(meta[MetaKeys.SPATIAL_SHAPE]) == 2:
+            arrays = [_slice(paths[0], array, meta)]
+            for path in paths[1:]:
+                arrays.append(_slice(path, *super().get_data((path, kwargs))))
+                if arrays[-1].shape != arrays[0].shape:
+                    fail(
+                        f"{path} is {_size(arrays[-1])}, {paths[0]} of the same stack is {_size(arrays[0])}: slices of "
+                        "one stack must be equal in both; correct the odd ones, or keep other stacks in other folders."
+                    )
+            array = np.stack(arrays, axis=2)
+            slices = {"slices": "\n".join(map(str, paths))}
+        affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+        return array, {
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.AFFINE: affine,
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:3]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if array.ndim == 4 else float("nan"),
+            "has_spacing": False,
+            **slices,
+        }
+
+
+def _slice(path: Path, array: np.ndarray, meta: dict) -> np.ndarray:
+    """Array of a 2D image, (W, H) or (W, H, channels)."""
+    shape = tuple(int(n) for n in meta[MetaKeys.SPATIAL_SHAPE])
+    if len(shape) != 2:
+        fail(f"{path} has size {shape}, and is named as one slice of several: give it alone, or as 2D images.")
+    return array
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[0]} x {array.shape[1]} with {array.shape[2] if array.ndim == 3 else 1} channel(s)"

@@ -45,10 +45,12 @@ __all__ = [
 DATA_SETS = {
     "lasc18": "2018 Atrial Segmentation Challenge, LGE-CMR: <case>/lgemri.nrrd and laendo.nrrd.",
     "heart": "Decathlon Task02_Heart, bright-blood MR: imagesTr and labelsTr, .nii.gz.",
+    "lgg": "LGG MRI segmentation (kaggle_3m), brain MR slices: <patient>/<patient>_<slice>.tif and _mask.tif.",
 }
 
 PHANTOMS = {
     "left_atrium": "Made-up chest volumes with a left atrium, in LASC18's layout.",
+    "brain": "Made-up brain MR slices with a FLAIR abnormality, in kaggle_3m's layout.",
 }
 
 

@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class Case:
     """One case of a data set, before its files are opened.
 
     Args:
-        name: unique in the data set; what split files and ``--validation-case`` name.
+        name: unique in the data set; what split files and ``--validation-case`` name, as well as its group.
         image: image file.
         label: label file, or None for a test case without truth.
         group: patient, video or stack; a group never crosses a split.
@@ -44,11 +45,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with one file of a case."""
+    """One thing wrong with one file of a case.
+
+    Args:
+        case: name of the case.
+        file: the file.
+        problem: what is wrong with it.
+        group: group of the case; None is a case that is a group by itself.
+    """
 
     case: str
     file: Path
     problem: str
+    group: str | None = None
 
 
 @dataclass
@@ -79,12 +88,16 @@ class DataSet:
         metadata: descriptive keys of the datalist (description, reference, licence, modality, labels ...).
         find: finds the cases under a source folder, and the faults of the layout (missing pairs).
         check: opens and checks one case.
+        review: looks at the checked cases side by side, given the source folder; returns faults and notes.
+        units: what a case and a group are, in the plural, such as slices and patients.
     """
 
     name: str
     metadata: Mapping[str, Any]
     find: Callable[[Path], tuple[list[Case], list[Fault]]]
     check: Callable[[Case], Checked]
+    review: Callable[[Path, Sequence[Case], Mapping[str, Checked]], tuple[list[Fault], list[str]]] | None = None
+    units: tuple[str, str] = ("cases", "groups")
 
 
 @dataclass(frozen=True)
@@ -96,12 +109,14 @@ class Prepared:
         datalist: its contents.
         notes: what the user should know, such as duplicates found.
         facts: summary of the cases, name to text.
+        units: what a case and a group are, as in `DataSet`.
     """
 
     path: Path
     datalist: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    units: tuple[str, str] = ("cases", "groups")
 
 
 class DataFaults(ValueError):  # noqa: N818
@@ -113,7 +128,7 @@ class DataFaults(ValueError):  # noqa: N818
     """
 
     def __init__(self, faults: Sequence[Fault], source: Path) -> None:
-        self.faults = sorted(faults, key=lambda f: (f.case, str(f.file)))
+        self.faults = sorted(faults, key=lambda f: (_natural(f.case), str(f.file)))
         self.source = source
         self.summary = (
             f"{len(faults)} fault{'s' if len(faults) > 1 else ''} in {source}, nothing was written. Mend or remove "
@@ -141,7 +156,7 @@ def prepare(
     """Check a data set and write its datalist.json; files are referenced, never copied.
 
     Every case is opened and checked before anything is written. Cases with an identical image or an identical label
-    are joined in one group.
+    are joined in one group. Entries are in natural order (2 before 10) of group and case.
 
     Args:
         data_set: layout and checks, from `get_data_set`.
@@ -149,8 +164,10 @@ def prepare(
         out: folder of the datalist.json.
         validation_fraction: part of the cases (not fixed by the publisher as test cases) for validation, 0 to 1.
         seed: the draw of the groups; the same seed and cases give the same split.
-        validation_cases: cases that go to validation with their group, whatever is drawn; they count in the fraction.
-        split: exact split: lists of case names by section, or a JSON file of them. Cases in no list are left out.
+        validation_cases: cases, or whole groups, that go to validation with their group, whatever is drawn; they count
+            in the fraction.
+        split: exact split: lists of names by section, or a JSON file of them. A name is a case's, or a group's for all
+            its cases; a case of that name goes first. Cases in no list are left out.
         folds: number of parts for cross-validation, instead of ``validation_fraction``.
         fold: the part that is validation, from 0.
         track: wraps the cases while they are checked, for a progress bar.
@@ -169,23 +186,27 @@ def prepare(
     _check_split_options(validation_fraction, validation_cases, split, folds, fold)
 
     cases, faults = data_set.find(source)
-    names = {c.name for c in cases} | {f.case for f in faults}
+    owners = {f.case: f.group or f.case for f in faults} | {c.name: c.group for c in cases}
     notes = []
     if split is not None:
-        sections = _read_split(split)
-        _check_names(sections, names, "the split names")
-        if left_out := sorted(names - set(sections)):
-            notes.append(f"{len(left_out)} cases are in no list of the split and left out: {_shorten(left_out)}")
+        sections = _expand(_read_split(split), owners, "the split names")
+        if left_out := sorted(set(owners) - set(sections), key=_natural):
+            notes.append(
+                f"{len(left_out)} {data_set.units[0]} are in no list of the split and left out: {shorten(left_out)}"
+            )
         cases = [c for c in cases if c.name in sections]
         faults = [f for f in faults if f.case in sections]
     else:
         sections = {}
-        _check_names(validation_cases, names, "--validation-case names")
+        validation_cases = _expand(dict.fromkeys(validation_cases, "validation"), owners, "--validation-case names")
 
-    cases = sorted(cases, key=lambda c: c.name)
+    cases = sorted(cases, key=lambda c: (_natural(c.group), _natural(c.name)))
     faults += [Fault(b.name, b.image, f"is a second case {b.name}") for a, b in pairwise(cases) if a.name == b.name]
     checked = {c.name: data_set.check(c) for c in track(cases)}
     faults = faults + [f for result in checked.values() for f in result.faults]
+    if data_set.review is not None:
+        found, remarks = data_set.review(source, cases, checked)
+        faults, notes = faults + found, notes + remarks
     if faults:
         raise DataFaults(faults, source)
 
@@ -211,7 +232,8 @@ def prepare(
         datalist[section].append({**entry, "group": groups[case.name], **checked[case.name].extra})
     notes += [f"{section} is empty" for section in ("training", "validation") if not datalist[section]]
     path = write_datalist(datalist, out)
-    return Prepared(path, _read_datalist(out), notes, _summarize([checked[c.name].facts for c in cases]))
+    facts = _summarize([checked[c.name].facts for c in cases])
+    return Prepared(path, _read_datalist(out), notes, facts, data_set.units)
 
 
 def merge(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> Prepared:
@@ -272,7 +294,7 @@ def merge(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> Prepa
                 else:
                     merged[section].append({**entry, **paths, "group": group})
     if missing:
-        raise ValueError(f"{len(missing)} files are missing, prepare their folder again: {_shorten(missing)}")
+        raise ValueError(f"{len(missing)} files are missing, prepare their folder again: {shorten(missing)}")
     path = write_datalist(merged, out)
     return Prepared(path, _read_datalist(out), notes)
 
@@ -439,12 +461,26 @@ def _read_split(split: str | os.PathLike | Mapping[str, Sequence[str]]) -> dict[
     return sections
 
 
+def _expand(sections: Mapping[str, str], groups: Mapping[str, str], who: str) -> dict[str, str]:
+    """Return case name to section, with each group's name replaced by its cases."""
+    members: dict[str, list[str]] = defaultdict(list)
+    for case, group in groups.items():
+        members[group].append(case)
+    _check_names(sections, {*groups, *members}, who)
+    expanded: dict[str, str] = {}
+    for name, section in sections.items():
+        for case in [name] if name in groups else members[name]:
+            if expanded.setdefault(case, section) != section:
+                raise ValueError(f"case {case!r} is twice in the split: in {expanded[case]} and in {section}")
+    return expanded
+
+
 def _check_names(names: Iterable[str], known: Collection[str], who: str) -> None:
     unknown = [n for n in names if n not in known]
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{who} cases that are not in the source: {_shorten(unknown)}{hint}")
+        raise ValueError(f"{who} cases that are not in the source: {shorten(unknown)}{hint}")
 
 
 def _check_groups(groups: Mapping[str, str], sections: Mapping[str, str]) -> None:
@@ -474,12 +510,14 @@ def _group(cases: Sequence[Case], checked: Mapping[str, Checked]) -> tuple[dict[
         for case in cases:
             if (digest := getattr(checked[case.name], f"{kind}_hash")) is not None:
                 same[digest].append(case)
+        across: dict[frozenset[str], list[str]] = defaultdict(list)
         for found in same.values():
             roots = {root(c.group) for c in found}
             for group in roots:
                 parent[group] = min(roots)
-            if len(found) > 1:
-                notes.append(f"identical {kind}s: {', '.join(c.name for c in found)} (one group)")
+            if len(own := frozenset(c.group for c in found)) > 1:
+                across[own] += [c.name for c in found]
+        notes += [f"identical {kind}s: {shorten(names)} (one group)" for names in across.values()]
     return {c.name: root(c.group) for c in cases}, notes
 
 
@@ -539,6 +577,13 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _shorten(names: Sequence[str], most: int = 5) -> str:
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts 2 before 10; names that read alike still differ by their last part."""
+    parts = re.split("([0-9]+)", name)
+    return [(int(part) if i % 2 else 0, "" if i % 2 else part) for i, part in enumerate(parts)] + [(0, name)]
+
+
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """Return names in one line, at most ``most`` of them: ``A, B and 7 more``."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

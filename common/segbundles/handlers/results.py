@@ -1,10 +1,11 @@
-"""Tables of what a run did, a row an image."""
+"""Tables of what a run did, a row a file."""
 
 from __future__ import annotations
 
 import csv
 import logging
 import time
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,26 +13,38 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
 
 from segbundles.errors import fail, innermost
 from segbundles.files import atomic_path, check_writable
+from segbundles.transforms.io import slice_files
 
-__all__ = ["InferenceResults"]
+__all__ = ["InferenceResults", "join_notes"]
 
 logger = logging.getLogger("segbundles")
 
 
-class InferenceResults:
-    """Keep a row an image and write ``output_dir/inference.csv``: file, status, seconds, notes.
+def join_notes(*notes: Any) -> str:
+    """Join the notes on one image, each kept once; what is None or empty is passed over."""
+    return "; ".join(dict.fromkeys(part for note in notes if note for part in str(note).split("; ")))
 
-    The table is written at the end, also when the run ends with an error. ``close`` then makes the exit status tell
-    whether all images came out.
+
+def _files(meta: Mapping[Hashable, Any]) -> list[str]:
+    return slice_files(meta) or [str(meta["filename_or_obj"])]
+
+
+class InferenceResults:
+    """Keep a row a file and write ``output_dir/inference.csv``: file, status, seconds, notes.
+
+    A stack of 2D images has a row for each of its slices, with an equal share of the seconds. Notes are those of the
+    image's and of the prediction's ``meta["notes"]``. The table is written at the end, also when the run ends with an
+    error. ``close`` then makes the exit status tell whether all images came out.
 
     Args:
         output_dir: folder of the table.
         dataset_dir: folder that file names are given relative to.
-        key: output of the network; an inferer's ``meta["notes"]`` on it is copied into the table.
+        key: output of the network.
 
     Raises:
         ValueError: when the run starts and ``output_dir`` cannot be written to.
@@ -68,36 +81,48 @@ class InferenceResults:
 
     def add_failure(self, file: str, reason: str) -> None:
         """Add the row of an image that could not be segmented."""
-        self.rows.append({"file": self._name(file), "status": "failed", "seconds": self._lap(1), "notes": reason})
-        logger.warning(f"{self._name(file)} was not segmented: {reason}")
+        self._fail([file], reason)
+
+    def _fail(self, files: Sequence[str], reason: str) -> None:
+        seconds = self._lap(len(files))
+        for file in files:
+            self.rows.append({"file": self._name(file), "status": "failed", "seconds": seconds, "notes": reason})
+            logger.warning(f"{self._name(file)} was not segmented: {reason}")
 
     def guarded(self, engine: Engine, batch: Any) -> list:
         """Segment a batch; one that fails is reported, and the run goes on. The evaluator's ``iteration_update``."""
         # read first: postprocessing replaces the batch's items
-        files = [str(file) for file in ensure_tuple(batch["image"].meta["filename_or_obj"])]
+        meta = batch[Keys.IMAGE].meta
+        firsts = ensure_tuple(meta["filename_or_obj"])
+        stacks = ensure_tuple(meta.get("slices", ("",) * len(firsts)))
+        items = [{"filename_or_obj": one, "slices": stack} for one, stack in zip(firsts, stacks, strict=True)]
+        files = [file for item in items for file in _files(item)]
         try:
             return engine._iteration(engine, batch)
         except Exception as error:
-            for file in files:
-                self.add_failure(file, innermost(error))
+            self._fail(files, innermost(error))
             self._notes, engine.state.output = [], []
             return []
 
     def take_notes(self, engine: Engine) -> None:
-        """Keep the inferer's notes on a batch, before postprocessing drops them."""
-        pred = engine.state.output[self.key]
-        notes = getattr(pred, "meta", {}).get("notes", "")
-        self._notes = [notes] * len(pred) if isinstance(notes, str) else [str(note) for note in notes]
+        """Keep the notes on a batch, before postprocessing drops them."""
+        output = engine.state.output
+        size = len(output[self.key])
+        notes = [getattr(output[key], "meta", {}).get("notes") or "" for key in (Keys.IMAGE, self.key)]
+        by_source = [[note] * size if isinstance(note, str) else note for note in notes]
+        self._notes = [join_notes(*texts) for texts in zip(*by_source, strict=True)]
 
     def add(self, engine: Engine) -> None:
         """Add the rows of a batch."""
         outputs = engine.state.output
         seconds = self._lap(len(outputs))
         for item, notes in zip(outputs, self._notes, strict=True):
-            meta = item[self.key].meta
-            row = {"file": self._name(meta["filename_or_obj"]), "status": "ok", "seconds": seconds, "notes": notes}
-            self.rows.append(row)
-            logger.info(f"{row['file']} segmented in {seconds} s{f' ({notes})' if notes else ''}")
+            files = _files(item[self.key].meta)
+            for file in files:
+                share = round(seconds / len(files), 3)
+                self.rows.append({"file": self._name(file), "status": "ok", "seconds": share, "notes": notes})
+            more = f" and {len(files) - 1} more of its stack" if len(files) > 1 else ""
+            logger.info(f"{self._name(files[0])}{more} segmented in {seconds} s{f' ({notes})' if notes else ''}")
 
     def stop(self, engine: Engine, error: BaseException) -> None:
         """Write what there is."""

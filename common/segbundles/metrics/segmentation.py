@@ -1,4 +1,4 @@
-"""Overlap and surface distance of one case, with undefined values left undefined, and their summary."""
+"""Overlap and surface distance of one case and of its slices, undefined values left undefined, and their summary."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from monai.metrics.utils import get_edge_surface_distance
 
 from segbundles.errors import fail
 
-__all__ = ["METRIC_UNITS", "higher_is_better", "segmentation_metrics", "summarize"]
+__all__ = ["METRIC_UNITS", "higher_is_better", "segmentation_metrics", "slice_metrics", "summarize"]
 
 METRIC_UNITS = {
     "dice": "",
+    "slice_dice": "",
+    "slice_dice_all": "",
     "jaccard": "",
     "precision": "",
     "recall": "",
@@ -30,11 +32,16 @@ _LOWER_IS_BETTER = re.compile(
     r"hausdorff|distance|error|loss|false|seconds|(^|[^a-z])(hd\d*|m?ass?d|vi|voi|mae|mse|rmse)([^a-z]|$)",
     re.IGNORECASE,
 )
+COUNTS = ("lesion_slices", "lesion_free_slices", "false_positive_slices")
 STATUSES = ("ok", "missed", "false positive", "empty")
 
 
 def segmentation_metrics(
-    prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float], num_classes: int = 2
+    prediction: torch.Tensor,
+    truth: torch.Tensor,
+    spacing_mm: Sequence[float],
+    num_classes: int = 2,
+    distances: bool = True,
 ) -> dict[str, Any]:
     """Metrics of one case.
 
@@ -53,6 +60,7 @@ def segmentation_metrics(
         truth: class indices, of the same shape.
         spacing_mm: voxel size an axis.
         num_classes: number of classes, background included.
+        distances: whether to measure distances; they are left out where the spacing is not known.
 
     Returns:
         ``status``, then the metrics by name.
@@ -62,7 +70,8 @@ def segmentation_metrics(
     """
     if prediction.shape != truth.shape:
         fail(f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}: they must be equal.")
-    classes = [_one_class(prediction == k, truth == k, spacing_mm) for k in range(1, num_classes)]
+    spacing = spacing_mm if distances else None
+    classes = [_one_class(prediction == k, truth == k, spacing) for k in range(1, num_classes)]
     found = {c["status"] for c in classes}
     row: dict[str, Any] = {"status": next(s for s in ("missed", "false positive", "ok", "empty") if s in found)}
     for name in classes[0]:
@@ -74,10 +83,48 @@ def segmentation_metrics(
     return row
 
 
-def _one_class(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float]) -> dict[str, Any]:
+def slice_metrics(
+    prediction: torch.Tensor, truth: torch.Tensor, slice_axis: int = -1, num_classes: int = 2
+) -> list[dict[str, Any]]:
+    """Figures of each slice of a volume.
+
+    Args:
+        prediction: class indices, (W, H, D).
+        truth: class indices, of the same shape.
+        slice_axis: axis across which the volume is cut.
+        num_classes: number of classes, background included.
+
+    Returns:
+        For every slice in order ``dice`` (NaN where the slice has no truth, whatever is predicted; with several
+        foreground classes the mean over those in truth or prediction), and the pixels of any foreground class
+        ``truth_pixels`` and ``predicted_pixels``, and those of the wrong class, ``error_pixels``.
+
+    Raises:
+        ValueError: when the shapes differ or are not 3D, or there is no such axis.
+    """
+    if prediction.ndim != 3 or not -3 <= slice_axis < 3:
+        fail(f"slice_axis must be an axis of a volume of three, got {slice_axis} of shape {tuple(prediction.shape)}.")
+    if prediction.shape != truth.shape:
+        fail(f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}: they must be equal.")
+    rows = []
+    for seen, true in zip(prediction.unbind(slice_axis), truth.unbind(slice_axis), strict=True):
+        n_truth = int((true > 0).sum())
+        whole = segmentation_metrics(seen, true, (), num_classes, distances=False) if n_truth else {"dice": math.nan}
+        rows.append(
+            {
+                "dice": whole["dice"],
+                "truth_pixels": n_truth,
+                "predicted_pixels": int((seen > 0).sum()),
+                "error_pixels": int((seen != true).sum()),
+            }
+        )
+    return rows
+
+
+def _one_class(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float] | None) -> dict[str, Any]:
     n_truth, n_pred = int(truth.sum()), int(prediction.sum())
     both = int((prediction & truth).sum())
-    undefined = dict.fromkeys(("hd_mm", "hd95_mm", "assd_mm"), math.nan)
+    undefined = {} if spacing_mm is None else dict.fromkeys(("hd_mm", "hd95_mm", "assd_mm"), math.nan)
     if n_truth == 0 or n_pred == 0:
         status = "missed" if n_truth else "false positive" if n_pred else "empty"
         overlap = math.nan if status == "empty" else 0.0
@@ -95,7 +142,7 @@ def _one_class(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequen
         "jaccard": both / (n_truth + n_pred - both),
         "precision": both / n_pred,
         "recall": both / n_truth,
-        **_distances(prediction, truth, spacing_mm),
+        **({} if spacing_mm is None else _distances(prediction, truth, spacing_mm)),
     }
 
 
@@ -133,7 +180,8 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         For every numeric column ``mean``, ``sd`` (of the sample), ``median``, ``worst`` and ``n``, over the cases where
-        it is defined (all None when there is none); then ``cases`` and the number of each status other than ok.
+        it is defined (all None when there is none); then ``cases``, the number of each status other than ok, and, where
+        the rows have them, the sums of ``lesion_slices``, ``lesion_free_slices`` and ``false_positive_slices``.
     """
     columns = [name for name in dict.fromkeys(k for row in rows for k in row) if _is_metric(rows, name)]
     summary: dict[str, Any] = {}
@@ -150,6 +198,9 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     summary["cases"] = len(rows)
     for status in STATUSES[1:]:
         summary[status.replace(" ", "_")] = sum(row.get("status") == status for row in rows)
+    for name in COUNTS:
+        if any(name in row for row in rows):
+            summary[name] = sum(row.get(name, 0) for row in rows)
     return summary
 
 

@@ -109,6 +109,7 @@ class SetSpacingd(MapTransform):
     """Give images the spacing that their header should have had, for computation only.
 
     Direction and origin stay, and so does ``meta["original_affine"]``, by which outputs are written.
+    ``meta["has_spacing"]`` becomes True: of images whose format knows no spacing, distances can be measured now.
 
     Args:
         keys: images, channel first.
@@ -152,6 +153,7 @@ class SetSpacingd(MapTransform):
             factors = [value / old for value, old in zip(values, spacing_of(image), strict=True)]
             affine[:rank, :rank] *= torch.tensor(factors, dtype=affine.dtype, device=affine.device)
             image.affine = affine
+            image.meta["has_spacing"] = True
             d[key] = image
         return d
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,16 @@ from segbundles.data.readers import ITK, NIFTI
 from segbundles.errors import fail
 from segbundles.files import atomic_path
 
-__all__ = ["SaveSegmentationd"]
+__all__ = ["SaveSegmentationd", "slice_files"]
+
+
+def slice_files(meta: Mapping[Hashable, Any]) -> list[str]:
+    """Files of the slices of a stack, in the order of its last axis; none for an image of one file.
+
+    Args:
+        meta: metadata of one image, as :class:`segbundles.data.StackReader` gives it.
+    """
+    return [file for file in str(meta.get("slices") or "").split("\n") if file]
 
 
 class SaveSegmentationd(SaveImaged):
@@ -24,7 +34,8 @@ class SaveSegmentationd(SaveImaged):
 
     NIfTI, NRRD and MetaImage keep the input's format, size, spacing, origin and direction, with the class index as
     value (in one file: .nhdr gives .nrrd, .mhd gives .mha). A TIFF of several pages gives one of as many pages; any
-    other 2D image gives PNG with ``k * (255 // (num_classes - 1))`` for class k. The path is
+    other 2D image gives PNG with ``k * (255 // (num_classes - 1))`` for class k, and so does each slice of a stack of
+    2D images (``meta["slices"]``). The path is
     ``output_dir/<folder of the image in data_root_dir>/<stem>_<postfix>.<ext>``. A file appears under its name only
     when it is complete.
 
@@ -58,7 +69,7 @@ class SaveSegmentationd(SaveImaged):
         self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Write every key and return the data as it is, with ``meta["saved_to"]`` set."""
+        """Write every key and return the data as it is, with ``meta["saved_to"]`` set (of a stack, a line a slice)."""
         for key in self.key_iterator(dict(data)):
             self._save(data[key])
         return dict(data)
@@ -81,19 +92,31 @@ class SaveSegmentationd(SaveImaged):
         size = tuple(pred.shape[1:])
         if size != grid:
             fail(f"the segmentation of {source} has size {size}, the image {grid}: invert spatial transforms first.")
-        path = self.output_path(source, pages=pred.ndim == 4)
-        suffix = file_suffix(path)
-        array = np.asarray(pred.detach().cpu()).astype(np.uint8)
-        if suffix in (".png", ".tif"):
-            array = array * np.uint8(255 // (self.num_classes - 1))
+        array = np.asarray(pred.detach().cpu()).astype(np.uint8)[0]
+        files = slice_files(meta)
+        if files and (array.ndim != 3 or len(files) != array.shape[-1]):
+            fail(f"the segmentation of {source} has size {size}, its stack {len(files)} files: one a slice is due.")
+        if files:
+            parts = [(self.output_path(file), array[..., k]) for k, file in enumerate(files)]
+        else:
+            path = self.output_path(source, pages=array.ndim == 3 and array.shape[-1] > 1)
+            flat = array.ndim == 3 and path.suffix == ".png"  # a 2D image read as a volume of one slice
+            parts = [(path, array[..., 0] if flat else array)]
         # PIL's reader gives none
         affine = np.asarray(torch.as_tensor(meta.get("original_affine", np.eye(4))).cpu(), dtype=np.float64)
+        for path, values in parts:
+            self._write(path, values, affine)
+        meta["saved_to"] = "\n".join(str(path) for path, _ in parts)
+
+    def _write(self, path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+        suffix = file_suffix(path)
+        if suffix in (".png", ".tif"):
+            array = array * np.uint8(255 // (self.num_classes - 1))
         with atomic_path(path) as part:
             writer = self._writer(suffix)
             # set directly: the array is on the file's grid already, and set_data_array would drop axes of size 1
-            writer.data_obj, writer.affine = array[0], affine
+            writer.data_obj, writer.affine = array, affine
             writer.write(part)
-        meta["saved_to"] = str(path)
 
     @staticmethod
     def _writer(suffix: str) -> ImageWriter:

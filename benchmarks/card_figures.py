@@ -1,0 +1,79 @@
+"""The pictures of a model card, out of what training and evaluation wrote: curves, and best, median and worst case.
+
+    python benchmarks/card_figures.py --training O/tensorboard --evaluation O/evaluation --out DOCS
+
+Both options may be given several times. Writes `curves.png`, and for every evaluation the pictures of its report as
+`<folder>_best`, `<folder>_median` and `<folder>_worst` (by Dice); prints which cases they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import html
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+PICTURE = re.compile(r'<img src="data:image/(\w+);base64,([^"]+)"[^>]*? alt="([^"]*): image with truth and')
+
+
+def curves(folders: list[Path], path: Path) -> None:
+    """Draw the loss of each epoch and the validation metric, one row a training."""
+    figure = Figure(figsize=(9, 2.8 * len(folders)), layout="constrained")
+    axes = figure.subplots(len(folders), 2, squeeze=False)
+    for (left, right), folder in zip(axes, folders, strict=True):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        tags = events.Tags()["scalars"]
+        metric = next((tag for tag in tags if tag.startswith("val_")), None)
+        if "train_loss" not in tags or metric is None:
+            sys.exit(f"{folder} has no train_loss or no validation metric: its scalars are {tags}")
+        for ax, tag in ((left, "train_loss"), (right, metric)):
+            steps, values = zip(*((e.step, e.value) for e in events.Scalars(tag)), strict=True)
+            window = max(1, len(values) // 100)
+            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+            marker = "o" if len(values) < 50 else None
+            ax.plot(steps[window - 1 :], smooth, color="#0072B2", linewidth=1.2, marker=marker, markersize=3)
+            mean = f", mean of {window} steps" if window > 1 else ""
+            ax.set_title(f"{folder.name}: {tag}{mean}", fontsize=9)
+            ax.set_xlabel("step" if tag == "train_loss" else "epoch")
+            ax.grid(color="0.9")
+            ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def cases(folder: Path, out: Path) -> None:
+    """Write the pictures of the best, the median and the worst case of an evaluation."""
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
+        dice = sorted((float(row["dice"]), row["case"]) for row in csv.DictReader(file) if row["dice"])
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    pictures = {html.unescape(name): (kind, data) for kind, data, name in PICTURE.findall(report)}
+    for which, (value, case) in {"worst": dice[0], "median": dice[len(dice) // 2], "best": dice[-1]}.items():
+        kind, data = pictures[case]
+        path = out / f"{folder.name}_{which}.{kind}"
+        path.write_bytes(base64.b64decode(data))
+        print(f"{path.name}: {case}, Dice {value:.3f}")
+
+
+def main() -> None:
+    """Write all pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--training", type=Path, action="append", default=[], help="a folder of TensorBoard events")
+    parser.add_argument("--evaluation", type=Path, action="append", default=[], help="an output_dir of evaluating")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.training:
+        curves(options.training, options.out / "curves.png")
+    for folder in options.evaluation:
+        cases(folder, options.out)
+
+
+if __name__ == "__main__":
+    main()

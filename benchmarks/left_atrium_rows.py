@@ -1,0 +1,122 @@
+"""What attention, the boundary loss and depth buy: the rows of the old left-atrium table at one equal budget.
+
+Every row trains `left_atrium_vnet` by the bundle's own command for the same number of epochs (so of steps and crops) on
+the same cases, with each seed, and is then scored by the bundle's evaluation on the validation cases, boxes given by
+the truth. A coarse grid keeps all of it to about an hour on two cores; absolute figures are therefore below the shipped
+model's. What is done already in the output folder is not done again.
+
+    segbundles prepare lasc18 --source DIR --out D
+    python benchmarks/left_atrium_rows.py --dataset_dir D --out O
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "left_atrium_vnet"
+BAM = {"attention": "sequential"}
+EPOCH = re.compile(r"epoch \d+/\d+, .*?, (\d+(?:\.\d+)?) s(?:,|$)")
+
+
+def rows(epochs: int) -> dict[str, dict[str, object]]:
+    """The rows by name, as overrides; the boundary loss takes over in half of the epochs, as it did in 100 of 200."""
+    hybrid = {"boundary_weight": 0.99, "boundary_epochs": epochs // 2}
+    return {
+        "V-Net": {},
+        "hybrid": hybrid,
+        "BAM d4": BAM,
+        "BAM d4, hybrid": {**BAM, **hybrid},
+        "wide": {"num_layers": 2},
+    }
+
+
+def run(command: str, configs: list[str], log: Path, overrides: dict[str, object]) -> None:
+    """Run one command of the bundle; its output goes to a file, and is shown when it fails."""
+    files = [str(BUNDLE / "configs" / name) for name in configs]
+    args = [sys.executable, "-m", "monai.bundle", "run", command, "--bundle_root", str(BUNDLE)]
+    args += ["--config_file", str(files) if len(files) > 1 else files[0]]
+    for key, value in overrides.items():
+        args += [f"--{key}", str(value)]
+    with log.open("w", encoding="utf-8") as out:
+        code = subprocess.run(args, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        sys.exit(f"{' '.join(args)}\nfailed; the end of {log}:\n{log.read_text(encoding='utf-8')[-2000:]}")
+
+
+def one(folder: Path, dataset_dir: str, epochs: int, seed: int, spacing: list[float], own: dict) -> dict[str, float]:
+    """Train and score one row with one seed; return its figures."""
+    result = folder / "row.json"
+    if not result.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        network = {k: v for k, v in own.items() if not k.startswith("boundary")}
+        common = {
+            "dataset_dir": dataset_dir,
+            "ckpt_dir": folder / "models",
+            "output_dir": folder,
+            "network_spacing_mm": spacing,
+        }
+        training = {
+            "max_epochs": epochs,
+            "lr_epochs": epochs,
+            "val_interval": epochs,
+            "batch_size": 1,
+            "learning_rate": 0.001,
+            "patch_size": [64, 48, 32],
+            "seed": seed,
+        }
+        run("training", ["train.json"], folder / "training.log", {**common, **training, **own})
+        scoring = {**common, **network, "output_dir": folder / "evaluation", "use_locator": "false"}
+        run("evaluating", ["train.json", "evaluate.json"], folder / "evaluation.log", scoring)
+        summary = json.loads((folder / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+        steps = len(json.loads((Path(dataset_dir) / "datalist.json").read_text(encoding="utf-8"))["training"])
+        seconds = [float(s) for s in EPOCH.findall((folder / "training.log").read_text(encoding="utf-8"))]
+        if len(seconds) != epochs:
+            sys.exit(f"{folder / 'training.log'} tells the time of {len(seconds)} epochs of {epochs}")
+        figures = {name: summary[name]["mean"] for name in ("dice", "jaccard", "hd95_mm", "assd_mm")}
+        figures |= {"dice_sd": summary["dice"]["sd"], "n": summary["dice"]["n"], "step_s": median(seconds) / steps}
+        result.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset_dir", required=True, help="a folder prepared by `segbundles prepare lasc18`")
+    parser.add_argument("--out", required=True, type=Path, help="keeps every run")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--spacing_mm", type=float, default=2.0)
+    options = parser.parse_args()
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    spacing = [options.spacing_mm] * 3
+    table = {}
+    for seed in range(options.seeds):  # seeds outside, so that a table cut short still compares all rows
+        for name, own in rows(options.epochs).items():
+            folder = options.out / f"{re.sub('[^a-zA-Z0-9]+', '_', name).lower()}_seed{seed}"
+            print(f"{name}, seed {seed} ...", file=sys.stderr, flush=True)
+            figures = one(folder, options.dataset_dir, options.epochs, seed, spacing, own)
+            table.setdefault(name, []).append(figures)
+
+    print(
+        "| row | Dice, each seed | mean | Jaccard | HD95 (mm) | ASSD (mm) | step (s) |\n|---|---|---|---|---|---|---|"
+    )
+    for name, found in table.items():
+        dice = ", ".join(f"{f['dice']:.4f}" for f in found)
+        mean = {key: fmean(f[key] for f in found) for key in found[0]}
+        figures = " | ".join(f"{mean[key]:.{digits}f}" for key, digits in (("dice", 4), ("jaccard", 4), ("hd95_mm", 2)))
+        print(f"| {name} | {dice} | {figures} | {mean['assd_mm']:.2f} | {mean['step_s']:.2f} |")
+    first = next(iter(table.values()))
+    over_cases = fmean(f["dice_sd"] for f in first)
+    over_seeds = f", over seeds {stdev(f['dice'] for f in first):.4f}" if len(first) > 1 else ""
+    print(f"\nV-Net's Dice: standard deviation over {first[0]['n']} cases {over_cases:.4f}{over_seeds}.")
+
+
+if __name__ == "__main__":
+    main()

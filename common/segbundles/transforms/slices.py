@@ -1,0 +1,50 @@
+"""Intensities slice by slice, in volumes that a 2D network sees one slice at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from segbundles.errors import fail
+from segbundles.transforms.check import file_name
+
+__all__ = ["ScaleSlicesd"]
+
+
+class ScaleSlicesd(MapTransform):
+    """Scale each slice (W, H) of a volume (C, W, H, D) to 0 .. 1 by its smallest and largest value.
+
+    A slice of one value becomes 0. The result is float32.
+
+    Args:
+        keys: volumes, (C, W, H, D).
+        channel_wise: whether every channel of a slice has a scale of its own; if not, they share one.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when an image has other than three spatial axes.
+    """
+
+    def __init__(self, keys: KeysCollection, channel_wise: bool = False, allow_missing_keys: bool = False) -> None:
+        """See the class."""
+        super().__init__(keys, allow_missing_keys)
+        self.axes = (1, 2) if channel_wise else (0, 1, 2)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return the data with scaled slices."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            if image.ndim != 4:
+                fail(
+                    f"{file_name(image)} has shape {tuple(image.shape)} where (channels, W, H, slices) is due: "
+                    "read it with segbundles.data.StackReader."
+                )
+            image = image.to(torch.float32)
+            low = image.amin(self.axes, keepdim=True)
+            height = image.amax(self.axes, keepdim=True) - low
+            d[key] = (image - low) / torch.where(height > 0, height, 1)
+        return d

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from segbundles.transforms import FillChannelsd
+
+
+def image(channels, **meta):
+    data = torch.arange(channels * 8).reshape(channels, 2, 2, 2).float()
+    return MetaTensor(data, meta={"filename_or_obj": "p/a.nii.gz", **meta})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "note"),
+    [
+        ({}, "one channel: taken as FLAIR and used for all 3"),
+        ({"channels": 2, "name": "T1"}, "one channel: taken as T1 and used for all 2"),
+    ],
+)
+def test_one_channel_is_repeated_and_said_so(arguments, note, caplog):
+    given = image(1)
+    out = FillChannelsd("image", **arguments)({"image": given, "label": 5})
+    due = arguments.get("channels", 3)
+    assert out["image"].shape == (due, 2, 2, 2)
+    for channel in out["image"]:
+        assert torch.equal(channel.as_tensor(), given[0].as_tensor())
+    assert out["image"].meta["notes"] == note
+    assert "notes" not in given.meta
+    assert out["label"] == 5
+    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("segbundles", "WARNING", f"p/a.nii.gz has {note}.")
+    ]
+
+
+def test_an_earlier_note_is_kept():
+    out = FillChannelsd("image")({"image": image(1, notes="cropped")})
+    assert out["image"].meta["notes"] == "cropped; one channel: taken as FLAIR and used for all 3"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_right_number_passes_as_it_is(channels, caplog):
+    given = image(channels)
+    assert FillChannelsd("image", channels)({"image": given})["image"] is given
+    assert not caplog.records
+
+
+def test_plain_tensors_and_missing_keys():
+    out = FillChannelsd(["image", "other"], allow_missing_keys=True)({"image": torch.ones(1, 4, 4)})
+    assert out["image"].shape == (3, 4, 4)
+    with pytest.raises(KeyError, match="other"):
+        FillChannelsd("other")({"image": torch.ones(1, 4, 4)})
+
+
+@pytest.mark.parametrize(
+    ("seen", "due", "repair"),
+    [
+        (2, 3, "give 3 channels, or one"),
+        (4, 3, "if it is RGBA, drop the alpha channel: save it as RGB"),
+        (4, 2, "give 2 channels, or one"),
+    ],
+)
+def test_any_other_number_is_refused(seen, due, repair, caplog):
+    with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match=r"^p/a\.nii\.gz has") as caught:
+        FillChannelsd("image", due)({"image": image(seen)})
+    assert str(caught.value) == f"p/a.nii.gz has {seen} channels, {due} are due: {repair}."
+    assert len(caplog.records) == 1

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import ScaleIntensity
+
+from segbundles.transforms import ScaleSlicesd
+
+# two channels, (W, H) = (1, 2), three slices
+VOLUME = [[[[0, 5, 7], [10, 5, 7]]], [[[20, 5, 9], [40, 5, 11]]]]
+
+
+@pytest.mark.parametrize(
+    ("channel_wise", "expected"),
+    [
+        (False, [[[[0, 0, 0], [0.25, 0, 0]]], [[[0.5, 0, 0.5], [1, 0, 1]]]]),
+        (True, [[[[0, 0, 0], [1, 0, 0]]], [[[0, 0, 0], [1, 0, 1]]]]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int16, torch.float16])
+@pytest.mark.parametrize("kind", [torch.Tensor, MetaTensor])
+def test_each_slice_by_its_own_range(channel_wise, expected, dtype, kind):
+    volume = torch.tensor(VOLUME, dtype=dtype)
+    given = MetaTensor(volume, meta={"filename_or_obj": "a"}) if kind is MetaTensor else volume
+    out = ScaleSlicesd("image", channel_wise)({"image": given})["image"]
+    assert type(out) is kind
+    assert out.dtype == torch.float32
+    np.testing.assert_array_equal(out.numpy(), np.float32(expected))
+    np.testing.assert_array_equal(given.numpy(), volume.numpy())
+    if kind is MetaTensor:
+        assert out.meta["filename_or_obj"] == "a"
+
+
+@pytest.mark.parametrize("channel_wise", [False, True])
+def test_against_monai_on_each_slice_alone(channel_wise):
+    volume = torch.randn(3, 6, 5, 4, generator=torch.Generator().manual_seed(0)) * 100 - 30
+    out = ScaleSlicesd("image", channel_wise)({"image": volume})["image"]
+    for s in range(4):
+        expected = ScaleIntensity(0, 1, channel_wise=channel_wise)(volume[..., s])
+        np.testing.assert_allclose(out[..., s].numpy(), expected.numpy(), rtol=0, atol=1e-6)
+
+
+def test_int16_whose_range_overflows_its_type():
+    volume = torch.tensor([-32768, 0, 32767], dtype=torch.int16).reshape(1, 3, 1, 1)
+    out = ScaleSlicesd("image")({"image": volume})["image"].flatten()
+    np.testing.assert_allclose(out.numpy(), [0, 32768 / 65535, 1], rtol=0, atol=1e-6)
+
+
+def test_only_volumes():
+    flat = MetaTensor(torch.zeros(3, 4, 5), meta={"filename_or_obj": "p/a.png"})
+    with pytest.raises(ValueError, match=r"p/a\.png has shape \(3, 4, 5\) where \(channels, W, H, slices\) is due"):
+        ScaleSlicesd("image")({"image": flat})
+    assert ScaleSlicesd("image", allow_missing_keys=True)({}) == {}
