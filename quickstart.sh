@@ -36,7 +36,13 @@ steps=4
 [[ -f $configs/train_locator.json ]] && steps=5
 number=1
 
-step "making up data" data "$python" -m segbundles phantom "${bundle%_*}" --out "$out/data"
+# the phantom has the bundle's name as far as it goes: left_atrium for left_atrium_vnet, brain for brain_flair_unet
+phantom=$bundle
+until "$python" -m segbundles phantom "$phantom" --help >/dev/null 2>&1; do
+    [[ $phantom == *_* ]] || die "there is no made-up data for '$bundle': see segbundles phantom --help"
+    phantom=${phantom%_*}
+done
+step "making up data" data "$python" -m segbundles phantom "$phantom" --out "$out/data"
 if [[ -f $configs/train_locator.json ]]; then
     step "training the locator" train_locator bundle_run training "$configs/train_locator.json" \
         --args_file "$configs/args_quickstart_locator.json" --output_dir "$out/training"

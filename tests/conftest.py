@@ -18,6 +18,16 @@ def left_atrium_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def brain_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared phantom of five tiny patients: three for training, one each for validation and testing."""
+    from segbundles.datasets.brain import make_phantom
+
+    out = tmp_path_factory.mktemp("phantom")
+    make_phantom(out, 5, 0, (32, 32), 6)
+    return out
+
+
 @pytest.fixture
 def samples() -> Path:
     """Folder of real sample cases."""

@@ -8,7 +8,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from monai.engines import Evaluator
 from monai.handlers import LrScheduleHandler as _LrScheduleHandler
-from torch.optim.lr_scheduler import LRScheduler, PolynomialLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, PolynomialLR, ReduceLROnPlateau
 
 from segbundles.errors import fail
 from segbundles.handlers.resume import resumable
@@ -62,7 +62,14 @@ class LrScheduleHandler(_LrScheduleHandler):
         engine.add_event_handler(Events.STARTED, self.check_length)
 
     def check_length(self, engine: Engine) -> None:
-        """Compare the length of a polynomial schedule, at whose end the rate is 0, with that of the run."""
+        """Compare the length of a schedule that has an end, polynomial or one-cycle, with that of the run."""
+        if isinstance(self.lr_scheduler, OneCycleLR):
+            steps = engine.state.max_epochs * (1 if self.epoch_level else engine.state.epoch_length)
+            if self.lr_scheduler.total_steps < steps:
+                fail(
+                    f"the one-cycle schedule ends after {self.lr_scheduler.total_steps} steps, this run takes {steps}: "
+                    "set lr_epochs to max_epochs or more."
+                )
         if not self.epoch_level or not isinstance(self.lr_scheduler, PolynomialLR):
             return
         epochs, length = engine.state.max_epochs, self.lr_scheduler.total_iters
