@@ -66,11 +66,14 @@ def _prepare_command(name: str) -> Callable[..., None]:
         ] = None,
         folds: Annotated[int | None, typer.Option(help="Number of parts for cross-validation.")] = None,
         fold: Annotated[int | None, typer.Option(help="Part that is validation, from 0.")] = None,
+        invert_labels: Annotated[
+            bool, typer.Option("--invert-labels", help="Label files hold 255 for membrane (isbi2012 alone).")
+        ] = False,
     ) -> None:
         from segbundles.datasets import get_data_set, prepare
 
         prepared = prepare(
-            get_data_set(name),
+            get_data_set(name, invert_labels),
             source,
             out,
             validation_fraction=validation_fraction,
@@ -127,6 +130,18 @@ def brain(
 
     prepared = make_phantom(out, cases, seed, size, slices, track=partial(_track, description="Making"))
     _show_prepared(prepared)
+
+
+@phantom_app.command("em", help=PHANTOMS["em"])
+def em(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the phantom; nothing is written outside it.")],
+    sections: Annotated[int, typer.Option(help="Number of sections, 3 or more.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the cells.")] = 0,
+    size: Annotated[tuple[int, int], typer.Option(help="Pixels: width, height.")] = (128, 128),
+) -> None:
+    from segbundles.datasets.em import make_phantom
+
+    _show_prepared(make_phantom(out, sections, seed, size))
 
 
 def _track(items: Sequence[Any], description: str) -> Iterable[Any]:

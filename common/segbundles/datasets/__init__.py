@@ -46,23 +46,30 @@ DATA_SETS = {
     "lasc18": "2018 Atrial Segmentation Challenge, LGE-CMR: <case>/lgemri.nrrd and laendo.nrrd.",
     "heart": "Decathlon Task02_Heart, bright-blood MR: imagesTr and labelsTr, .nii.gz.",
     "lgg": "LGG MRI segmentation (kaggle_3m), brain MR slices: <patient>/<patient>_<slice>.tif and _mask.tif.",
+    "isbi2012": "ISBI 2012 challenge, ssTEM: train-volume.tif and train-labels.tif, or PNG in image and label.",
 }
 
 PHANTOMS = {
     "left_atrium": "Made-up chest volumes with a left atrium, in LASC18's layout.",
     "brain": "Made-up brain MR slices with a FLAIR abnormality, in kaggle_3m's layout.",
+    "em": "Made-up ssTEM sections of cells with dark membranes, in the ISBI 2012 challenge's layout.",
 }
 
 
-def get_data_set(name: str) -> DataSet:
+def get_data_set(name: str, invert_labels: bool = False) -> DataSet:
     """Return the description of a data set.
 
     Args:
         name: a key of `DATA_SETS`.
+        invert_labels: whether the two values of its label files are swapped, where the data set knows how to read
+            them so (``INVERTED`` of its module).
 
     Raises:
-        ValueError: when there is no such data set.
+        ValueError: when there is no such data set, or its labels cannot be inverted.
     """
     if name not in DATA_SETS:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(DATA_SETS)}")
-    return import_module(f"{__name__}.{name}").DATA_SET
+    module = import_module(f"{__name__}.{name}")
+    if invert_labels and not hasattr(module, "INVERTED"):
+        raise ValueError(f"labels of {name} cannot be inverted: leave out --invert-labels")
+    return module.INVERTED if invert_labels else module.DATA_SET

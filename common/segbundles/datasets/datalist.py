@@ -15,7 +15,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Case:
         label: label file, or None for a test case without truth.
         group: patient, video or stack; a group never crosses a split.
         section: the section that the publisher's layout fixes, or None.
+        page: page of a file that holds many images, from 0; None is a file of one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Case:
     label: Path | None
     group: str
     section: str | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class DataSet:
         check: opens and checks one case.
         review: looks at the checked cases side by side, given the source folder; returns faults and notes.
         units: what a case and a group are, in the plural, such as slices and patients.
+        contiguous: whether cases follow one another and neighbours look alike: validation is then one run of them,
+            and groups are the runs of neighbours that the split left together.
     """
 
     name: str
@@ -98,6 +102,7 @@ class DataSet:
     check: Callable[[Case], Checked]
     review: Callable[[Path, Sequence[Case], Mapping[str, Checked]], tuple[list[Fault], list[str]]] | None = None
     units: tuple[str, str] = ("cases", "groups")
+    contiguous: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,8 @@ def prepare(
         source: folder in the publisher's layout.
         out: folder of the datalist.json.
         validation_fraction: part of the cases (not fixed by the publisher as test cases) for validation, 0 to 1.
-        seed: the draw of the groups; the same seed and cases give the same split.
+        seed: the draw of the groups; the same seed and cases give the same split. Contiguous cases are not drawn, see
+            `split_runs`.
         validation_cases: cases, or whole groups, that go to validation with their group, whatever is drawn; they count
             in the fraction.
         split: exact split: lists of names by section, or a JSON file of them. A name is a case's, or a group's for all
@@ -217,18 +223,25 @@ def prepare(
         for name in validation_cases:
             if fixed.setdefault(name, "validation") != "validation":
                 raise ValueError(f"case {name!r} cannot go to validation: the publisher's layout says {fixed[name]}")
-        sections = split_cases(groups, fixed, validation_fraction, seed, folds, fold)
-    else:
+        if data_set.contiguous:
+            sections = split_runs(list(groups), fixed, validation_fraction, folds, fold)
+        else:
+            sections = split_cases(groups, fixed, validation_fraction, seed, folds, fold)
+    if split is not None or data_set.contiguous:
         _check_groups(groups, sections)
+    if data_set.contiguous:
+        groups = _runs(sections, [c.name for c in cases])
 
     datalist: dict[str, Any] = {"name": data_set.name, **data_set.metadata, **{s: [] for s in SECTIONS}}
     for case in cases:
         section = sections[case.name]
         if case.label is None and section != "testing":
             raise ValueError(f"case {case.name!r} has no label and cannot go to {section}: list it in testing")
-        entry = {"case": case.name, "image": _relative(case.image, out)}
+        entry: dict[str, Any] = {"case": case.name, "image": _relative(case.image, out)}
         if case.label is not None:
             entry["label"] = _relative(case.label, out)
+        if case.page is not None:
+            entry["page"] = case.page
         datalist[section].append({**entry, "group": groups[case.name], **checked[case.name].extra})
     notes += [f"{section} is empty" for section in ("training", "validation") if not datalist[section]]
     path = write_datalist(datalist, out)
@@ -273,7 +286,7 @@ def merge(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> Prepa
                 texts[key].append(value)
     metadata = {key: _join_texts(values) for key, values in texts.items()}
     merged: dict[str, Any] = {"name": name, **metadata, "labels": labels, **{s: [] for s in SECTIONS}}
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, int | None], str] = {}
     group_sections: dict[str, str] = {}
     notes, missing = [], []
     for folder, datalist in zip(folders, datalists, strict=True):
@@ -282,14 +295,17 @@ def merge(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> Prepa
                 paths = {key: folder / entry[key] for key in ("image", "label") if key in entry}
                 missing += [str(p) for p in paths.values() if not p.is_file()]
                 image = os.path.realpath(paths["image"])
-                first = seen.setdefault(image, section)
+                first = seen.setdefault((image, entry.get("page")), section)
                 if first != section:
                     raise ValueError(f"{image} is in {first} of one data set and in {section} of another")
                 group = f"{datalist['name']}/{entry['group']}"
                 if group_sections.setdefault(group, section) != section:
                     raise ValueError(f"group {group!r} is in both {group_sections[group]} and {section}")
                 paths = {key: _relative(Path(os.path.normpath(path)), out) for key, path in paths.items()}
-                if any(paths["image"] == other["image"] for other in merged[section]):
+                if any(
+                    paths["image"] == other["image"] and entry.get("page") == other.get("page")
+                    for other in merged[section]
+                ):
                     notes.append(f"{paths['image']} occurs twice in {section}: kept once")
                 else:
                     merged[section].append({**entry, **paths, "group": group})
@@ -364,6 +380,65 @@ def split_cases(
         case: group_section.get(group, "validation" if group in chosen else "training")
         for case, group in sorted(groups.items())
     }
+
+
+def split_runs(
+    cases: Sequence[str],
+    fixed: Mapping[str, str] | None = None,
+    validation_fraction: float = 0.2,
+    folds: int | None = None,
+    fold: int | None = None,
+) -> dict[str, str]:
+    """Split cases that follow one another, and look like their neighbours, so that validation is one run of them.
+
+    It is the last share of them; where cases are fixed for validation, the last run of that length that holds them all
+    (longer where they lie further apart). Folds are equal runs, in order. Nothing is drawn.
+
+    Args:
+        cases: names, in the order in which they follow one another.
+        fixed: cases with a given section; those of testing are left out of the runs.
+        validation_fraction: share of validation among the cases that are not testing.
+        folds: number of runs for cross-validation.
+        fold: the run that is validation, from 0.
+
+    Returns:
+        Case name to section.
+
+    Raises:
+        ValueError: when there are fewer cases than folds, or folds and cases fixed for validation.
+    """
+    sections = dict(fixed or {})
+    free = [c for c in cases if sections.get(c, "validation") == "validation"]
+    named = [i for i, c in enumerate(free) if c in sections]
+    if folds is not None:
+        if named:
+            raise ValueError(
+                f"{free[named[0]]!r} cannot be given to validation with folds, which are runs of neighbours: choose "
+                "the fold that holds it"
+            )
+        if len(free) < folds:
+            raise ValueError(f"{folds} folds need {folds} cases or more, found {len(free)}")
+        start, end = (len(free) * (fold or 0) // folds, len(free) * ((fold or 0) + 1) // folds)
+    else:
+        length = round(validation_fraction * len(free))
+        if validation_fraction > 0 and len(free) > 1:
+            length = max(length, 1)
+        start = len(free) - length
+        if named:
+            length = max(length, named[-1] + 1 - named[0])
+            start = min(named[0], len(free) - length)
+        end = start + length
+    chosen = set(free[start:end])
+    return {c: "validation" if c in chosen else sections.get(c, "training") for c in cases}
+
+
+def _runs(sections: Mapping[str, str], cases: Sequence[str]) -> dict[str, str]:
+    """Return case name to the name of its run, the neighbours in one section: ``<first>..<last>``."""
+    groups: dict[str, str] = {}
+    for _, run in groupby(cases, sections.__getitem__):
+        names = list(run)
+        groups.update(dict.fromkeys(names, f"{names[0]}..{names[-1]}" if len(names) > 1 else names[0]))
+    return groups
 
 
 def write_datalist(datalist: Mapping[str, Any], out: str | os.PathLike) -> Path:

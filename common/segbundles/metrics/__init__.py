@@ -1,5 +1,18 @@
 """Metrics of one case, and their summary over cases."""
 
-from .segmentation import METRIC_UNITS, higher_is_better, segmentation_metrics, summarize
+from .instances import best_scores, label_cells, section_metrics, threshold_scores, v_info, v_rand
+from .segmentation import METRIC_UNITS, SECTION_UNITS, higher_is_better, segmentation_metrics, summarize
 
-__all__ = ["METRIC_UNITS", "higher_is_better", "segmentation_metrics", "summarize"]
+__all__ = [
+    "METRIC_UNITS",
+    "SECTION_UNITS",
+    "best_scores",
+    "higher_is_better",
+    "label_cells",
+    "section_metrics",
+    "segmentation_metrics",
+    "summarize",
+    "threshold_scores",
+    "v_info",
+    "v_rand",
+]

@@ -14,7 +14,7 @@ from monai.metrics.utils import get_edge_surface_distance
 
 from segbundles.errors import fail
 
-__all__ = ["METRIC_UNITS", "higher_is_better", "segmentation_metrics", "slice_metrics", "summarize"]
+__all__ = ["METRIC_UNITS", "SECTION_UNITS", "higher_is_better", "segmentation_metrics", "slice_metrics", "summarize"]
 
 METRIC_UNITS = {
     "dice": "",
@@ -27,6 +27,15 @@ METRIC_UNITS = {
     "hd95_mm": "mm",
     "assd_mm": "mm",
     "truth_in_box": "",
+}
+# of segbundles.metrics.section_metrics, which has no values a class
+SECTION_UNITS = {
+    "pixel_accuracy": "",
+    "dice_membrane": "",
+    "v_rand": "",
+    "v_info": "",
+    "v_rand_cells": "",
+    "v_info_cells": "",
 }
 _LOWER_IS_BETTER = re.compile(
     r"hausdorff|distance|error|loss|false|seconds|(^|[^a-z])(hd\d*|m?ass?d|vi|voi|mae|mse|rmse)([^a-z]|$)",
@@ -211,4 +220,6 @@ def base_name(name: str) -> str:
 
 
 def _is_metric(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return base_name(name) in METRIC_UNITS and any(isinstance(row.get(name), (int, float)) for row in rows)
+    return base_name(name) in (METRIC_UNITS | SECTION_UNITS) and any(
+        isinstance(row.get(name), (int, float)) for row in rows
+    )

@@ -1,7 +1,9 @@
 """Networks that MONAI lacks, and loading weights into any."""
 
 from .bam import BAM
+from .fcn import FCN
+from .vgg_weights import VGG16_URLS, load_vgg16_weights
 from .vnet import VNet
 from .weights import load_weights, read_weights
 
-__all__ = ["BAM", "VNet", "load_weights", "read_weights"]
+__all__ = ["BAM", "FCN", "VGG16_URLS", "VNet", "load_vgg16_weights", "load_weights", "read_weights"]

@@ -9,14 +9,17 @@ from .io import SaveSegmentationd
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
 from .slices import ScaleSlicesd
+from .watershed import GreyWatershedd, ProbabilityWatershedd, grey_watershed, probability_watershed
 
 __all__ = [
     "CheckImaged",
     "CropBoxd",
     "FillChannelsd",
+    "GreyWatershedd",
     "KeepLargestConnectedComponentd",
     "LabelToClassd",
     "LogitsToClassd",
+    "ProbabilityWatershedd",
     "ResampleToSpacing",
     "ResampleToSpacingd",
     "SaveSegmentationd",
@@ -24,5 +27,7 @@ __all__ = [
     "SetSpacingd",
     "SignedDistanceMap",
     "SignedDistanceMapd",
+    "grey_watershed",
+    "probability_watershed",
     "resample",
 ]

@@ -1,0 +1,135 @@
+"""ImageNet weights of VGG-16 for the FCN, from torchvision's files but without torchvision."""
+
+from __future__ import annotations
+
+import logging
+import re
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from monai.config import PathLike
+
+from segbundles.errors import fail
+
+from .fcn import FCN
+from .weights import read_weights
+
+__all__ = ["VGG16_URLS", "load_vgg16_weights"]
+
+logger = logging.getLogger("segbundles")
+
+#: torchvision's files, without and with batch norm; a name carries the first eight digits of the file's sha256
+VGG16_URLS = {
+    "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "vgg16_bn": "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth",
+}
+
+
+def load_vgg16_weights(network: FCN, source: PathLike | None = None) -> FCN:
+    """Load torchvision's ImageNet VGG-16 into an FCN, and return it.
+
+    All thirteen convolutions are loaded, with batch norm those of ``vgg16_bn`` and its statistics. The first two fully
+    connected layers become fc6 and fc7 where the network has their width and kernel (4096 and 7x7); otherwise fc6 and
+    fc7 keep their values and the log says so. Scores and transposed convolutions are never touched. These weights
+    expect RGB in 0..1, less the mean (0.485, 0.456, 0.406) and divided by (0.229, 0.224, 0.225).
+
+    Args:
+        network: FCN whose parameters are replaced, with ``in_channels=3`` and ``base_channels=64``.
+        source: file with a state_dict named as torchvision's ``vgg16`` (or ``vgg16_bn``, where the network has batch
+            norm); or a URL of one, whose name ends in ``-<first digits of its sha256>.pth``, downloaded once to
+            ``torch.hub``'s folder; or None for the published file that fits, of :py:data:`VGG16_URLS` (528 MiB).
+
+    Raises:
+        ValueError: When the file is missing, cannot be downloaded, has another hash, is no such state_dict, or does not
+            fit the network's convolutions.
+    """
+    kind = "vgg16" if network.norm is None else "vgg16_bn"
+    if source is None:
+        source = VGG16_URLS[kind]
+    path = _download(str(source)) if "://" in str(source) else Path(source)
+    if not path.is_file():
+        fail(f"there are no VGG-16 weights at {path}: download {VGG16_URLS[kind]} and give the path of that file.")
+    state, own = read_weights(path), network.state_dict()
+
+    names = _feature_names(network)
+    faults = [f"{name} is missing in the file" for name in names.values() if name not in state]
+    faults += [
+        f"{theirs} has shape {tuple(state[theirs].shape)} in the file and {tuple(own[name].shape)} in the network"
+        for name, theirs in names.items()
+        if theirs in state and name in own and state[theirs].shape != own[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        fail(
+            f"{path} does not fit the convolutions of this FCN: {'; '.join(faults[:3])}{more}. With "
+            f"{'norm=None' if network.norm is None else 'batch norm'} it takes torchvision's {kind}, "
+            "with in_channels=3 and base_channels=64."
+        )
+    new = {name: state[theirs] for name, theirs in names.items()}
+    if network.norm is not None:
+        for name in [name for name in new if name.endswith("conv.bias")]:
+            # there is no such bias here: the norm takes its mean off, so the mean takes the bias off
+            mean = name.replace("conv.bias", "adn.N.running_mean")
+            new[mean] = new[mean] - new.pop(name)
+
+    loaded = ["convolutions"]
+    bias = "conv.bias" if network.norm is None else "adn.N.bias"
+    for layer, theirs in (("fc6", "classifier.0"), ("fc7", "classifier.3")):
+        weight = own[f"{layer}.conv.weight"]
+        given = state.get(f"{theirs}.weight")
+        if given is None or f"{theirs}.bias" not in state:
+            reason = f"the file has no {theirs}"
+        elif given.shape != (weight.shape[0], weight[0].numel()):
+            reason = f"{theirs} is {tuple(given.shape)} and {layer} {(weight.shape[0], weight[0].numel())}"
+        elif layer == "fc7" and "fc6" not in loaded:
+            reason = "fc6 does"
+        else:
+            new |= {f"{layer}.conv.weight": given.reshape(weight.shape), f"{layer}.{bias}": state[f"{theirs}.bias"]}
+            loaded.append(layer)
+            continue
+        logger.info(f"{layer} keeps its values: {reason}.")
+    network.load_state_dict(new, strict=False)
+    logger.info(f"Loaded VGG-16's {', '.join(loaded)} from {path}")
+    return network
+
+
+def _feature_names(network: FCN) -> dict[str, str]:
+    """Names of the convolutions and norms in the network, and torchvision's for the same; ``conv.bias`` always."""
+    pairs: dict[str, str] = {}
+    index = 0
+    for b, block in enumerate(network.blocks):
+        for u in range(len(block)):
+            unit = f"blocks.{b}.{u}"
+            pairs |= {f"{unit}.conv.{name}": f"features.{index}.{name}" for name in ("weight", "bias")}
+            if network.norm is not None:
+                for name in ("weight", "bias", "running_mean", "running_var"):
+                    pairs[f"{unit}.adn.N.{name}"] = f"features.{index + 1}.{name}"
+            index += 2 if network.norm is None else 3
+        index += 1
+    return pairs
+
+
+def _download(url: str) -> Path:
+    """The file of a URL in torch.hub's folder, downloaded and checked unless it is there."""
+    name = Path(urlparse(url).path).name
+    digits = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    if digits is None:
+        fail(
+            f"the file name of {url} does not end in '-<first 8 or more digits of its sha256>.pth', by which the "
+            "download is checked: download it by hand and give the path."
+        )
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if path.is_file():
+        return path
+    logger.info(f"Downloading {url} to {path}")
+    by_hand = f"Download it by hand (its sha256 begins with {digits[1]}) and give the path of the file."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digits[1])
+    except (OSError, HTTPException) as error:
+        fail(f"{url} cannot be downloaded to {path} ({error}). {by_hand}")
+    except RuntimeError as error:
+        fail(f"{url} gave another file than expected ({error}). {by_hand}")
+    return path
