@@ -56,13 +56,13 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     import monai.bundle
-    from monai.transforms import Invertd, KeepLargestConnectedComponentd, Orientationd
+    from monai.transforms import Invertd, Orientationd
 
     from segbundles.data import SuffixReader
     from segbundles.handlers import WeightsLoader
     from segbundles.inferers import LocatorCropInferer
     from segbundles.networks import VNet
-    from segbundles.transforms import CheckImaged, LogitsToClassd, SaveSegmentationd
+    from segbundles.transforms import CheckImaged, KeepLargestConnectedComponentd, LogitsToClassd, SaveSegmentationd
 
     add("importing torch, MONAI and segbundles", time.perf_counter() - BEGIN)
     timed(WeightsLoader, "__call__", "reading the weights")

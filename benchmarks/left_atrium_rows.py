@@ -74,7 +74,7 @@ def one(folder: Path, dataset_dir: str, epochs: int, seed: int, spacing: list[fl
         training = {
             "max_epochs": epochs,
             "lr_epochs": epochs,
-            "val_interval": epochs,
+            "val_interval": epochs + 1,  # the last weights are scored, once
             "batch_size": 1,
             "learning_rate": 0.001,
             "seed": seed,
@@ -127,15 +127,18 @@ def main() -> None:
             print(f"{name}, seed {seed} ...", file=sys.stderr, flush=True)
             figures = one(folder, options.dataset_dir, options.epochs, seed, spacing, own)
             table.setdefault(name, []).append(figures)
+    seconds = {name: step_seconds(own) for name, own in configured.items()}
 
-    print(
-        "| row | Dice, each seed | mean | Jaccard | HD95 (mm) | ASSD (mm) | step (s) |\n|---|---|---|---|---|---|---|"
-    )
+    print("| row | Dice, each seed | mean | Jaccard | HD95 (mm) | ASSD (mm) | step (s) |")
+    print("|---|---|---|---|---|---|---|")
     for name, found in table.items():
         dice = ", ".join(f"{f['dice']:.4f}" for f in found)
         mean = {key: fmean(f[key] for f in found) for key in found[0]}
-        figures = " | ".join(f"{mean[key]:.{digits}f}" for key, digits in (("dice", 4), ("jaccard", 4), ("hd95_mm", 2)))
-        print(f"| {name} | {dice} | {figures} | {mean['assd_mm']:.2f} | {step_seconds(configured[name]):.2f} |")
+        overlap, distance = (
+            f"{mean['dice']:.4f} | {mean['jaccard']:.4f}",
+            f"{mean['hd95_mm']:.2f} | {mean['assd_mm']:.2f}",
+        )
+        print(f"| {name} | {dice} | {overlap} | {distance} | {seconds[name]:.2f} |")
     first = next(iter(table.values()))
     over_cases = fmean(f["dice_sd"] for f in first)
     over_seeds = f", over seeds {stdev(f['dice'] for f in first):.4f}" if len(first) > 1 else ""
