@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT.parent / "shared" / "real_data" / "samples"
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> None:
+    """Levels as at the start, whatever a bundle's logging.conf set in an earlier test."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("segbundles").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
