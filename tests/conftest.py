@@ -36,6 +36,16 @@ def brain_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def em_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared phantom of six small sections: four for training, one each for validation and testing."""
+    from segbundles.datasets.em import make_phantom
+
+    out = tmp_path_factory.mktemp("phantom")
+    make_phantom(out, 6, 0, (64, 80))
+    return out
+
+
 @pytest.fixture
 def samples() -> Path:
     """Folder of real sample cases."""

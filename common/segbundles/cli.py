@@ -69,11 +69,14 @@ def _prepare_command(name: str) -> Callable[..., None]:
         invert_labels: Annotated[
             bool, typer.Option("--invert-labels", help="Label files hold 255 for membrane (isbi2012 alone).")
         ] = False,
+        masks: Annotated[
+            str | None, typer.Option(help="Folder of masks: masks2, masks3 or masks4 (polyps912 alone).")
+        ] = None,
     ) -> None:
         from segbundles.datasets import get_data_set, prepare
 
         prepared = prepare(
-            get_data_set(name, invert_labels),
+            get_data_set(name, invert_labels, masks),
             source,
             out,
             validation_fraction=validation_fraction,
@@ -142,6 +145,19 @@ def em(
     from segbundles.datasets.em import make_phantom
 
     _show_prepared(make_phantom(out, sections, seed, size))
+
+
+@phantom_app.command("polyp", help=PHANTOMS["polyp"])
+def polyp(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the phantom; nothing is written outside it.")],
+    sequences: Annotated[int, typer.Option(help="Number of sequences, 3 or more.")] = 12,
+    frames: Annotated[int, typer.Option(help="Frames a sequence.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    size: Annotated[tuple[int, int], typer.Option(help="Pixels: width, height.")] = (96, 72),
+) -> None:
+    from segbundles.datasets.polyp import make_phantom
+
+    _show_prepared(make_phantom(out, sequences, frames, seed, size))
 
 
 def _track(items: Sequence[Any], description: str) -> Iterable[Any]:

@@ -26,7 +26,7 @@ BUNDLE = ROOT / "bundles" / "brain_flair_unet"
 CONFIGS = BUNDLE / "configs"
 SCHEMA = ROOT.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
 
-TINY = {"base_channels": 2, "depth": 3, "patch_size": [32, 32], "amp": False, "device": "cpu"}
+TINY = {"base_channels": 2, "depth": 3, "patch_size": [32, 32], "crop_size": [32, 32], "amp": False, "device": "cpu"}
 TINY_TRAINING = {**TINY, "max_epochs": 2, "batch_size": 4, "learning_rate": 0.03}
 EVALUATE = [str(CONFIGS / "train.json"), str(CONFIGS / "evaluate.json")]
 ONE_CHANNEL = "one channel: taken as FLAIR and used for all 3"
@@ -370,8 +370,9 @@ class TestContract:
     @pytest.mark.parametrize(
         ("overrides", "widths", "parameters"),
         [
-            ({}, [32, 64, 128, 256, 512], 7_762_561),
-            ({"base_channels": 64}, [64, 128, 256, 512, 1024], 31_036_673),
+            ({}, [16, 32, 64, 128, 256, 512], 7_778_113),
+            ({"base_channels": 32, "depth": 5}, [32, 64, 128, 256, 512], 7_762_561),
+            ({"base_channels": 64, "depth": 5}, [64, 128, 256, 512, 1024], 31_036_673),
             ({"base_channels": 8, "depth": 3, "dropout": 0.2, "norm": "instance"}, [8, 16, 32], 0),
         ],
     )
@@ -488,7 +489,18 @@ class TestContract:
         command += [f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"]
         command += ["--dataset_dir", str(tmp_path), "--ckpt_dir", str(tmp_path / "models")]
         command += ["--output_dir", str(tmp_path), "--max_epochs", "2", "--base_channels", "2", "--depth", "3"]
-        command += ["--patch_size", "[32,32]", "--amp", "false", "--batch_size", "2", "--slices_per_epoch", "8"]
+        command += [
+            "--patch_size",
+            "[32,32]",
+            "--crop_size",
+            "[32,32]",
+            "--amp",
+            "false",
+            "--batch_size",
+            "2",
+            "--slices_per_epoch",
+            "8",
+        ]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -570,6 +582,8 @@ class TestBadInput:
         [
             ({"normalization": "minmax"}, "normalization must be volume or slice, got 'minmax'"),
             ({"patch_size": [32, 30]}, "patch_size [32, 30] must be multiples of 2 ** (depth - 1)"),
+            ({"crop_size": [32, 30]}, "crop_size [32, 30] must be multiples of 2 ** (depth - 1)"),
+            ({"crop_size": [64, 32]}, "crop_size [64, 32] is larger than patch_size"),
             ({"max_epochs": 3, "lr_epochs": 2}, "the learning rate comes down to 0 after 2 epochs, max_epochs is 3"),
             (
                 {"args_file": str(CONFIGS / "args_reference_r.json"), "max_epochs": 3, "lr_epochs": 2},

@@ -195,6 +195,17 @@ def test_legend_names_the_classes(tmp_path, figure):
     assert page.all("path")[3][1]["stroke"] == "rgb(204, 121, 167)"
 
 
+def test_figures_without_outlines_have_no_legend(tmp_path, figure):
+    rows, summary = [{"case": "a", "v_rand": 0.9}], {"v_rand": {"mean": 0.9, "n": 1}}
+    for outlines in (True, False):
+        path = tmp_path / f"{outlines}.html"
+        write_report(path, title="t", rows=rows, summary=summary, figures={"a": figure}, outlines=outlines)
+        page = Page(path.read_text())
+        assert len(page.all("ul")) == outlines
+        (picture,) = page.all("img", width="760")
+        assert picture[1]["alt"].endswith("outlined" if outlines else "beside it")
+
+
 def test_heading_settings_versions_and_notes(tmp_path):
     page = write(tmp_path, settings={"spacing_mm": [1, 2], "amp": False}, notes="Spacing by record.")
     assert page.texts("h1") == ["A & B"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from segbundles.transforms import FillChannelsd
+from segbundles.transforms import FillChannelsd, RandFillChannelsd
 
 
 def image(channels, **meta):
@@ -68,3 +68,41 @@ def test_any_other_number_is_refused(seen, due, repair, caplog):
         FillChannelsd("image", due)({"image": image(seen)})
     assert str(caught.value) == f"p/a.nii.gz has {seen} channels, {due} are due: {repair}."
     assert len(caplog.records) == 1
+
+
+class TestRandFillChannelsd:
+    @pytest.mark.parametrize("source", [0, 1, 2])
+    def test_always_replaces_all_but_the_source_and_leaves_the_input(self, source):
+        given = image(3)
+        kept = given.clone()
+        out = RandFillChannelsd("image", prob=1.0, channel=source)({"image": given, "label": 5})
+        for channel in out["image"]:
+            assert torch.equal(channel.as_tensor(), kept[source].as_tensor())
+        assert torch.equal(given.as_tensor(), kept.as_tensor())
+        assert out["image"].meta["filename_or_obj"] == "p/a.nii.gz"
+        assert out["label"] == 5
+
+    def test_never_replaces_any(self):
+        given = image(3)
+        assert RandFillChannelsd("image", prob=0.0)({"image": given})["image"] is given
+
+    def test_channels_are_drawn_one_by_one_the_same_for_all_keys_and_again_from_the_seed(self):
+        transform = RandFillChannelsd(["image", "twin"], prob=0.5, channel=1)
+        drawn = []
+        for _ in range(2):
+            transform.set_random_state(3)
+            for _ in range(400):
+                out = transform({"image": image(3), "twin": image(3)})
+                same = [bool(torch.equal(c.as_tensor(), out["image"][1].as_tensor())) for c in out["image"]]
+                assert torch.equal(out["image"].as_tensor(), out["twin"].as_tensor())
+                drawn.append(same)
+        assert drawn[:400] == drawn[400:]
+        share = torch.tensor(drawn[:400]).float()
+        assert share.mean(0).tolist() == pytest.approx([0.5, 1.0, 0.5], abs=0.08)
+        assert (share[:, 0] * share[:, 2]).mean().item() == pytest.approx(0.25, abs=0.07)
+
+    def test_what_cannot_be(self):
+        with pytest.raises(ValueError, match=r"prob must be in 0 .. 1, got 1.5"):
+            RandFillChannelsd("image", prob=1.5)
+        with pytest.raises(ValueError, match=r"p/a.nii.gz has 1 channels, none of index 1"):
+            RandFillChannelsd("image", channel=1)({"image": image(1)})

@@ -216,6 +216,19 @@ def test_label_values_outside_the_set(arguments, values, message):
         LabelToClassd("label", **arguments)({"label": label(*values)})
 
 
+@pytest.mark.parametrize("given", [None, [0, 255]])
+def test_a_case_may_have_label_values_of_its_own(given):
+    """Membrane 255 instead of 0, say: what the datalist tells comes before what the config tells."""
+    convert = LabelToClassd("label", values=given)
+    out = convert({"label": label(0, 255, 0, dtype=torch.uint8), "label_values": [255, 0]})["label"]
+    assert out.flatten().tolist() == [1, 0, 1]
+    assert convert({"label": label(0, 255, 0, dtype=torch.uint8)})["label"].flatten().tolist() == [0, 1, 0]
+    other = LabelToClassd("label", record_key="stored")
+    assert other({"label": label(7, 9), "stored": [9, 7]})["label"].flatten().tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"label_values must name 2 stored values, one a class, got \[255\]"):
+        convert({"label": label(0, 1), "label_values": [255]})
+
+
 def test_label_arguments_and_channels():
     with pytest.raises(ValueError, match=r"values must name 3 stored values, one a class, got \[0, 255\]"):
         LabelToClassd("label", num_classes=3, values=[0, 255])

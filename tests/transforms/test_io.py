@@ -244,6 +244,37 @@ def test_postfix():
     assert path.as_posix() == "out/x/a_cells.tif"
 
 
+@pytest.mark.parametrize(("highest", "dtype"), [(3, np.uint16), (65_535, np.uint16), (65_536, np.uint32)])
+@pytest.mark.parametrize(
+    ("source", "slices", "size", "made"),
+    [
+        ("a.png", "a.png", (4, 3, 1), "a_cells.tif"),
+        ("a.tif", "", (4, 3, 5), "a_cells.tif"),
+        ("a.png", "", (4, 3), "a_cells.tif"),
+        ("a.tif", "", (4, 3, 1), "a_cells.tif"),
+        ("a.nrrd", "", (4, 3, 5), "a_cells.nrrd"),
+        ("a.nii.gz", "", (4, 3, 5), "a_cells.nii.gz"),
+    ],
+)
+def test_a_label_image_is_written_as_it_is(tmp_path, highest, dtype, source, slices, size, made):
+    labels = torch.arange(int(np.prod(size)), dtype=torch.int32).reshape(1, *size)
+    labels[labels == 1] = highest
+    meta = {"filename_or_obj": str(tmp_path / source), "spatial_shape": size}
+    meta["slices"] = str(tmp_path / slices) if slices else ""
+    save = SaveSegmentationd("cells", tmp_path / "out", tmp_path, output_postfix="cells", label_image=True)
+    save({"cells": MetaTensor(labels, meta=meta)})
+    path = tmp_path / "out" / made
+    if made.endswith(".tif"):
+        found = tifffile.imread(path).T
+        assert len(tifffile.TiffFile(path).pages) == (size[2] if len(size) > 2 else 1)
+    elif made.endswith(".nrrd"):
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T
+    else:
+        found = np.asarray(nib.load(path).dataobj)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, labels[0].numpy().reshape(found.shape))
+
+
 def test_other_grid_is_refused(tmp_path):
     data = pred(np.zeros((4, 4, 4)), tmp_path / "a.nrrd", spatial_shape=(4, 4, 5))
     with pytest.raises(ValueError, match=r"a\.nrrd has size \(4, 4, 4\), the image \(4, 4, 5\): invert spatial"):

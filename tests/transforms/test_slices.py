@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import ScaleIntensity
+from monai.transforms import NormalizeIntensity, ScaleIntensity
 
-from segbundles.transforms import ScaleSlicesd
+from segbundles.transforms import NormalizeSlicesd, ScaleSlicesd
 
 # two channels, (W, H) = (1, 2), three slices
 VOLUME = [[[[0, 5, 7], [10, 5, 7]]], [[[20, 5, 9], [40, 5, 11]]]]
@@ -48,8 +48,32 @@ def test_int16_whose_range_overflows_its_type():
     np.testing.assert_allclose(out.numpy(), [0, 32768 / 65535, 1], rtol=0, atol=1e-6)
 
 
-def test_only_volumes():
+@pytest.mark.parametrize("transform", [ScaleSlicesd, NormalizeSlicesd])
+def test_only_volumes(transform):
     flat = MetaTensor(torch.zeros(3, 4, 5), meta={"filename_or_obj": "p/a.png"})
     with pytest.raises(ValueError, match=r"p/a\.png has shape \(3, 4, 5\) where \(channels, W, H, slices\) is due"):
-        ScaleSlicesd("image")({"image": flat})
-    assert ScaleSlicesd("image", allow_missing_keys=True)({}) == {}
+        transform("image")({"image": flat})
+    assert transform("image", allow_missing_keys=True)({}) == {}
+
+
+def test_each_slice_to_one_mean_and_deviation():
+    volume = MetaTensor(torch.tensor(VOLUME), meta={"filename_or_obj": "a"})
+    out = NormalizeSlicesd("image", mean=0.5, std=0.2)({"image": volume})["image"]
+    # two pixels a slice: one deviation above and below; a slice of one value is the mean
+    expected = [[[[0.3, 0.5, 0.5], [0.7, 0.5, 0.5]]], [[[0.3, 0.5, 0.3], [0.7, 0.5, 0.7]]]]
+    np.testing.assert_allclose(out.numpy(), expected, rtol=0, atol=1e-6)
+    assert (out.dtype, out.meta["filename_or_obj"]) == (torch.float32, "a")
+    assert volume.numpy().tolist() == VOLUME
+
+
+def test_normalization_against_monai_on_each_slice_alone():
+    volume = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0)) * 100 - 30
+    out = NormalizeSlicesd("image")({"image": volume})["image"]
+    for s in range(4):
+        expected = NormalizeIntensity(channel_wise=True)(volume[..., s])
+        np.testing.assert_allclose(out[..., s].numpy(), expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_deviation_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"std must be positive, got 0"):
+        NormalizeSlicesd("image", std=0)

@@ -1,14 +1,18 @@
 """Reading and writing images, lists of cases, volumes slice by slice, and loading images of which some may be bad."""
 
 from .cases import Datalist, FolderImages
+from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
 from .loader import TolerantDataLoader
 from .readers import SimpleITKReader, StackReader, SuffixReader, TiffReader, file_stem, file_suffix
 from .stacks import SliceDataset, SliceStacks, lesion_weights, slice_sampler
 from .writers import SimpleITKWriter, TiffWriter
 
 __all__ = [
+    "VOID",
     "Datalist",
     "FolderImages",
+    "FrameReader",
+    "MaskReader",
     "SimpleITKReader",
     "SimpleITKWriter",
     "SliceDataset",
@@ -21,5 +25,8 @@ __all__ = [
     "file_stem",
     "file_suffix",
     "lesion_weights",
+    "mask_classes",
+    "read_frame",
+    "read_mask",
     "slice_sampler",
 ]

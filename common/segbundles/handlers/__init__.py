@@ -1,10 +1,12 @@
 """Ignite handlers: resumable runs, weights in half precision, schedules, tables and reports."""
 
 from .evaluation import EvaluationReport
+from .frames import FrameReport
 from .logging import EpochLog, LossTerms, OverlayImageHandler, TensorBoardWriter
 from .results import InferenceResults
 from .resume import RunLoader, RunSaver
 from .schedule import EarlyStopHandler, LrScheduleHandler
+from .sections import SectionReport
 from .weights import BestWeightsSaver, WeightsLoader, save_weights
 
 __all__ = [
@@ -12,12 +14,14 @@ __all__ = [
     "EarlyStopHandler",
     "EpochLog",
     "EvaluationReport",
+    "FrameReport",
     "InferenceResults",
     "LossTerms",
     "LrScheduleHandler",
     "OverlayImageHandler",
     "RunLoader",
     "RunSaver",
+    "SectionReport",
     "TensorBoardWriter",
     "WeightsLoader",
     "save_weights",

@@ -21,7 +21,7 @@ from segbundles.data import file_stem
 from segbundles.errors import fail
 from segbundles.files import atomic_path, check_writable
 from segbundles.handlers.results import join_notes
-from segbundles.metrics import METRIC_UNITS, segmentation_metrics, summarize
+from segbundles.metrics import METRIC_UNITS, SECTION_UNITS, segmentation_metrics, summarize
 from segbundles.metrics.segmentation import base_name, slice_metrics
 from segbundles.transforms.check import file_name, spacing_of
 from segbundles.transforms.io import slice_files
@@ -59,6 +59,9 @@ class EvaluationReport:
     Raises:
         ValueError: when the run starts and ``output_dir`` cannot be written to.
     """
+
+    sort_by = "dice"  # metric that orders the cases of the report
+    outlines = True  # whether figures outline truth and prediction
 
     def __init__(
         self,
@@ -108,7 +111,11 @@ class EvaluationReport:
             short = batch.get("case") or f"{Path(file).parent.name}/{file_stem(file)}".strip("/")
             taken = {row["case"] for row in self.rows}
             name = next(n for n in (str(short), file, f"{file} ({len(taken) + 1})") if n not in taken)
-            self.add_case(name, image, output[self.label_key], output[self.pred_key])
+            self.add_output(name, image, output)
+
+    def add_output(self, name: str, image: torch.Tensor, output: Mapping[str, Any]) -> None:
+        """Score what the engine gave for one image (C, spatial)."""
+        self.add_case(name, image, output[self.label_key], output[self.pred_key])
 
     def add_case(self, name: str, image: torch.Tensor, truth: torch.Tensor, pred: torch.Tensor) -> None:
         """Score one case: its name, image (C, spatial), truth and prediction (1, spatial), class indices."""
@@ -180,11 +187,15 @@ class EvaluationReport:
             rows=rows,
             figures=dict(zip(names, self._figures, strict=False)),
             summary=metrics,
-            units={key: unit for key in metrics if (unit := METRIC_UNITS[base_name(key)])},
+            units={key: unit for key in metrics if (unit := (METRIC_UNITS | SECTION_UNITS)[base_name(key)])},
             notes=self._notes(summary),
             settings=self.settings,
-            sort_by="dice",
+            sort_by=self.sort_by,
+            outlines=self.outlines,
         )
+        self._log(summary)
+
+    def _log(self, summary: Mapping[str, Any]) -> None:
         dice = summary["dice"]
         if dice["n"]:
             logger.info(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .autocast import AutocastInferer
+from .frame import FrameInferer
 from .locator_crop import LocatorCropInferer
+from .tiles import TileInferer
 
-__all__ = ["AutocastInferer", "LocatorCropInferer"]
+__all__ = ["AutocastInferer", "FrameInferer", "LocatorCropInferer", "TileInferer"]

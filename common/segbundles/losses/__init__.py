@@ -2,5 +2,6 @@
 
 from .boundary import BoundaryLoss
 from .hybrid import HybridLoss
+from .void import VoidDiceCELoss
 
-__all__ = ["BoundaryLoss", "HybridLoss"]
+__all__ = ["BoundaryLoss", "HybridLoss", "VoidDiceCELoss"]

@@ -5,13 +5,17 @@ from __future__ import annotations
 from .html import write_report
 from .overlay import PREDICTION_COLOURS, TRUTH_COLOURS, case_figure, choose_slices, overlay_rgb
 from .plots import distribution_svg
+from .sections import CELL_COLOURS, colour_cells, section_figure
 
 __all__ = [
+    "CELL_COLOURS",
     "PREDICTION_COLOURS",
     "TRUTH_COLOURS",
     "case_figure",
     "choose_slices",
+    "colour_cells",
     "distribution_svg",
     "overlay_rgb",
+    "section_figure",
     "write_report",
 ]

@@ -46,6 +46,7 @@ def write_report(
     settings: Mapping[str, Any] | None = None,
     sort_by: str | None = None,
     class_names: Sequence[str] | None = None,
+    outlines: bool = True,
 ) -> Path:
     """Write the report of an evaluation as one HTML page that needs no other file and no network.
 
@@ -68,6 +69,8 @@ def write_report(
         settings: what the evaluation ran with, shown at the end together with the versions of the libraries.
         sort_by: metric that orders the cases. Defaults to the first that stands in the rows.
         class_names: names of classes 1, 2, ... for the legend of a multi-class task.
+        outlines: whether the figures outline truth and prediction, which the legend explains; False of figures that
+            explain themselves.
 
     Returns:
         The path written.
@@ -116,7 +119,7 @@ def write_report(
         place=place,
         sort_by=sort_by,
         has_figures=bool(figures),
-        legend=_legend(class_names),
+        legend=_legend(class_names) if outlines else [],
         settings={key: _setting(value) for key, value in (settings or {}).items()},
         versions=_versions(),
         script=script,

@@ -448,30 +448,30 @@ def _add_thumbnail(
     return result
 
 
-def _compose(panels: Sequence[_Panel]) -> Image.Image:
+def _compose(panels: Sequence[_Panel], panel: int = _PANEL) -> Image.Image:
     gap, line = 8, round(_FONT_SIZE * 1.25)
     caption = 2 * line + 6
     tallest = max(picture.shape[0] for *_, picture in panels)
     rows = -(-len(panels) // 2)
-    page = Image.new("RGB", (2 * _PANEL + gap, rows * (caption + tallest) + (rows - 1) * gap), _PAPER)
+    page = Image.new("RGB", (2 * panel + gap, rows * (caption + tallest) + (rows - 1) * gap), _PAPER)
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(_FONT_SIZE)
     for k, (name, reason, picture) in enumerate(panels):
-        left, top = (k % 2) * (_PANEL + gap), (k // 2) * (caption + tallest + gap)
+        left, top = (k % 2) * (panel + gap), (k // 2) * (caption + tallest + gap)
         draw.text((left + 2, top), name, fill=_INK, font=font)
         draw.text((left + 2, top + line), reason, fill=_INK, font=font)
-        draw.rectangle([left, top + caption, left + _PANEL - 1, top + caption + tallest - 1], fill=_EMPTY)
+        draw.rectangle([left, top + caption, left + panel - 1, top + caption + tallest - 1], fill=_EMPTY)
         height, width = picture.shape[:2]
-        page.paste(Image.fromarray(picture), (left + (_PANEL - width) // 2, top + caption + (tallest - height) // 2))
+        page.paste(Image.fromarray(picture), (left + (panel - width) // 2, top + caption + (tallest - height) // 2))
     return page
 
 
-def _encode(page: Image.Image) -> bytes:
+def _encode(page: Image.Image, most: int = _FIGURE_BYTES) -> bytes:
     while True:
         for quality in _QUALITIES:
             buffer = io.BytesIO()
             # JPEG, because a browser prints it into a PDF as it is (WebP comes out seven times larger); not optimized,
             # because Pillow fails to optimize noise
             page.save(buffer, "JPEG", quality=quality, subsampling=0)
-            if buffer.tell() <= _FIGURE_BYTES:
+            if buffer.tell() <= most:
                 return buffer.getvalue()
         page = page.resize((page.width * 3 // 4, page.height * 3 // 4), Image.Resampling.LANCZOS)

@@ -1,29 +1,36 @@
 """Transforms that MONAI lacks: checks that name the file, distance maps, resampling by spacing, boxes in mm."""
 
-from .channels import FillChannelsd
+from .channels import FillChannelsd, RandFillChannelsd
 from .check import CheckImaged, LabelToClassd, SetSpacingd
 from .classmap import LogitsToClassd
 from .component import KeepLargestConnectedComponentd
 from .crop import CropBoxd
+from .frames import FrameHeightd, MaskToClassd
 from .io import SaveSegmentationd
+from .pages import SelectPaged
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
-from .slices import ScaleSlicesd
+from .slices import NormalizeSlicesd, ScaleSlicesd
 from .watershed import GreyWatershedd, ProbabilityWatershedd, grey_watershed, probability_watershed
 
 __all__ = [
     "CheckImaged",
     "CropBoxd",
     "FillChannelsd",
+    "FrameHeightd",
     "GreyWatershedd",
     "KeepLargestConnectedComponentd",
     "LabelToClassd",
     "LogitsToClassd",
+    "MaskToClassd",
+    "NormalizeSlicesd",
     "ProbabilityWatershedd",
+    "RandFillChannelsd",
     "ResampleToSpacing",
     "ResampleToSpacingd",
     "SaveSegmentationd",
     "ScaleSlicesd",
+    "SelectPaged",
     "SetSpacingd",
     "SignedDistanceMap",
     "SignedDistanceMapd",

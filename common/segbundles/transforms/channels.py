@@ -1,19 +1,20 @@
-"""The number of channels a network was made for, from images that have one."""
+"""The channels a network was made for, from images that lack some, or may."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Mapping
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, RandomizableTransform
 
 from segbundles.errors import fail
 from segbundles.transforms.check import file_name
 
-__all__ = ["FillChannelsd"]
+__all__ = ["FillChannelsd", "RandFillChannelsd"]
 
 logger = logging.getLogger("segbundles")
 
@@ -63,3 +64,47 @@ class FillChannelsd(MapTransform):
         if isinstance(filled, MetaTensor):
             filled.meta["notes"] = "; ".join(filter(None, [filled.meta.get("notes"), note]))
         return filled
+
+
+class RandFillChannelsd(RandomizableTransform, MapTransform):
+    """Replace channels by one of the others, as if they had not been acquired.
+
+    Every channel but the source is replaced on its own. Networks trained so do with images in which
+    :class:`FillChannelsd`, or whoever published them, filled channels in the same way.
+
+    Args:
+        keys: images, (C, spatial), normalised channel by channel, all drawn alike.
+        prob: probability of each channel to be replaced.
+        channel: index of the channel that replaces others.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when ``prob`` is not in 0 .. 1, or an image has no such channel.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, prob: float = 0.1, channel: int = 0, allow_missing_keys: bool = False
+    ) -> None:
+        """See the class."""
+        if not 0 <= prob <= 1:
+            fail(f"prob must be in 0 .. 1, got {prob}.")
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, 1.0)
+        self.share = prob
+        self.channel = channel
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return the data, some channels replaced."""
+        d = dict(data)
+        draws: np.ndarray | None = None
+        for key in self.key_iterator(d):
+            image = d[key]
+            if not 0 <= self.channel < image.shape[0]:
+                fail(f"{file_name(image)} has {image.shape[0]} channels, none of index {self.channel}.")
+            draws = self.R.random(image.shape[0]) if draws is None else draws
+            replaced = torch.as_tensor(draws < self.share)
+            if replaced.any():
+                image = image.clone()
+                image[replaced] = image[self.channel].clone()
+            d[key] = image
+        return d

@@ -82,7 +82,10 @@ class CheckImaged(MapTransform):
 
     def _check_first(self, name: str, image: torch.Tensor) -> None:
         if self.channels is not None and image.shape[0] != self.channels:
-            fail(f"{name} has {image.shape[0]} channels, {self.channels} are due: give one with {self.channels}.")
+            colour = ": an image in colour is to be converted to grey" if self.channels == 1 else ""
+            fail(
+                f"{name} has {image.shape[0]} channels, {self.channels} are due: give one with {self.channels}{colour}."
+            )
         if not self.allow_constant and bool(image.min() == image.max()):
             fail(f"{name} is constant (every value is {image.flatten()[0].item():g}): leave it out.")
 
@@ -166,6 +169,7 @@ class LabelToClassd(MapTransform):
         num_classes: number of classes, background included.
         values: stored values in the order of the classes, such as ``[0, 255]``. None takes class indices, and 0 and 255
             for two classes.
+        record_key: entry of the datalist that holds a case's own ``values``, which come before those given here.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -177,27 +181,35 @@ class LabelToClassd(MapTransform):
         keys: KeysCollection,
         num_classes: int = 2,
         values: Sequence[float] | None = None,
+        record_key: str = "label_values",
         allow_missing_keys: bool = False,
     ) -> None:
         """See the class."""
         super().__init__(keys, allow_missing_keys)
-        if values is not None and len(values) != num_classes:
-            fail(f"values must name {num_classes} stored values, one a class, got {list(values)}.")
         self.num_classes = num_classes
-        self.values = values
+        self.values = self._checked("values", values)
+        self.record_key = record_key
+
+    def _checked(self, name: str, values: Sequence[float] | None) -> list[float] | None:
+        if values is None:
+            return None
+        if not isinstance(values, list | tuple) or len(values) != self.num_classes:
+            fail(f"{name} must name {self.num_classes} stored values, one a class, got {values!r}.")
+        return list(values)
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """Return the data with class indices."""
         d = dict(data)
+        values = self._checked(self.record_key, d.get(self.record_key)) or self.values
         for key in self.key_iterator(d):
-            d[key] = self._convert(d[key])
+            d[key] = self._convert(d[key], values)
         return d
 
-    def _convert(self, label: torch.Tensor) -> torch.Tensor:
+    def _convert(self, label: torch.Tensor, values: list[float] | None) -> torch.Tensor:
         if label.shape[0] != 1:
             fail(f"{file_name(label)} has {label.shape[0]} channels, a label has one: give class indices.")
-        stored = list(range(self.num_classes)) if self.values is None else list(self.values)
-        if self.values is None and self.num_classes == 2 and bool((label == 255).any()):
+        stored = list(range(self.num_classes)) if values is None else values
+        if values is None and self.num_classes == 2 and bool((label == 255).any()):
             stored = [0, 255]
         out = torch.zeros_like(label, dtype=torch.uint8)
         known = torch.zeros(label.shape, dtype=torch.bool, device=label.device)

@@ -45,6 +45,8 @@ class SaveSegmentationd(SaveImaged):
         data_root_dir: folder (or single image) whose sub-folders are mirrored.
         output_postfix: end of the stem.
         num_classes: number of classes, background included.
+        label_image: whether the maps number objects instead of classes. They are then written as they are, uint16, or
+            uint32 where there are more than 65,535, and TIFF takes the place of PNG.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -58,6 +60,7 @@ class SaveSegmentationd(SaveImaged):
         data_root_dir: PathLike = "",
         output_postfix: str = "seg",
         num_classes: int = 2,
+        label_image: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         """See the class."""
@@ -67,6 +70,7 @@ class SaveSegmentationd(SaveImaged):
         self.data_root_dir = root.parent if root.is_file() else root
         self.output_postfix = output_postfix
         self.num_classes = num_classes
+        self.label_image = label_image
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """Write every key and return the data as it is, with ``meta["saved_to"]`` set (of a stack, a line a slice)."""
@@ -79,7 +83,7 @@ class SaveSegmentationd(SaveImaged):
         source = Path(image).parent.resolve() / Path(image).name  # a link keeps its own name
         suffix = {".nhdr": ".nrrd", ".mhd": ".mha"}.get(file_suffix(source), file_suffix(source))
         if suffix not in (*NIFTI, *ITK):
-            suffix = ".tif" if pages else ".png"
+            suffix = ".tif" if pages or self.label_image else ".png"
         folder = source.parent
         mirrored = folder.relative_to(self.data_root_dir) if folder.is_relative_to(self.data_root_dir) else Path()
         return self.output_dir / mirrored / f"{file_stem(source)}_{self.output_postfix}{suffix}"
@@ -92,15 +96,19 @@ class SaveSegmentationd(SaveImaged):
         size = tuple(pred.shape[1:])
         if size != grid:
             fail(f"the segmentation of {source} has size {size}, the image {grid}: invert spatial transforms first.")
-        array = np.asarray(pred.detach().cpu()).astype(np.uint8)[0]
+        array = np.asarray(pred.detach().cpu())[0]
+        array = array.astype((np.uint16 if array.max() < 2**16 else np.uint32) if self.label_image else np.uint8)
         files = slice_files(meta)
         if files and (array.ndim != 3 or len(files) != array.shape[-1]):
             fail(f"the segmentation of {source} has size {size}, its stack {len(files)} files: one a slice is due.")
         if files:
             parts = [(self.output_path(file), array[..., k]) for k, file in enumerate(files)]
         else:
-            path = self.output_path(source, pages=array.ndim == 3 and array.shape[-1] > 1)
-            flat = array.ndim == 3 and path.suffix == ".png"  # a 2D image read as a volume of one slice
+            pages = array.ndim == 3 and array.shape[-1] > 1
+            path = self.output_path(source, pages)
+            flat = (
+                array.ndim == 3 and not pages and path.suffix in (".png", ".tif")
+            )  # a 2D image read as a volume of one slice
             parts = [(path, array[..., 0] if flat else array)]
         # PIL's reader gives none
         affine = np.asarray(torch.as_tensor(meta.get("original_affine", np.eye(4))).cpu(), dtype=np.float64)
@@ -110,18 +118,18 @@ class SaveSegmentationd(SaveImaged):
 
     def _write(self, path: Path, array: np.ndarray, affine: np.ndarray) -> None:
         suffix = file_suffix(path)
-        if suffix in (".png", ".tif"):
+        if suffix in (".png", ".tif") and not self.label_image:
             array = array * np.uint8(255 // (self.num_classes - 1))
         with atomic_path(path) as part:
-            writer = self._writer(suffix)
+            writer = self._writer(suffix, array.dtype)
             # set directly: the array is on the file's grid already, and set_data_array would drop axes of size 1
             writer.data_obj, writer.affine = array, affine
             writer.write(part)
 
     @staticmethod
-    def _writer(suffix: str) -> ImageWriter:
+    def _writer(suffix: str, dtype: np.dtype) -> ImageWriter:
         if suffix in NIFTI:
-            return NibabelWriter(output_dtype=np.uint8)
+            return NibabelWriter(output_dtype=dtype)
         if suffix in ITK:
-            return SimpleITKWriter(output_dtype=np.uint8)
-        return TiffWriter(output_dtype=np.uint8) if suffix == ".tif" else PILWriter(output_dtype=np.uint8, scale=None)
+            return SimpleITKWriter(output_dtype=dtype)
+        return TiffWriter(output_dtype=dtype) if suffix == ".tif" else PILWriter(output_dtype=dtype, scale=None)

@@ -11,7 +11,7 @@ from monai.transforms import MapTransform
 from segbundles.errors import fail
 from segbundles.transforms.check import file_name
 
-__all__ = ["ScaleSlicesd"]
+__all__ = ["NormalizeSlicesd", "ScaleSlicesd"]
 
 
 class ScaleSlicesd(MapTransform):
@@ -37,14 +37,53 @@ class ScaleSlicesd(MapTransform):
         """Return the data with scaled slices."""
         d = dict(data)
         for key in self.key_iterator(d):
-            image = d[key]
-            if image.ndim != 4:
-                fail(
-                    f"{file_name(image)} has shape {tuple(image.shape)} where (channels, W, H, slices) is due: "
-                    "read it with segbundles.data.StackReader."
-                )
-            image = image.to(torch.float32)
+            image = _slices(d[key])
             low = image.amin(self.axes, keepdim=True)
             height = image.amax(self.axes, keepdim=True) - low
             d[key] = (image - low) / torch.where(height > 0, height, 1)
         return d
+
+
+class NormalizeSlicesd(MapTransform):
+    """Give each slice (W, H) of each channel of a volume (C, W, H, D) one mean and one standard deviation.
+
+    A slice of one value becomes ``mean``. The result is float32.
+
+    Args:
+        keys: volumes, (C, W, H, D).
+        mean: mean of a slice.
+        std: standard deviation of a slice (of the population).
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when ``std`` is not positive, or an image has other than three spatial axes.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, mean: float = 0.0, std: float = 1.0, allow_missing_keys: bool = False
+    ) -> None:
+        """See the class."""
+        super().__init__(keys, allow_missing_keys)
+        if not std > 0:
+            fail(f"std must be positive, got {std}.")
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return the data with normalised slices."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = _slices(d[key])
+            shifted = image - image.mean((1, 2), keepdim=True)
+            spread = shifted.square().mean((1, 2), keepdim=True).sqrt()
+            d[key] = shifted / torch.where(spread > 0, spread, 1) * self.std + self.mean
+        return d
+
+
+def _slices(image: torch.Tensor) -> torch.Tensor:
+    if image.ndim != 4:
+        fail(
+            f"{file_name(image)} has shape {tuple(image.shape)} where (channels, W, H, slices) is due: "
+            "read it with segbundles.data.StackReader."
+        )
+    return image.to(torch.float32)

@@ -1,0 +1,212 @@
+"""Colour frames and their masks: whatever PIL and tifffile open, as 8-bit RGB and as class indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from PIL import Image
+
+from segbundles.data.readers import PIL, TIFF, TiffReader, file_suffix
+from segbundles.errors import fail
+
+__all__ = ["VOID", "FrameReader", "MaskReader", "mask_classes", "read_frame", "read_mask"]
+
+#: class index of pixels that are neither learnt from nor scored
+VOID = 255
+_SMALLEST_SIDE = 16  # pixels
+_THRESHOLD = 127
+_COLOURLESS = 32  # grey levels by which channels of one JPEG mask may differ
+
+
+def read_frame(path: PathLike) -> tuple[np.ndarray, list[str]]:
+    """Read a frame (TIFF, PNG, BMP, JPEG) as 8-bit RGB.
+
+    Grey becomes three equal channels, an alpha channel is dropped, 16 bits are scaled to 8; palettes, CMYK and 1-bit
+    images are converted.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Pixels (H, W, 3), uint8, and notes on what was done.
+
+    Raises:
+        ValueError: when the file cannot be decoded, is no single 2D image of 8 or 16 bits, or has a side under 16
+            pixels.
+    """
+    array = _open(path, indices=False)
+    notes = []
+    if array.dtype == np.uint16:
+        array = np.rint(array / 257).astype(np.uint8)
+        notes.append("16 bits: scaled to 8")
+    channels = array.shape[2]
+    if channels in (2, 4):
+        array = array[..., :-1]
+        notes.append("alpha channel dropped")
+    if channels in (1, 2):
+        array = np.repeat(array, 3, 2)
+        notes.append("grey: used for all 3 colours")
+    return np.ascontiguousarray(array), notes
+
+
+def read_mask(path: PathLike) -> np.ndarray:
+    """Read a mask as it is stored: values (H, W), uint8; of a palette the indices.
+
+    Three equal channels count as one, an alpha channel is dropped, 16 bits beyond 255 are scaled to 8.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: as :func:`read_frame`, and when the mask is in colour.
+    """
+    array = _open(path, indices=True)
+    if array.dtype == np.uint16:
+        array = (array if array.max() <= 255 else np.rint(array / 257)).astype(np.uint8)
+    if array.shape[2] in (2, 4):
+        array = array[..., :-1]
+    spread = int((array.max(2).astype(int) - array.min(2)).max())
+    if spread > _COLOURLESS:
+        raise ValueError("is in colour: a mask is grey, one channel")
+    return array[..., 0]
+
+
+def mask_classes(values: np.ndarray, num_classes: int = 2, void_class: int | None = None) -> np.ndarray:
+    """Turn the stored values of a mask into class indices.
+
+    Accepted are class indices (0 to ``num_classes`` - 1, and ``void_class``); or grey levels, of two classes any,
+    which count as class 1 above 127 (also the smeared ones of a JPEG), of more classes exactly k * (255 //
+    (num_classes - 1)) for class k, as the bundle writes them.
+
+    Args:
+        values: stored values, uint8.
+        num_classes: number of classes, background included.
+        void_class: class index of pixels to be ignored, or None; it may be one of the classes, or lie beyond them.
+
+    Returns:
+        Class indices, uint8; :data:`VOID` for pixels to be ignored.
+
+    Raises:
+        ValueError: when there are other values.
+    """
+    found = np.unique(values)
+    indices = set(range(num_classes)) | ({void_class} if void_class is not None else set())
+    step = 255 // (num_classes - 1)
+    if set(found.tolist()) <= indices:
+        classes = values.copy()
+    elif num_classes == 2 and found[-1] > _THRESHOLD:
+        classes = (values > _THRESHOLD).astype(np.uint8)
+    elif num_classes > 2 and set(found.tolist()) <= {k * step for k in range(num_classes)}:
+        classes = values // np.uint8(step)
+    else:
+        odd = [str(v) for v in found if v not in indices]
+        more = " ..." if len(odd) > 5 else ""
+        grey = f"grey levels with some above {_THRESHOLD}" if num_classes == 2 else f"multiples of {step}"
+        raise ValueError(
+            f"holds the values {', '.join(odd[:5])}{more}: allowed are the class indices "
+            f"{', '.join(map(str, sorted(indices)))}, or {grey}. Correct the file, or set num_classes and void_class"
+        )
+    if void_class is not None:
+        classes[classes == void_class] = VOID
+    return classes
+
+
+def _open(path: PathLike, indices: bool) -> np.ndarray:
+    """Pixels (H, W, channels) of 8 or 16 bits."""
+    suffix = file_suffix(path)
+    if suffix not in FrameReader.suffixes():
+        raise ValueError(f"cannot be read: its name must end in one of {', '.join(FrameReader.suffixes())}")
+    if not Path(path).is_file():
+        raise ValueError("cannot be read: there is no such file")
+    try:
+        if suffix in TIFF:
+            array, colour = TiffReader().read(path)
+        else:
+            with Image.open(path) as image:
+                array = np.asarray(_plain(image, indices))
+            colour = array.ndim == 3
+    except Exception as error:  # PIL raises anything from SyntaxError to OSError on a broken file
+        if "imagecodecs" in str(error):
+            raise ValueError("cannot be read: its compression needs `pip install imagecodecs`") from None
+        raise ValueError(f"cannot be read: it is truncated or damaged ({error})") from None
+    if array.ndim - colour != 2:
+        raise ValueError(f"has {len(array)} pages: give one image a file")
+    if array.dtype == bool:
+        array = array.astype(np.uint8) * np.uint8(1 if indices else 255)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"holds {array.dtype} values: 8 or 16 bits without sign are due; convert it")
+    height, width = array.shape[:2]
+    if min(height, width) < _SMALLEST_SIDE:
+        raise ValueError(f"is {width} x {height} pixels: a side has {_SMALLEST_SIDE} or more")
+    array = array if colour else array[..., None]
+    if array.shape[2] > 4:
+        raise ValueError(f"has {array.shape[2]} channels: 1 to 4 are due (grey or RGB, with alpha or without)")
+    return array
+
+
+def _plain(image: Image.Image, indices: bool) -> Image.Image:
+    """An image whose values are grey levels or RGB (or, of a palette, indices)."""
+    if image.mode == "P":
+        transparent = "transparency" in image.info
+        return image if indices else image.convert("RGBA" if transparent else "RGB")
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "PA", "La", "RGBa"):
+        return image.convert("RGB")
+    return image
+
+
+class FrameReader(ImageReader):
+    """Read a frame as RGB: (W, H, 3), uint8, of any format, depth and number of channels, see :func:`read_frame`.
+
+    The metadata gains ``has_spacing``, which is False, and ``notes`` where the file was not 8-bit RGB.
+    """
+
+    @staticmethod
+    def suffixes() -> tuple[str, ...]:
+        """Every suffix that can be read."""
+        return (*TIFF, *PIL)
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether every file has a suffix that can be read."""
+        return all(file_suffix(name) in self.suffixes() for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
+        """Take one file; ``get_data`` reads it, as ``LoadImage`` buries an error raised here in a text of its own."""
+        return Path(ensure_tuple(data)[0])
+
+    def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
+        """Array and metadata of the file that ``read`` took.
+
+        Raises:
+            ValueError: naming the file, as :func:`read_frame`.
+        """
+        try:
+            array, notes = self._pixels(img)
+        except ValueError as error:
+            fail(f"{img} {error}.")
+        array = np.swapaxes(array, 0, 1)
+        affine = np.eye(4)
+        meta = {
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.AFFINE: affine,
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:2]),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if array.ndim == 3 else float("nan"),
+            "has_spacing": False,
+        }
+        return array, (meta | {"notes": "; ".join(notes)} if notes else meta)
+
+    def _pixels(self, path: Path) -> tuple[np.ndarray, list[str]]:
+        return read_frame(path)
+
+
+class MaskReader(FrameReader):
+    """Read a mask as it is stored: (W, H), uint8, see :func:`read_mask`."""
+
+    def _pixels(self, path: Path) -> tuple[np.ndarray, list[str]]:
+        return read_mask(path), []

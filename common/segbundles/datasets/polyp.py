@@ -1,0 +1,211 @@
+"""Phantom twin of CVC-ClinicDB: made-up colonoscopy frames with a polyp, in its layout and value ranges.
+
+A sequence is one scene that the camera moves over. It holds what makes the real task hard: a polyp of nearly the colour
+of the mucosa, told by its rounded shading; folds, vessels, a dark lumen and bright reflections that are no polyps; and
+the black corners of an endoscope's frame. One sequence has no polyp.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from .clinicdb import IMAGE_FOLDER, MASK_FOLDER, METADATA, SEQUENCES_FILE, check_frame, find_cases, review_frames
+from .datalist import SECTIONS, DataSet, Prepared, check_out, prepare
+
+__all__ = ["DATA_SET", "make_phantom", "make_sequence"]
+
+_MARK = "segbundles phantom polyp"
+_MIN_SIZE = 32
+# sequence by number from 1; the first ones are training
+_NO_POLYP = 2
+
+DATA_SET = DataSet(
+    name="polyp_phantom",
+    metadata={
+        **METADATA,
+        "description": "Made-up colonoscopy frames in CVC-ClinicDB's layout; masks hold 255 for polyp",
+        "reference": _MARK,
+        "licence": "Apache-2.0",
+    },
+    find=find_cases,
+    check=check_frame,
+    review=review_frames,
+    units=("frames", "sequences"),
+)
+
+
+def make_phantom(
+    out: str | os.PathLike, sequences: int = 12, frames: int = 5, seed: int = 0, size: Sequence[int] = (96, 72)
+) -> Prepared:
+    """Write phantom frames under ``out`` and prepare them; a sixth of the sequences each is validation and testing.
+
+    The second sequence, of training, has no polyp. A sequence depends on the seed and its number alone.
+
+    Args:
+        out: folder of ``Original``, ``Ground Truth``, ``sequences.csv`` and datalist.json.
+        sequences: number of sequences, 3 or more.
+        frames: frames a sequence.
+        seed: seed of the scenes.
+        size: pixels (W, H).
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: when there are too few sequences, frames or pixels, or ``out`` holds files that are not a
+            phantom's.
+    """
+    if sequences < 3:
+        raise ValueError(f"sequences must be 3 or more (training, validation, testing), got {sequences}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
+    _check_size(size, frames)
+    out = Path(out).expanduser().resolve()
+    check_out(out, DATA_SET.name)
+    folders = (out / IMAGE_FOLDER, out / MASK_FOLDER)
+    old = [path for folder in folders for path in _owned(folder)]
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path in old:
+            path.unlink()
+        rows = []
+        for number in range(1, sequences + 1):
+            rng = np.random.default_rng([seed, number])
+            image, label = make_sequence(rng, size, frames, polyp=number != _NO_POLYP)
+            for k in range(frames):
+                rows.append((len(rows) + 1, number))
+                for folder, pixels in zip(folders, (image[..., k].T, label[0, ..., k].T), strict=True):
+                    colour = "rgb" if pixels.ndim == 3 else "minisblack"
+                    tifffile.imwrite(
+                        folder / f"{rows[-1][0]}.tif",
+                        np.ascontiguousarray(pixels),
+                        photometric=colour,
+                        description=_MARK,
+                        metadata=None,
+                    )
+        with (out / SEQUENCES_FILE).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("frame", "sequence"), *rows])
+    except OSError as error:
+        raise ValueError(f"cannot write {out}: {error}") from error
+
+    held_out = max(1, round(sequences / 6))
+    names = [f"sequence_{number}" for number in range(1, sequences + 1)]
+    bounds = (0, sequences - 2 * held_out, sequences - held_out, sequences)
+    split = {section: names[a:b] for section, a, b in zip(SECTIONS, bounds[:-1], bounds[1:], strict=True)}
+    return prepare(DATA_SET, out, out, split=split)
+
+
+def make_sequence(
+    rng: np.random.Generator, size: Sequence[int] = (96, 72), frames: int = 5, polyp: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Make the frames of one phantom sequence.
+
+    Args:
+        rng: source of the scene.
+        size: pixels (W, H).
+        frames: number of frames D.
+        polyp: whether there is a polyp, in every frame.
+
+    Returns:
+        Image (3, W, H, D), uint8, RGB; label (1, W, H, D), uint8: 0, and 255 for the polyp.
+
+    Raises:
+        ValueError: when size or frames are too small.
+    """
+    _check_size(size, frames)
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    width, height = size
+    # the scene is half as large again as a frame, which the camera moves over; lengths are in heights of a frame
+    scene = (round(1.5 * width), round(1.5 * height))
+    x, y = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in scene), indexing="ij")
+    x, y = x / height, y / height
+
+    def smooth(length: float) -> np.ndarray:
+        """Return a random field of unit standard deviation, smooth over so many heights."""
+        field = gaussian_filter(rng.normal(size=scene), length * height, mode="wrap")
+        return field / field.std()
+
+    mucosa = np.array([195, 110, 85]) * rng.uniform(0.85, 1.1, 3)
+    shade = 1 + 0.10 * smooth(0.12) + 0.04 * smooth(0.02)
+    fold = np.sin(2 * np.pi * (x * rng.uniform(-1, 1) + y * rng.uniform(1, 2)) + 1.5 * smooth(0.25))
+    shade += 0.12 * np.clip(fold, 0.5, 1) - 0.06
+    vessel = np.exp(-((smooth(0.06) / 0.12) ** 2)) * np.clip(smooth(0.3), 0, 1)
+    colours = [c * shade * (1 - a * vessel) for c, a in zip(mucosa, (0.06, 0.3, 0.3), strict=True)]
+
+    angle = rng.uniform(0, 2 * np.pi)
+    lumen = 0.55 * np.array([np.cos(angle), np.sin(angle)]) + rng.uniform(-0.05, 0.05, 2)
+    dark = np.clip(1.2 - np.hypot(x - lumen[0], y - lumen[1]) / rng.uniform(0.2, 0.3) + 0.15 * smooth(0.08), 0, 1)
+    label = np.zeros(scene, bool)
+    if polyp:
+        centre = -0.25 * lumen / np.hypot(*lumen) + rng.uniform(-0.1, 0.1, 2)
+        radii, turn = rng.uniform(0.13, 0.26, 2), rng.uniform(0, np.pi)
+        u = ((x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)) / radii[0]
+        v = ((y - centre[1]) * np.cos(turn) - (x - centre[0]) * np.sin(turn)) / radii[1]
+        r = np.hypot(u, v) + 0.06 * smooth(0.08)
+        label = r < 1
+        edge = np.clip((1 - r) / 0.08, 0, 1)
+        hue = rng.uniform(0.95, 1.12, 3) * (1.12, 0.98, 0.98)
+        dome = 0.72 + 0.45 * np.sqrt(np.clip(1 - r**2, 0, 1)) - 0.12 * np.clip(u + v, -1, 1)
+        texture = 1 + 0.05 * smooth(0.015)
+        colours = [c + edge * (m * h * dome * texture - c) for c, m, h in zip(colours, mucosa, hue, strict=True)]
+        rim = np.exp(-(((r - 1.08) / 0.07) ** 2))
+        colours = [c * (1 - 0.25 * rim) for c in colours]
+        dark = dark * (r > 1.1)
+    shine = np.clip((smooth(0.018) - 2.6) * 3, 0, 1)
+    colours = [(c * (1 - 0.85 * dark)) * (1 - shine) + 245 * shine for c in colours]
+
+    i, j = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in size), indexing="ij")
+    corners = np.abs(i) / width + np.abs(j) / height > 0.86
+    light = 1.08 - 0.35 * (i**2 + j**2) / (0.5 * height) ** 2 / 2
+    start, drift = rng.uniform(-0.05, 0.05, 2), rng.uniform(-0.02, 0.02, 2)
+    images, labels = [], []
+    for k in range(frames):
+        zoom = 1 + 0.03 * k * rng.uniform(-1, 1)
+        turn = 0.05 * k * rng.uniform(-1, 1)
+        shift = (start + k * drift) * height
+        points = [
+            (i * np.cos(turn) - j * np.sin(turn)) / zoom + shift[0] + (scene[0] - 1) / 2,
+            (i * np.sin(turn) + j * np.cos(turn)) / zoom + shift[1] + (scene[1] - 1) / 2,
+        ]
+        frame = np.stack([map_coordinates(c, points, order=1, mode="nearest") for c in colours])
+        frame = frame * light * rng.uniform(0.93, 1.07) + rng.normal(0, 3, frame.shape)
+        frame[:, corners] = rng.uniform(0, 6, (3, int(corners.sum())))
+        seen = map_coordinates(label.astype(np.float32), points, order=1, mode="constant") > 0.5
+        images.append(np.clip(np.rint(frame), 0, 255).astype(np.uint8))
+        labels.append(np.where(seen & ~corners, 255, 0).astype(np.uint8))
+    return np.stack(images, -1), np.stack(labels, -1)[None]
+
+
+def _check_size(size: Sequence[int], frames: int) -> None:
+    if len(size) != 2 or min(size) < _MIN_SIZE:
+        raise ValueError(f"size must be two numbers of {_MIN_SIZE} pixels or more, got {tuple(size)}")
+    if frames < 1:
+        raise ValueError(f"frames must be 1 or more, got {frames}")
+
+
+def _owned(folder: Path) -> list[Path]:
+    """Files of an earlier phantom in a folder; raise when it holds anything else."""
+    if not folder.exists() and not folder.is_symlink():
+        return []
+    foreign = folder if folder.is_symlink() or not folder.is_dir() else None
+    files = [] if foreign else sorted(folder.iterdir())
+    for path in files:
+        try:
+            with tifffile.TiffFile(path) as file:
+                owned = not path.is_symlink() and file.pages[0].description == _MARK
+        except Exception:  # tifffile raises anything from struct.error to ValueError on what is no TIFF
+            owned = False
+        if not owned:
+            foreign = path
+            break
+    if foreign:
+        raise ValueError(f"{foreign} is not a phantom's, nothing was written: choose another --out")
+    return files

@@ -1,0 +1,123 @@
+"""Probabilities of sections of any size, tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer, sliding_window_inference
+from monai.utils import ensure_tuple_rep
+
+from segbundles.errors import fail
+
+__all__ = ["TileInferer"]
+
+
+class TileInferer(Inferer):
+    """Mean class probabilities over overlapping tiles, and over flips and turns, with images mirrored at their borders.
+
+    MONAI's sliding window blends logits, which a confident tile dominates, and mirrors only images larger than what it
+    adds; here a 2D image may have any size. MONAI's ``TestTimeAugmentation`` draws its transforms at random; the eight
+    ways to flip and turn a square are few enough to take all.
+
+    Args:
+        roi_size: tile (W, H) in pixels.
+        sw_batch_size: number of tiles the network gets at once.
+        overlap: share of a tile that the next one covers too.
+        mode: how to blend the tiles, ``"gaussian"`` or ``"constant"``.
+        border: pixels mirrored outside each border, so that no pixel lies at the edge of all its tiles.
+        test_time_augmentation: whether to take the mean over the eight flips and quarter turns, at eight times the
+            work.
+
+    Raises:
+        ValueError: when a setting is out of its range.
+
+    Example:
+        >>> import torch
+        >>> inferer = TileInferer(roi_size=(32, 32), border=8)
+        >>> inferer(torch.rand(1, 1, 50, 20), torch.nn.Conv2d(1, 2, 1)).shape
+        torch.Size([1, 2, 50, 20])
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int] | int,
+        sw_batch_size: int = 4,
+        overlap: float = 0.5,
+        mode: str = "gaussian",
+        border: int = 0,
+        test_time_augmentation: bool = False,
+    ) -> None:
+        self.roi_size = ensure_tuple_rep(roi_size, 2)
+        if min(self.roi_size) < 1 or sw_batch_size < 1:
+            fail(f"roi_size and sw_batch_size must be positive, got {self.roi_size} and {sw_batch_size}.")
+        if not 0 <= overlap < 1:
+            fail(f"overlap must be a share of a tile, 0 or more and below 1, got {overlap}.")
+        if border < 0:
+            fail(f"border must be 0 or more (pixels), got {border}.")
+        self.sw_batch_size = sw_batch_size
+        self.overlap = overlap
+        self.mode = mode
+        self.border = border
+        self.test_time_augmentation = test_time_augmentation
+
+    @torch.no_grad()
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Segment a batch of images, or of stacks of images one by one.
+
+        Args:
+            inputs: (B, C, W, H), or (B, C, W, H, D) of D sections.
+            network: gives logits (B, classes, W, H) of the size of its input; one channel is a foreground's.
+            args: further arguments of ``network``.
+            kwargs: further keyword arguments of ``network``.
+
+        Returns:
+            Probabilities (B, classes, W, H) or (B, classes, W, H, D), float32, with the metadata of the input.
+
+        Raises:
+            ValueError: when the input has other axes.
+        """
+        data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        if data.ndim not in (4, 5):
+            fail(f"(B, C, W, H) or (B, C, W, H, sections) is due, got shape {tuple(data.shape)}.")
+        predictor = partial(_probabilities, network=network, args=args, kwargs=kwargs)
+        if data.ndim == 4:
+            output = self._section(data, predictor)
+        else:
+            output = torch.stack([self._section(section, predictor) for section in data.unbind(-1)], dim=-1)
+        return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
+
+    def _section(self, x: torch.Tensor, predictor: Callable) -> torch.Tensor:
+        if not self.test_time_augmentation:
+            return self._tiled(x, predictor)
+        total: Any = 0
+        for flip, turns in product((False, True), range(4)):
+            turned = torch.rot90(x.flip(2) if flip else x, turns, (2, 3))
+            back = torch.rot90(self._tiled(turned, predictor), -turns, (2, 3))
+            total = total + (back.flip(2) if flip else back)
+        return total / 8
+
+    def _tiled(self, x: torch.Tensor, predictor: Callable) -> torch.Tensor:
+        size = x.shape[2:]
+        for axis, (n, tile) in enumerate(zip(size, self.roi_size, strict=True), 2):
+            after = max(self.border, tile - n - self.border)
+            x = _mirrored(x, axis, self.border, after)
+        found = sliding_window_inference(x, self.roi_size, self.sw_batch_size, predictor, self.overlap, self.mode)
+        return found[:, :, self.border : self.border + size[0], self.border : self.border + size[1]]
+
+
+def _mirrored(x: torch.Tensor, axis: int, before: int, after: int) -> torch.Tensor:
+    if not before and not after:
+        return x
+    index = np.pad(np.arange(x.shape[axis]), (before, after), mode="symmetric")
+    return x.index_select(axis, torch.as_tensor(index, device=x.device))
+
+
+def _probabilities(x: torch.Tensor, network: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
+    logits = network(x, *args, **kwargs).float()
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)

@@ -1,0 +1,92 @@
+"""Metrics pooled over a set: one confusion matrix of all pixels of all images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from ignite.metrics import ConfusionMatrix, MetricsLambda
+from monai.utils import CommonKeys as Keys
+from torch.nn import functional as F
+
+__all__ = ["PooledConfusion", "confusion_counts", "pooled_metric", "pooled_scores"]
+
+
+class PooledConfusion(ConfusionMatrix):
+    """Ignite's confusion matrix (rows are truth) over the decollated class maps of a MONAI engine.
+
+    Pixels whose label is no class (:data:`segbundles.data.VOID`) are left out. It is summed over processes.
+
+    Args:
+        num_classes: number of classes, background included.
+    """
+
+    def __init__(self, num_classes: int = 2) -> None:
+        """See the class."""
+        super().__init__(num_classes, output_transform=self._pair)
+
+    def _pair(self, output: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One-hot predictions (1, C, pixels) and labels (1, pixels), of images of any size."""
+        pred, label = (
+            torch.cat([torch.as_tensor(item[key]).detach().cpu().flatten() for item in output]).long()
+            for key in (Keys.PRED, Keys.LABEL)
+        )
+        return F.one_hot(pred, self.num_classes).T[None], label[None]
+
+
+def confusion_counts(prediction: torch.Tensor, truth: torch.Tensor, num_classes: int = 2) -> torch.Tensor:
+    """Confusion matrix (truth, prediction) of one image, as ignite counts it.
+
+    Args:
+        prediction: class indices.
+        truth: class indices, of the same shape; pixels of no class are left out.
+        num_classes: number of classes, background included.
+    """
+    known = truth < num_classes
+    pairs = num_classes * truth[known].long() + prediction[known].long()
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def pooled_scores(matrix: torch.Tensor) -> dict[str, float]:
+    """Scores of a confusion matrix: ``accuracy``; Jaccard of each class k, ``jaccard_k``, and of means the following.
+
+    ``mean_jaccard`` is the mean over the classes, background included, and ``jaccard`` that over the foreground: of
+    two classes, the one foreground class. A class that is neither in truth nor in prediction has no Jaccard (NaN) and
+    is in no mean.
+
+    Args:
+        matrix: rows are truth, columns prediction.
+    """
+    counts = matrix.double()
+    hits, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
+    by_class = [float(h / u) if u > 0 else math.nan for h, u in zip(hits, union, strict=True)]
+    total = float(counts.sum())
+    return {
+        "accuracy": float(hits.sum()) / total if total else math.nan,
+        "mean_jaccard": _mean(by_class),
+        "jaccard": _mean(by_class[1:]),
+        **{f"jaccard_{k}": value for k, value in enumerate(by_class)},
+    }
+
+
+def pooled_metric(confusion: ConfusionMatrix, name: str = "jaccard") -> MetricsLambda:
+    """One of :func:`pooled_scores` as a metric of an engine; 0 where it is not defined.
+
+    Args:
+        confusion: the matrix; metrics of one engine may share it.
+        name: score.
+    """
+
+    def score(matrix: torch.Tensor) -> float:
+        value = pooled_scores(matrix)[name]
+        return 0.0 if math.isnan(value) else value
+
+    return MetricsLambda(score, confusion)
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [v for v in values if not math.isnan(v)]
+    return fmean(defined) if defined else math.nan

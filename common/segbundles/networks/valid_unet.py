@@ -1,0 +1,142 @@
+"""The U-Net as published: convolutions without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Dropout
+from monai.networks.layers.utils import get_norm_layer
+from torch import nn
+
+__all__ = ["ValidUNet"]
+
+
+class ValidUNet(nn.Module):
+    """2D U-Net of convolutions without padding, whose output is smaller than its input: 572 gives 388.
+
+    Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015,
+    https://arxiv.org/abs/1505.04597. With five levels the output lacks 92 pixels on each side. With ``mirror``, the
+    default, the input is mirrored by as much first (and a little further at its far ends, to a size that the levels
+    can halve), so that the output has the input's size, whatever it is.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output, logits.
+        channels: channels of each level, from the top.
+        norm: MONAI's norm after each convolution, such as ``"batch"``; None for none, as published.
+        dropout: share of the channels' values dropped after the two lowest levels of the contracting path.
+        mirror: whether to mirror the input at its borders.
+
+    Raises:
+        ValueError: when there are fewer than two levels.
+
+    Example:
+        >>> import torch
+        >>> net = ValidUNet(channels=(8, 16, 32, 64, 128), mirror=False)
+        >>> net(torch.rand(1, 1, 188, 188)).shape
+        torch.Size([1, 2, 4, 4])
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        channels: Sequence[int] = (64, 128, 256, 512, 1024),
+        norm: str | tuple | None = None,
+        dropout: float = 0.0,
+        mirror: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(channels) < 2:
+            raise ValueError(f"channels must name two levels or more, got {list(channels)}.")
+        self.mirror = mirror
+        self.factor = 2 ** (len(channels) - 1)
+        # lost on each side: 2 pixels a level on the way down, and again on the way up; each level halves what is left
+        self.margin = 6 * self.factor - 4
+        self.downs = nn.ModuleList()
+        for level, width in enumerate(channels):
+            lowest = level >= len(channels) - 2
+            self.downs.append(
+                _two_convolutions(in_channels if level == 0 else channels[level - 1], width, norm, dropout * lowest)
+            )
+        self.pool = nn.MaxPool2d(2)
+        self.ups = nn.ModuleList(
+            _Up(below, width, norm) for below, width in zip(channels[:0:-1], channels[-2::-1], strict=True)
+        )
+        self.head = nn.Conv2d(channels[0], out_channels, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the network.
+
+        Args:
+            x: (B, in_channels, W, H). With ``mirror`` any size that is larger than what is mirrored; else one that
+                every level can halve, such as 572.
+
+        Returns:
+            Logits (B, out_channels, W, H); without ``mirror`` smaller by 2 * ``margin``.
+
+        Raises:
+            ValueError: when the size does not fit.
+        """
+        width, height = x.shape[2], x.shape[3]
+        if self.mirror:
+            x = F.pad(x, self._pads(height) + self._pads(width), mode="reflect")
+        elif not torch.jit.is_tracing():
+            self._check(width)
+            self._check(height)
+        skips: list[torch.Tensor] = []
+        for level, down in enumerate(self.downs):
+            if level > 0:
+                x = self.pool(x)
+            x = down(x)
+            skips.append(x)
+        for number, up in enumerate(self.ups):
+            x = up(x, skips[len(skips) - 2 - number])
+        x = self.head(x)
+        return x[:, :, :width, :height] if self.mirror else x
+
+    def _pads(self, size: int) -> list[int]:
+        """Pixels to mirror before and after."""
+        loss = 8 * self.factor - 4
+        after = self.margin + (-(size + loss)) % self.factor
+        if size <= after:
+            raise ValueError(f"an axis of {size} pixels cannot be mirrored by {after}: give a larger image.")
+        return [self.margin, after]
+
+    def _check(self, size: int) -> None:
+        least = 2 * self.margin + 4
+        if size < least or (size - least) % self.factor:
+            raise ValueError(f"a size of {size} cannot be halved: give {least} plus a multiple of {self.factor}.")
+
+
+class _Up(nn.Module):
+    """Double the size, put the middle of the skip beside, and convolve."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str | tuple | None) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        self.convolutions = _two_convolutions(2 * out_channels, out_channels, norm, 0.0)
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        x = self.up(x)
+        left, top = (skip.shape[2] - x.shape[2]) // 2, (skip.shape[3] - x.shape[3]) // 2
+        middle = skip[:, :, left : left + x.shape[2], top : top + x.shape[3]]
+        return self.convolutions(torch.cat([middle, x], dim=1))
+
+
+def _two_convolutions(in_channels: int, out_channels: int, norm: str | tuple | None, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (in_channels, out_channels):
+        layers.append(nn.Conv2d(channels, out_channels, 3))
+        if norm is not None:
+            layers.append(get_norm_layer(norm, spatial_dims=2, channels=out_channels))
+        layers.append(nn.ReLU())
+    if dropout > 0:
+        layers.append(Dropout[Dropout.DROPOUT, 2](dropout))
+    return nn.Sequential(*layers)

@@ -1,0 +1,127 @@
+"""Pictures of a section: the image, what the network sees in it, the cells, and where both are wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from monai.utils import convert_to_numpy
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.segmentation import expand_labels
+
+from segbundles.errors import fail
+from segbundles.report.overlay import (
+    _TALLEST_PANEL,
+    PREDICTION_COLOURS,
+    TRUTH_COLOURS,
+    _compose,
+    _encode,
+    _grey_window,
+    _to_uint8,
+)
+
+__all__ = ["CELL_COLOURS", "colour_cells", "section_figure"]
+
+# Okabe and Ito's colour-blind-safe palette, less black, and grey
+CELL_COLOURS = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (170, 170, 170),
+)
+_PANEL = 512  # pixels, width of one panel: thin membranes need more than an organ
+_FIGURE_BYTES = 300_000  # a stack of 30 sections, base64-encoded, makes 12 MB
+_REACH = 8  # pixels of membrane across which cells are neighbours, from each side
+
+
+def colour_cells(cells: Any) -> NDArray[np.uint8]:
+    """Colour a label image, neighbours differently.
+
+    Cells are coloured one by one, each with the least used of the colours that no neighbour has. Where there is none
+    left (nine cells that all touch each other), two neighbours share one.
+
+    Args:
+        cells: label image (H, W), membranes 0.
+
+    Returns:
+        Colours, (H, W, 3), uint8; membranes are black.
+    """
+    labels = _cells(cells)
+    numbers, flat = np.unique(labels, return_inverse=True)
+    labels = flat.reshape(labels.shape) + (numbers[0] != 0)
+    grown = expand_labels(labels, _REACH)
+    pairs = np.concatenate(
+        [np.stack([a.ravel(), b.ravel()], 1) for a, b in ((grown[1:], grown[:-1]), (grown[:, 1:], grown[:, :-1]))]
+    )
+    neighbours: dict[int, set[int]] = {}
+    for one, other in np.unique(pairs[(pairs[:, 0] != pairs[:, 1]) & pairs.all(1)], axis=0).tolist():
+        neighbours.setdefault(one, set()).add(other)
+        neighbours.setdefault(other, set()).add(one)
+    table = np.zeros((labels.max() + 1, 3), np.uint8)
+    chosen: dict[int, int] = {}
+    used: Counter[int] = Counter()
+    for cell in range(1, len(table)):
+        taken = {chosen[other] for other in neighbours.get(cell, ()) if other in chosen}
+        free = [k for k in range(len(CELL_COLOURS)) if k not in taken] or list(range(len(CELL_COLOURS)))
+        chosen[cell] = min(free, key=lambda k: used[k])
+        used[chosen[cell]] += 1
+        table[cell] = CELL_COLOURS[chosen[cell]]
+    return table[labels]
+
+
+def section_figure(image: Any, truth: Any, prediction: Any, membrane_probability: Any, cells: Any) -> bytes:
+    """Draw a section for the report: image, membrane probability, cells in colour, and wrong pixels.
+
+    Args:
+        image: grey values (W, H).
+        truth: class indices (W, H), 0 membrane, 1 cell.
+        prediction: class indices (W, H).
+        membrane_probability: (W, H), 0 to 1.
+        cells: label image (W, H), membranes 0.
+
+    Returns:
+        A JPEG picture of at most 300 kB.
+
+    Raises:
+        ValueError: when the shapes differ or are not 2D.
+    """
+    given = {"image": image, "truth": truth, "prediction": prediction}
+    given |= {"membrane_probability": membrane_probability, "cells": cells}
+    maps = {name: convert_to_numpy(value) for name, value in given.items()}
+    if any(value.ndim != 2 or value.shape != maps["image"].shape for value in maps.values()):
+        fail(
+            "a section and its maps share one shape (W, H), got " + ", ".join(f"{n} {v.shape}" for n, v in maps.items())
+        )
+    # MONAI's axes are (W, H), a picture's rows come first
+    grey, true, seen, probability, found = (value.T for value in maps.values())
+    shown = _to_uint8(grey, _grey_window(grey))
+    errors = np.repeat(shown[..., None] // 2 + 96, 3, axis=-1)
+    errors[(true == 0) & (seen != 0)] = TRUTH_COLOURS[0]
+    errors[(true != 0) & (seen == 0)] = PREDICTION_COLOURS[0]
+    share = float((true != seen).mean())
+    panels = [
+        ("image", f"{grey.shape[1]} x {grey.shape[0]} pixels", shown, Image.Resampling.BICUBIC),
+        ("probability of membrane", "dark: certain", _to_uint8(1 - probability, (0.0, 1.0)), Image.Resampling.BICUBIC),
+        ("cells", f"{len(np.unique(found[found > 0]))} found", colour_cells(found), Image.Resampling.NEAREST),
+        (f"wrong pixels: {100 * share:.1f} %", "blue: missed membrane; orange: too much", errors, Image.Resampling.BOX),
+    ]
+    scale = min(_PANEL / grey.shape[1], _PANEL * _TALLEST_PANEL / grey.shape[0])
+    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+    drawn = [
+        (name, reason, np.asarray(Image.fromarray(picture).convert("RGB").resize(size, how)))
+        for name, reason, picture, how in panels
+    ]
+    return _encode(_compose(drawn, _PANEL), _FIGURE_BYTES)
+
+
+def _cells(cells: Any) -> NDArray:
+    labels = convert_to_numpy(cells)
+    if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size:
+        fail(f"cells must be a label image (H, W) of integers, got shape {labels.shape} of {labels.dtype}.")
+    return labels

@@ -1,0 +1,123 @@
+"""Masks of frames as class indices, and frames at the height that a network was trained at."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import ensure_tuple_rep
+from torch.nn import functional as F
+
+from segbundles.data.frames import mask_classes
+from segbundles.errors import fail
+from segbundles.transforms.check import file_name
+
+__all__ = ["FrameHeightd", "MaskToClassd", "frame_size"]
+
+
+class MaskToClassd(MapTransform):
+    """Turn the values stored in a mask into class indices, by :func:`segbundles.data.mask_classes`.
+
+    Args:
+        keys: masks, (1, spatial).
+        num_classes: number of classes, background included.
+        void_class: class index of pixels to be ignored: they become :data:`segbundles.data.VOID`, 255. It may be one
+            of the classes, or lie beyond them. None ignores none.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when a file holds other values than are allowed.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_classes: int = 2,
+        void_class: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """See the class."""
+        super().__init__(keys, allow_missing_keys)
+        self.num_classes = num_classes
+        self.void_class = void_class
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return the data with class indices."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            mask = d[key]
+            values = np.asarray(mask.cpu()).astype(np.uint8)
+            try:
+                classes = mask_classes(values, self.num_classes, self.void_class)
+            except ValueError as error:
+                fail(f"{file_name(mask)} {error}.")
+            classes = torch.from_numpy(classes)
+            d[key] = MetaTensor(classes).copy_meta_from(mask) if isinstance(mask, MetaTensor) else classes
+        return d
+
+
+def frame_size(size: tuple[int, int], height: int | None, max_pixels: int | None = None) -> tuple[int, int]:
+    """Size (W, H) that a frame is computed at.
+
+    Args:
+        size: pixels (W, H) of the frame.
+        height: height due; None keeps the frame's.
+        max_pixels: the most pixels W * H; a larger frame is scaled down to them. None sets no limit.
+    """
+    scale = 1.0 if height is None else height / size[1]
+    if max_pixels is not None:
+        scale = min(scale, (max_pixels / (size[0] * size[1])) ** 0.5)
+    if scale == 1:
+        return size
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+class FrameHeightd(MapTransform):
+    """Scale frames to one height, their aspect kept; images by linear interpolation, labels by the nearest pixel.
+
+    Args:
+        keys: frames (C, W, H).
+        height: pixels; None leaves them as they are.
+        label: whether a key is a label, one for all or one a key.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when the height is not positive.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        height: int | None,
+        label: bool | tuple[bool, ...] = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        """See the class."""
+        super().__init__(keys, allow_missing_keys)
+        if height is not None and height < 1:
+            fail(f"height must be 1 pixel or more, or None, got {height}.")
+        self.height = height
+        self.label = ensure_tuple_rep(label, len(self.keys))
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return the data with scaled frames."""
+        d = dict(data)
+        for key, label in self.key_iterator(d, self.label):
+            frame = d[key]
+            size = frame_size(tuple(frame.shape[1:]), self.height)
+            if size == tuple(frame.shape[1:]):
+                continue
+            pixels = torch.as_tensor(np.asarray(frame.cpu()), dtype=torch.float32)[None]
+            if label:
+                scaled = F.interpolate(pixels, size, mode="nearest-exact")
+            else:
+                scaled = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+            if not frame.is_floating_point():
+                scaled = scaled.round()
+            scaled = scaled[0].to(frame.dtype)
+            d[key] = MetaTensor(scaled).copy_meta_from(frame) if isinstance(frame, MetaTensor) else scaled
+        return d

@@ -1,0 +1,789 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, load, run, verify_metadata, verify_net_in_out
+from PIL import Image
+
+from segbundles.data import VOID
+from segbundles.datasets import get_data_set, prepare
+from segbundles.datasets.polyp import make_phantom, make_sequence
+from segbundles.networks import FCN
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "polyp_fcn8"
+CONFIGS = BUNDLE / "configs"
+SCHEMA = ROOT.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
+
+TINY = {
+    "base_channels": 2,
+    "fc_channels": 4,
+    "fc_kernel_size": 3,
+    "frame_height": 48,
+    "dropout": 0.0,
+    "amp": False,
+    "device": "cpu",
+}
+TINY_TRAINING = {
+    **TINY,
+    "max_epochs": 2,
+    "lr_epochs": 2,
+    "val_interval": 1,
+    "batch_size": 4,
+    "learning_rate": 0.02,
+    "crop_size": [32, 32],
+}
+EVALUATE = [str(CONFIGS / "train.json"), str(CONFIGS / "evaluate.json")]
+SIZE = (64, 48)
+
+
+def config(name: str) -> dict:
+    return json.loads((CONFIGS / name).read_text())
+
+
+def bundle_run(run_id: str | None, config_file: str | list[str], **settings: object) -> None:
+    run(
+        run_id=run_id,
+        config_file=config_file if isinstance(config_file, list) else str(CONFIGS / config_file),
+        bundle_root=str(BUNDLE),
+        logging_file=False,
+        **{key: str(value) if isinstance(value, Path) else value for key, value in settings.items()},
+    )
+
+
+def train(dataset_dir: Path, out: Path, **settings: object) -> None:
+    """Train the tiny network into ``out`` and ``out/models``."""
+    common = {"dataset_dir": dataset_dir, "output_dir": out, "ckpt_dir": out / "models"}
+    bundle_run("training", "train.json", **{**common, **TINY_TRAINING, **settings})
+
+
+def evaluate(trained: Path, dataset_dir: Path, out: Path, **settings: object) -> list[dict[str, str]]:
+    """Score with the tiny network; the rows of metrics.csv."""
+    common = {"dataset_dir": dataset_dir, "output_dir": out, "ckpt_dir": trained / "models"}
+    bundle_run("evaluating", EVALUATE, **{**common, **TINY, **settings})
+    return table(out / "metrics.csv")
+
+
+def infer(trained: Path, dataset_dir: Path, output_dir: Path, **settings: object) -> None:
+    """Segment with the tiny network, by ``run`` without an id."""
+    common = {"dataset_dir": dataset_dir, "output_dir": output_dir, "ckpt_dir": trained / "models"}
+    bundle_run(None, "inference.json", **common, **{**TINY, **settings})
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def root_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def parsed(**settings: object) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "train.json"))
+    parser.update({**TINY_TRAINING, **settings})
+    return parser
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def write_frames(folder: Path, images: list[np.ndarray], labels: list[np.ndarray], suffix: str = ".png") -> None:
+    """Frames (H, W, 3) and masks (H, W) with a datalist in which all of them are training and validation."""
+    entries = []
+    for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+        for name, array in ((f"{k}.png", image), (f"{k}_mask{suffix}", label)):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / name)
+        entries.append({"case": f"case {k}", "image": f"{k}.png", "label": f"{k}_mask{suffix}", "group": "one"})
+    (folder / "datalist.json").write_text(json.dumps({"training": entries, "validation": entries}))
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared phantom of five sequences of four frames: three for training, one each for validation and testing."""
+    out = tmp_path_factory.mktemp("phantom")
+    make_phantom(out, 5, 4, 0, SIZE)
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with models/ and training output of a tiny network that has learnt something."""
+    out = tmp_path_factory.mktemp("trained")
+    train(phantom, out, max_epochs=24, lr_epochs=24, val_interval=4)
+    return out
+
+
+@pytest.fixture(scope="module")
+def frames() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Three frames (H, W, 3) and masks (H, W), of no section."""
+    image, label = make_sequence(np.random.default_rng(9), SIZE, 3)
+    return [image[..., k].T.copy() for k in range(3)], [label[0, ..., k].T.copy() for k in range(3)]
+
+
+def network_of(trained: Path) -> FCN:
+    network = FCN(
+        base_channels=2, fc_channels=4, fc_kernel_size=3, padding="same", norm="batch", dropout=0.0, bilinear_init=True
+    )
+    network.load_state_dict(torch.load(trained / "models" / "model.pt", weights_only=True))
+    return network.eval()
+
+
+def logits_of(network: FCN, frame: np.ndarray) -> np.ndarray:
+    """Logits (classes, H, W) of a frame (H, W, 3), without MONAI's transforms, reader and inferer."""
+    x = (frame / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    with torch.no_grad():
+        return network(torch.as_tensor(x, dtype=torch.float32).permute(2, 1, 0)[None])[0].numpy().transpose(0, 2, 1)
+
+
+class TestEndToEnd:
+    def test_training_writes_half_precision_weights_and_keeps_its_state_elsewhere(self, trained: Path) -> None:
+        assert [p.name for p in (trained / "models").iterdir()] == ["model.pt"]
+        state = torch.load(trained / "models" / "model.pt", weights_only=True)
+        assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
+        assert {"training.ckpt", "tensorboard"} <= {p.name for p in trained.iterdir()}
+
+    def test_tensorboard_holds_loss_its_terms_pooled_metrics_and_a_picture(self, trained: Path) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        tags: dict[str, set[str]] = {"scalars": set(), "images": set()}
+        for file in (trained / "tensorboard").rglob("events*"):
+            events = EventAccumulator(str(file)).Reload()
+            for kind in tags:
+                tags[kind] |= set(events.Tags()[kind])
+        for name in ("train_loss", "ce", "dice", "val_jaccard", "val_mean_jaccard", "val_accuracy"):
+            assert any(name in tag for tag in tags["scalars"]), name
+        assert any(tag.startswith("validation/case_0") for tag in tags["images"])
+
+    def test_evaluation_scores_frames_sequences_and_the_set(self, trained: Path, phantom: Path, tmp_path: Path) -> None:
+        rows = evaluate(trained, phantom, tmp_path, section="training")
+        entries = json.loads((phantom / "datalist.json").read_text())["training"]
+        assert [(r["case"], r["sequence"]) for r in rows] == [(e["case"], e["group"]) for e in entries]
+        network, counts = network_of(trained), {"all": np.zeros(4)}
+        for row, entry in zip(rows, entries, strict=True):
+            logits = logits_of(network, read(phantom / entry["image"]))
+            pred, truth = logits.argmax(0) > 0, read(phantom / entry["label"]) > 127
+            matrix = np.array(
+                [(~pred & ~truth).sum(), (pred & ~truth).sum(), (~pred & truth).sum(), (pred & truth).sum()]
+            )
+            for key in ("all", entry["group"]):
+                counts[key] = counts.get(key, np.zeros(4)) + matrix
+            if truth.any():
+                dice = 2 * matrix[3] / (2 * matrix[3] + matrix[1] + matrix[2])
+                assert float(row["dice"]) == pytest.approx(dice, abs=2e-3)
+            else:
+                assert row["status"] in ("empty", "false positive")
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        n = counts["all"]
+        assert summary["pooled_accuracy"] == pytest.approx((n[0] + n[3]) / n.sum(), abs=1e-3)
+        jaccard = [n[0] / (n[0] + n[1] + n[2]), n[3] / (n[1] + n[2] + n[3])]
+        assert [summary[f"pooled_jaccard_{k}"] for k in (0, 1)] == pytest.approx(jaccard, abs=1e-3)
+        assert summary["pooled_jaccard"] == summary["pooled_jaccard_1"]
+        assert summary["pooled_mean_jaccard"] == pytest.approx(np.mean(jaccard), abs=1e-3)
+        for row in table(tmp_path / "sequences.csv"):
+            n = counts[row["sequence"]]
+            assert row["frames"] == "4"
+            assert float(row["jaccard"] or 0) == pytest.approx(n[3] / max(n[1:].sum(), 1), abs=1e-3)
+        page = (tmp_path / "report.html").read_text()
+        assert f"Jaccard of the foreground {summary['pooled_jaccard']:.4f}" in page
+        assert "sequence_3" in page
+
+    def test_training_watches_the_pooled_jaccard_that_evaluation_gives(
+        self, trained: Path, phantom: Path, tmp_path: Path
+    ) -> None:
+        evaluate(trained, phantom, tmp_path)
+        best = torch.load(trained / "training.ckpt", weights_only=True)["evaluator"]["best_metric"]
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert summary["pooled_jaccard"] == pytest.approx(best, abs=5e-3)  # half precision lies between
+        assert best > 0.05
+
+    def test_a_frame_without_polyp_has_no_dice_or_none_of_it(
+        self, trained: Path, phantom: Path, tmp_path: Path
+    ) -> None:
+        entries = json.loads((phantom / "datalist.json").read_text())["training"]
+        healthy = [e["case"] for e in entries if not read(phantom / e["label"]).any()]
+        assert len(healthy) == 4
+        state = torch.load(trained / "models" / "model.pt", weights_only=True)
+        for sign, status, dice in ((-1, "empty", ""), (1, "false positive", "0")):
+            (tmp_path / status / "models").mkdir(parents=True)
+            shifted = {**state, "up.bias": torch.tensor([0.0, sign * 1000.0])}
+            torch.save(shifted, tmp_path / status / "models" / "model.pt")
+            rows = {r["case"]: r for r in evaluate(tmp_path / status, phantom, tmp_path / status, section="training")}
+            assert {(rows[name]["status"], rows[name]["dice"]) for name in healthy} == {(status, dice)}
+            summary = json.loads((tmp_path / status / "summary.json").read_text())
+            assert summary["dice"]["n"] == (8 if status == "empty" else 12)
+
+    def test_inference_mirrors_folders_and_leaves_out_the_truth(
+        self, trained: Path, phantom: Path, tmp_path: Path
+    ) -> None:
+        infer(trained, phantom, tmp_path)
+        images = sorted((phantom / "Original").iterdir())
+        network, values = network_of(trained), set()
+        for path in images:
+            mask = read(tmp_path / "Original" / f"{path.stem}_seg.png")
+            assert mask.shape == SIZE[::-1]
+            logits = logits_of(network, read(path))
+            assert ((mask > 0) != (logits[1] > logits[0])).mean() < 2e-3
+            values |= set(np.unique(mask).tolist())
+        assert values == {0, 255}
+        assert len(list(tmp_path.rglob("*.png"))) == len(images)
+        rows = table(tmp_path / "inference.csv")
+        assert {(r["file"], r["status"], r["notes"]) for r in rows} == {
+            (f"Original/{p.name}", "ok", "") for p in images
+        }
+
+    def test_frames_are_computed_in_batches_of_one_size(self, trained: Path, phantom: Path, tmp_path: Path) -> None:
+        """And give what each gives by itself."""
+        for batch_size in (1, 16):
+            infer(trained, phantom, tmp_path / str(batch_size), batch_size=batch_size)
+        masks = [np.stack([read(p) for p in sorted((tmp_path / n).rglob("*.png"))]) for n in ("1", "16")]
+        assert (masks[0] != masks[1]).mean() < 1e-4
+
+    @pytest.mark.slow
+    def test_from_another_folder_by_the_command_line(self, trained: Path, phantom: Path, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--bundle_root", str(BUNDLE)]
+        command += ["--config_file", str(CONFIGS / "inference.json"), "--dataset_dir", str(phantom)]
+        command += ["--output_dir", "out", "--ckpt_dir", str(trained / "models"), "--amp", "false"]
+        command += ["--base_channels", "2", "--fc_channels", "4", "--fc_kernel_size", "3", "--frame_height", "null"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(list((tmp_path / "out").rglob("*_seg.png"))) == 20
+        misspelt = subprocess.run([*command, "--frame_hight", "9"], cwd=tmp_path, capture_output=True, text=True)
+        assert misspelt.returncode != 0
+        assert "did you mean 'frame_height'?" in misspelt.stdout
+
+
+class TestDraws:
+    @staticmethod
+    def crops(dataset_dir: Path, epochs: int = 6, **settings: object) -> tuple[torch.Tensor, torch.Tensor]:
+        loader = parsed(dataset_dir=str(dataset_dir), **settings).get_parsed_content("train::dataloader")
+        torch.manual_seed(0)
+        loader.dataset.transform.set_random_state(0)
+        batches = [batch for _ in range(epochs) for batch in loader]
+        return tuple(torch.cat([batch[key].as_tensor() for batch in batches]) for key in ("image", "label"))
+
+    def test_crops_about_the_polyp_are_a_setting(self, phantom: Path) -> None:
+        """The middle pixel of a crop is polyp by polyp_fraction, unless the frame ends too near; a third has none."""
+        shares = {}
+        for fraction in (0.0, 1.0):
+            _, label = self.crops(phantom, polyp_fraction=fraction, crop_size=[16, 16])
+            shares[fraction] = float((label[:, 0, 8, 8] == 1).float().mean())
+        assert shares[0.0] < 0.1
+        assert shares[1.0] > 0.5
+
+    def test_labels_hold_classes_alone_and_images_keep_their_range(self, phantom: Path) -> None:
+        image, label = self.crops(phantom)
+        assert set(label.unique().tolist()) == {0.0, 1.0}  # nothing void comes in from beyond the frame
+        assert image.dtype == torch.float32
+        assert 100 < image.max() < 320
+        assert image.shape[1:] == (3, 32, 32)
+
+    def test_without_augmentation_a_crop_is_a_part_of_its_frame(self, phantom: Path) -> None:
+        off = dict.fromkeys(("rotate_degrees", "shear_degrees", "scale_fraction", "flip_probability"), 0.0)
+        off |= {"colour_fraction": 0.0, "gamma_fraction": 0.0, "crop_size": list(SIZE), "batch_size": 1}
+        image, label = self.crops(phantom, epochs=1, **off)
+        entries = json.loads((phantom / "datalist.json").read_text())["training"]
+        stored = {read(phantom / e["image"]).tobytes(): read(phantom / e["label"]) for e in entries}
+        for x, y in zip(image, label, strict=True):
+            frame = x.round().to(torch.uint8).permute(2, 1, 0).contiguous().numpy()
+            np.testing.assert_array_equal(y[0].T > 0, stored[frame.tobytes()] > 127)
+
+    def test_smaller_frames_are_padded_with_void(self, phantom: Path) -> None:
+        image, label = self.crops(phantom, epochs=1, crop_size=[96, 96], frame_height=None)
+        assert set(label.unique().tolist()) == {0.0, 1.0, float(VOID)}
+        assert float((label == VOID).float().mean()) == pytest.approx(1 - 64 * 48 / 96**2)
+        assert image[(label == VOID).expand_as(image)].abs().max() < 1e-3
+
+    def test_frames_wait_in_memory_as_eight_bits_at_their_height(self, phantom: Path) -> None:
+        cached = parsed(dataset_dir=str(phantom), frame_height=24).get_parsed_content("train::dataset")._cache[0]
+        assert {cached[key].dtype for key in ("image", "label")} == {torch.uint8}
+        assert (cached["image"].shape, cached["label"].shape) == ((3, 32, 24), (1, 32, 24))
+
+
+class TestVoid:
+    def test_void_pixels_are_neither_learnt_from_nor_scored(self, frames: tuple, tmp_path: Path) -> None:
+        """Eight rows are void in both data sets, four more in the second alone."""
+        images, labels = frames
+        weights, summaries = [], []
+        for name, more in (("a", 0), ("b", 3)):
+            masks = [np.where(label > 0, 1, 0).astype(np.uint8) for label in labels]
+            for mask in masks:
+                mask[:8] = 3
+                mask[8:12] = more
+            write_frames(tmp_path / name, images, masks)
+            train(tmp_path / name, tmp_path / name / "t", void_class=3)
+            evaluate(tmp_path / name / "t", tmp_path / name, tmp_path / name / "e", void_class=3)
+            weights.append(torch.load(tmp_path / name / "t" / "training.ckpt", weights_only=True)["network"])
+            summaries.append(json.loads((tmp_path / name / "e" / "summary.json").read_text()))
+        assert not torch.equal(weights[0]["score.weight"], weights[1]["score.weight"])
+        network = network_of(tmp_path / "b" / "t")
+        right = total = 0
+        for image, label in zip(images, labels, strict=True):
+            logits = logits_of(network, image)[:, 12:]
+            right += int(((logits[1] > logits[0]) == (label[12:] > 0)).sum())
+            total += label[12:].size
+        assert summaries[1]["pooled_accuracy"] == pytest.approx(right / total, abs=2e-3)
+
+    @pytest.mark.parametrize(("num_classes", "void_class"), [(3, None), (4, None), (3, 3), (4, 3)])
+    def test_three_and_four_classes(
+        self, num_classes: int, void_class: int | None, frames: tuple, tmp_path: Path
+    ) -> None:
+        """masks3 and masks4 of polyps912; the void class may be one of the classes or lie beyond them."""
+        images, labels = frames
+        masks = [np.where(label > 0, 1, 0).astype(np.uint8) for label in labels]
+        for mask in masks:
+            mask[:6] = 2
+            mask[-6:] = 3 if num_classes == 4 or void_class else 2
+        write_frames(tmp_path, images, masks)
+        settings = {"num_classes": num_classes, "void_class": void_class}
+        train(tmp_path, tmp_path / "t", **settings)
+        row = evaluate(tmp_path / "t", tmp_path, tmp_path / "e", **settings)[0]
+        assert {f"dice_{k}" for k in range(1, num_classes)} <= set(row)
+        summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+        assert f"pooled_jaccard_{num_classes - 1}" in summary
+        infer(tmp_path / "t", tmp_path, tmp_path / "i", num_classes=num_classes)
+        assert len(list((tmp_path / "i").glob("*.png"))) == 3
+        step = 255 // (num_classes - 1)
+        assert set(np.unique(read(tmp_path / "i" / "0_seg.png")).tolist()) <= {k * step for k in range(num_classes)}
+
+
+class TestResume:
+    def test_stopped_and_resumed_gives_the_same_weights_bit_for_bit(self, phantom: Path, tmp_path: Path) -> None:
+        def state(name: str, **settings: object) -> dict:
+            common = {"max_epochs": 3, "lr_epochs": 3, "dropout": 0.3, "early_stop_patience": 9}
+            train(phantom, tmp_path / name, **{**common, **settings})
+            return torch.load(tmp_path / name / "training.ckpt", weights_only=True)
+
+        whole = state("whole")
+        state("parts", max_epochs=1)
+        parts = state("parts", resume=True)
+        assert parts["trainer"]["epoch"] == whole["trainer"]["epoch"] == 3
+        for name, value in whole["network"].items():
+            assert torch.equal(value, parts["network"][name]), name
+        for name in ("evaluator", "lr_scheduler"):
+            assert parts[name] == whole[name]
+        assert parts["trainer"]["resumable"] == whole["trainer"]["resumable"]
+
+    def test_stops_early_by_the_pooled_jaccard(self, phantom: Path, tmp_path: Path) -> None:
+        train(phantom, tmp_path, max_epochs=6, lr_epochs=6, learning_rate=0.0, early_stop_patience=2)
+        state = torch.load(tmp_path / "training.ckpt", weights_only=True)
+        assert state["trainer"]["epoch"] < 6
+
+
+class TestStart:
+    @pytest.fixture
+    def vgg(self, tmp_path: Path) -> Path:
+        """A file named as torchvision's VGG-16 with batch norm, of two channels."""
+        generator = torch.Generator().manual_seed(1)
+        state, index, above = {}, 0, 3
+        for count, width in ((2, 2), (2, 4), (3, 8), (3, 16), (3, 16)):
+            for _ in range(count):
+                state[f"features.{index}.weight"] = torch.rand(width, above, 3, 3, generator=generator)
+                state[f"features.{index}.bias"] = torch.zeros(width)
+                state |= {f"features.{index + 1}.{n}": torch.ones(width) for n in ("weight", "running_var")}
+                state |= {f"features.{index + 1}.{n}": torch.zeros(width) for n in ("bias", "running_mean")}
+                above, index = width, index + 3
+            index += 1
+        torch.save(state, tmp_path / "vgg.pth")
+        return tmp_path / "vgg.pth"
+
+    def test_convolutions_start_from_a_file_of_vgg16(self, vgg: Path, phantom: Path, tmp_path: Path) -> None:
+        out = tmp_path / "t"
+        train(phantom, out, vgg16_weights=vgg, max_epochs=1, learning_rate=0.0)
+        state = torch.load(out / "training.ckpt", weights_only=True)["network"]
+        theirs = torch.load(vgg, weights_only=True)["features.0.weight"]
+        assert torch.equal(state["blocks.0.0.conv.weight"], theirs)
+        vgg.unlink()  # a resumed run has no need of it
+        train(phantom, out, vgg16_weights=vgg, resume=True, learning_rate=0.0, max_epochs=2, lr_epochs=2)
+        assert torch.load(out / "training.ckpt", weights_only=True)["trainer"]["epoch"] == 2
+
+    def test_a_missing_file_is_refused_before_training(self, phantom: Path, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            train(phantom, tmp_path / "t", vgg16_weights="nowhere.pth")
+        assert "there are no VGG-16 weights at nowhere.pth" in str(root_cause(caught.value))
+        assert not (tmp_path / "t").exists()
+
+    def test_imagenet_means_the_published_file(self) -> None:
+        assert parsed(vgg16_weights="imagenet").get_parsed_content("vgg16_source") is None
+        assert parsed(vgg16_weights="a.pth").get_parsed_content("vgg16_source") == "a.pth"
+
+
+class TestContract:
+    @pytest.mark.parametrize(("files", "kind"), [("train.json", "train"), ("inference.json", "infer")])
+    def test_check_properties_lacks_nothing(self, files: str, kind: str, phantom: Path) -> None:
+        workflow = ConfigWorkflow(
+            config_file=str(CONFIGS / files),
+            workflow_type=kind,
+            logging_file=False,
+            bundle_root=str(BUNDLE),
+            dataset_dir=str(phantom),
+            output_dir=str(phantom / "unused"),
+            device="cpu",
+            base_channels=2,
+            fc_channels=4,
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+
+    def test_load_returns_the_network_with_its_weights(self, trained: Path, tmp_path: Path) -> None:
+        shutil.copytree(BUNDLE, tmp_path / "polyp_fcn8")
+        shutil.copytree(trained / "models", tmp_path / "polyp_fcn8" / "models", dirs_exist_ok=True)
+        small = {key: TINY[key] for key in ("base_channels", "fc_channels", "fc_kernel_size")}
+        network = load(name="polyp_fcn8", bundle_dir=str(tmp_path), source="monaihosting", net_override=small)
+        expected = torch.load(trained / "models" / "model.pt", weights_only=True)
+        assert all(torch.equal(v.to(expected[k].dtype), expected[k]) for k, v in network.state_dict().items())
+
+    def test_metadata_fits_the_schema(self) -> None:
+        if not SCHEMA.is_file():
+            pytest.skip(f"no schema at {SCHEMA}")
+        verify_metadata(
+            meta_file=str(CONFIGS / "metadata.json"),
+            filepath=str(SCHEMA),
+            hash_val="cd64aa8a5904426f6fc6855dabe46af8c742d5bad644b4e9cfb78ebad09ad678",
+            hash_type="sha256",
+        )
+
+    def test_network_takes_and_gives_what_the_metadata_says(self) -> None:
+        verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(CONFIGS / "metadata.json"),
+            config_file=str(CONFIGS / "inference.json"),
+            device="cpu",
+            extra_forward_args={},
+            fc_channels=16,
+        )
+
+    @pytest.mark.parametrize(("args", "millions"), [(None, 27_831_884), ("args_reference.json", 134_271_436)])
+    def test_sizes_of_the_default_and_the_published_network(self, args: str | None, millions: int) -> None:
+        parser = ConfigParser()
+        parser.read_config(str(CONFIGS / "train.json"))
+        if args:
+            parser.update({k: v for k, v in config(args).items() if k != "_desc_"})
+        with torch.device("meta"):
+            network = parser.get_parsed_content("network_def")
+        assert sum(p.numel() for p in network.parameters()) == millions
+        if args is None:
+            assert sum(v.numel() * 2 for v in network.state_dict().values()) < 64 * 2**20
+
+    def test_settings_of_the_published_system(self) -> None:
+        """Adam at 1e-4, batches of 10 crops of 224, frames as they are, cross-entropy, patience 100 epochs."""
+        args = config("args_reference.json")
+        parser = parsed(**{**{k: v for k, v in args.items() if k != "_desc_"}, "base_channels": 2, "fc_channels": 4})
+        optimizer, schedule = (parser.get_parsed_content(key) for key in ("optimizer", "lr_scheduler"))
+        assert type(optimizer).__name__ == "Adam"
+        for _ in range(3):
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+            optimizer.step()
+            schedule.step()
+        loss = parser.get_parsed_content("loss")
+        assert (loss.lambda_ce, loss.lambda_dice) == (1.0, 0.0)
+        assert (args["batch_size"], args["early_stop_patience"], args["val_interval"]) == (10, 100, 1)
+        assert args["frame_height"] is args["norm"] is None
+        assert config("train.json")["crop_size"] == [224, 224]
+
+    def test_reference_weights_are_trained_evaluated_and_applied_with_its_settings(
+        self, phantom: Path, tmp_path: Path
+    ) -> None:
+        """By the args file, made small."""
+        small = {"args_file": str(CONFIGS / "args_reference.json"), "base_channels": 2, "fc_channels": 4}
+        small |= {"amp": False, "device": "cpu"}
+        common = {"dataset_dir": phantom, "ckpt_dir": tmp_path / "models"}
+        once = {"max_epochs": 1, "crop_size": [32, 32]}
+        bundle_run("training", "train.json", output_dir=tmp_path, **common, **small, **once)
+        bundle_run("evaluating", EVALUATE, output_dir=tmp_path / "e", **common, **small)
+        bundle_run("inferring", "inference.json", output_dir=tmp_path / "i", **common, **small)
+        assert (tmp_path / "e" / "report.html").is_file()
+        assert len(list((tmp_path / "i").rglob("*_seg.png"))) == 20
+
+    def test_files_say_the_same_where_they_must(self) -> None:
+        train, infer = map(config, ("train.json", "inference.json"))
+        assert train["network_def"] == infer["network_def"]
+        assert train["validate"]["inferer"] == infer["inferer"]
+        assert train["train"]["inferer"]["inferer"] == infer["inferer"]["inferer"]
+        for knob in set(train) & set(infer) - {"_desc_", "output_dir", "batch_size"}:
+            if not isinstance(train[knob], dict) and not knob.startswith(("_section", "run", "initialize")):
+                assert train[knob] == infer[knob], knob
+        assert train["validate"]["postprocessing"] == infer["postprocessing"]["transforms"][0]
+        learnt = train["train"]["deterministic_transforms"]
+        shared = [learnt[0], *learnt[2:4]]
+        assert [{**t, "keys": "image"} for t in shared] == infer["preprocessing"]["transforms"]
+        data_format = config("metadata.json")["network_data_format"]
+        assert data_format["inputs"]["image"]["spatial_shape"] == train["crop_size"]
+
+    def test_run_is_what_the_named_id_runs(self) -> None:
+        for name, run_id in (("train", "training"), ("evaluate", "evaluating"), ("inference", "inferring")):
+            assert config(f"{name}.json")[run_id] == "@run"
+
+    def test_handlers_are_written_out(self) -> None:
+        assert isinstance(config("train.json")["train"]["handlers"], list)
+        assert isinstance(config("inference.json")["handlers"], list)
+
+    @pytest.mark.slow
+    def test_two_processes_train_together(self, phantom: Path, tmp_path: Path) -> None:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+        command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+        command += ["-m", "monai.bundle", "run", "training", "--bundle_root", str(BUNDLE), "--config_file"]
+        command += [f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"]
+        command += ["--dataset_dir", str(phantom), "--ckpt_dir", str(tmp_path / "models")]
+        command += ["--output_dir", str(tmp_path), "--learning_rate", "0.0", "--batch_size", "2"]
+        for key in ("base_channels", "fc_channels", "fc_kernel_size", "max_epochs", "lr_epochs", "val_interval"):
+            command += [f"--{key}", str(TINY_TRAINING[key])]
+        command += ["--crop_size", "[32,32]", "--frame_height", "48", "--amp", "false"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        state = torch.load(tmp_path / "training.ckpt", weights_only=True)
+        assert state["trainer"]["iteration"] == 6  # twelve frames, two processes, batches of two: three steps an epoch
+        assert done.stdout.count("epoch 2/2") == 1  # the first process alone speaks
+        # the pooled Jaccard is that of all frames, not of one process's
+        evaluate(tmp_path, phantom, tmp_path / "e")
+        last = next(line for line in done.stdout.splitlines() if "epoch 2/2" in line)
+        shown = float(last.split("val_jaccard ")[1].split(",")[0])
+        summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+        best = state["evaluator"]["best_metric_epoch"]
+        if best == 2:
+            assert shown == pytest.approx(summary["pooled_jaccard"], abs=0.02)
+
+
+def write_case(folder: Path, fault: str, frames: tuple[list[np.ndarray], list[np.ndarray]]) -> None:
+    images, labels = ([array.copy() for array in arrays] for arrays in frames)
+    if fault == "grey levels":
+        labels[0] = (labels[0] // 255 * 7).astype(np.uint8)
+    elif fault == "colour mask":
+        labels[0] = np.stack([labels[0], 255 - labels[0], labels[0]], -1)
+    elif fault == "mask size":
+        labels[0] = labels[0][:-1]
+    elif fault == "thin":
+        images[0], labels[0] = images[0][:, :1], labels[0][:, :1]
+    write_frames(folder, images, labels)
+    path = folder / "datalist.json"
+    datalist = json.loads(path.read_text())
+    if fault == "no datalist":
+        path.unlink()
+    elif fault == "file missing":
+        (folder / "0_mask.png").unlink()
+    elif fault == "no label":
+        del datalist["training"][2]["label"]
+        path.write_text(json.dumps(datalist))
+    elif fault == "truncated":
+        (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:300])
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            ("no datalist", "there is no datalist.json in"),
+            ("no label", "entry 2 (2.png) has no label"),
+            ("file missing", "label 0_mask.png does not exist"),
+            ("mask size", "0_mask.png has size (64, 47), its image"),
+            (
+                "grey levels",
+                "0_mask.png holds the values 7: allowed are the class indices 0, 1, or grey levels with some",
+            ),
+            ("colour mask", "0_mask.png is in colour: a mask is grey, one channel"),
+            ("thin", "0.png is 1 x 48 pixels: a side has 16 or more"),
+            ("truncated", "0.png cannot be read: it is truncated or damaged"),
+        ],
+    )
+    def test_training_refuses_it_before_the_first_step(
+        self, fault: str, message: str, frames: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_case(tmp_path, fault, frames)
+        with pytest.raises(RuntimeError) as caught:
+            train(tmp_path, tmp_path / "out")
+        cause = root_cause(caught.value)
+        assert isinstance(cause, ValueError)
+        assert message in str(cause)
+        errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR" and message in r.getMessage()]
+        assert len(errors) == 1
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"polyp_fraction": 1.5}, "polyp_fraction must be between 0 and 1, got 1.5"),
+            ({"frame_height": 0}, "height must be 1 pixel or more, or None, got 0"),
+            ({"max_pixels": 0}, "max_pixels must be 1 or more pixels, or None, got 0"),
+            ({"ce_weight": 0.0, "dice_weight": 0.0}, "set dice_weight and ce_weight"),
+            ({"max_epochs": 3}, "the learning rate comes down to 0 after 2 epochs, max_epochs is 3"),
+        ],
+    )
+    def test_settings_that_cannot_be(
+        self, settings: dict, message: str, phantom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            train(phantom, tmp_path, **settings)
+        assert message in str(root_cause(caught.value))
+        assert [r for r in caplog.records if r.name == "segbundles" and message in r.getMessage()]
+
+    def test_missing_weights(self, phantom: Path, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            infer(tmp_path, phantom, tmp_path / "out")
+        assert "there are no weights at" in str(root_cause(caught.value))
+
+    def test_weights_of_another_architecture(self, trained: Path, phantom: Path, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            evaluate(trained, phantom, tmp_path / "out", base_channels=4)
+        assert "is of another architecture than the FCN configured" in str(root_cause(caught.value))
+
+    def test_a_folder_without_frames_is_an_error(self, trained: Path, tmp_path: Path) -> None:
+        (tmp_path / "volume.nii.gz").write_text("no frame")
+        with pytest.raises(RuntimeError) as caught:
+            infer(trained, tmp_path, tmp_path / "out")
+        assert "no image under" in str(root_cause(caught.value))
+
+    def test_bad_frames_do_not_stop_the_others(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
+        data = tmp_path / "data with spaces" / "patiente é"
+        data.mkdir(parents=True)
+        image = Image.fromarray(frames[0][0])
+        image.save(data / "a.jpg")
+        image.save(data / "good 1.jpg", quality=95)
+        image.save(data / "z.png")
+        (data / "a.jpg").write_bytes((data / "a.jpg").read_bytes()[:-400])
+        (data / "b.jpeg").write_bytes(b"no picture at all")
+        Image.fromarray(frames[0][0][:, :1]).save(data / "c.png")
+        (data / "d.bmp").write_bytes(b"")
+        with pytest.raises(RuntimeError) as caught:
+            infer(trained, data.parent, tmp_path / "out")
+        assert str(root_cause(caught.value)).startswith("4 of 6 images failed: patiente é/a.jpg, ")
+        rows = {row["file"]: row for row in table(tmp_path / "out" / "inference.csv")}
+        for file, reason in (
+            ("a.jpg", "truncated"),
+            ("b.jpeg", "truncated or damaged"),
+            ("c.png", "is 1 x 48 pixels: a side has 16 or more"),
+            ("d.bmp", "truncated or damaged"),
+        ):
+            assert rows[f"patiente é/{file}"]["status"] == "failed"
+            assert reason in rows[f"patiente é/{file}"]["notes"]
+        assert sorted(p.name for p in (tmp_path / "out" / "patiente é").iterdir()) == ["good 1_seg.png", "z_seg.png"]
+
+    def test_a_frame_that_fails_in_the_middle_does_not_stop_the_others(
+        self, trained: Path, frames: tuple, tmp_path: Path
+    ) -> None:
+        data, out = tmp_path / "data", tmp_path / "out"
+        write_frames(data, *frames)
+        (out / "0_seg.png").mkdir(parents=True)  # in the way of the first output
+        with pytest.raises(RuntimeError, match="Failed to evaluate"):
+            infer(trained, data, out, batch_size=1)
+        rows = {row["file"]: row for row in table(out / "inference.csv")}
+        assert (rows["0.png"]["status"], rows["1.png"]["status"]) == ("failed", "ok")
+        assert "cannot write" in rows["0.png"]["notes"]
+
+
+class TestUnusualInput:
+    def test_formats_and_channels_give_the_same_mask(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
+        """Grey as three channels, alpha dropped, 16 bits scaled, palettes converted; each but the last with a note."""
+        import tifffile
+
+        image = frames[0][0]
+        grey = np.asarray(Image.fromarray(image).convert("L"))
+        data = tmp_path / "d"
+        (data / "rgb").mkdir(parents=True)
+        (data / "grey").mkdir()
+        alpha = np.full((*grey.shape, 1), 80, np.uint8)
+        Image.fromarray(image).save(data / "rgb" / "a.png")
+        Image.fromarray(np.concatenate([image, alpha], -1)).save(data / "rgb" / "alpha.png")
+        Image.fromarray(image).save(data / "rgb" / "b.bmp")
+        tifffile.imwrite(data / "rgb" / "c.tif", image, photometric="rgb")
+        tifffile.imwrite(data / "rgb" / "wide.tiff", image.astype(np.uint16) * 257, photometric="rgb")
+        Image.fromarray(np.repeat(grey[..., None], 3, -1)).save(data / "grey" / "a.png")
+        Image.fromarray(grey).save(data / "grey" / "grey.png")
+        Image.fromarray(np.concatenate([grey[..., None], alpha], -1)).save(data / "grey" / "la.png")
+        Image.fromarray(grey).convert("P").save(data / "grey" / "palette.png")
+        Image.fromarray(grey.astype(np.uint16) * 257).save(data / "grey" / "wide.png")
+        infer(trained, data, tmp_path / "o")
+        for folder in ("rgb", "grey"):
+            masks = [read(path) for path in sorted((tmp_path / "o" / folder).iterdir())]
+            assert len(masks) == 5
+            assert all(np.array_equal(mask, masks[0]) for mask in masks), folder
+        notes = {row["file"]: row["notes"] for row in table(tmp_path / "o" / "inference.csv")}
+        assert notes["rgb/alpha.png"] == "alpha channel dropped"
+        assert notes["rgb/wide.tiff"] == "16 bits: scaled to 8"
+        assert notes["grey/grey.png"] == "grey: used for all 3 colours"
+        assert notes["grey/la.png"] == "alpha channel dropped; grey: used for all 3 colours"
+        assert notes["grey/wide.png"] == "16 bits: scaled to 8; grey: used for all 3 colours"
+        assert notes["rgb/a.png"] == notes["rgb/b.bmp"] == notes["rgb/c.tif"] == ""
+
+    @pytest.mark.parametrize("size", [(16, 16), (17, 90), (101, 33), (640, 360)])
+    def test_frames_of_any_size_are_segmented_and_learnt_from(self, size: tuple, trained: Path, tmp_path: Path) -> None:
+        image = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+        label = np.zeros(size[::-1], np.uint8)
+        label[4:12, 4:12] = 255
+        write_frames(tmp_path / "d", [image, image], [label, label])
+        infer(trained, tmp_path / "d" / "0.png", tmp_path / "o", frame_height=None)
+        assert read(tmp_path / "o" / "0_seg.png").shape == size[::-1]
+        train(tmp_path / "d", tmp_path / "t", max_epochs=1, lr_epochs=1)
+        assert math.isfinite(
+            torch.load(tmp_path / "t" / "training.ckpt", weights_only=True)["evaluator"]["best_metric"]
+        )
+
+    def test_a_frame_of_another_scale_gives_the_same_polyp(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
+        """As all frames are computed at one height; as they are, an enlarged polyp is another thing."""
+        image = Image.fromarray(frames[0][0])
+        (tmp_path / "d").mkdir()
+        image.save(tmp_path / "d" / "one.png")
+        image.resize((256, 192), Image.Resampling.BICUBIC).save(tmp_path / "d" / "four.png")
+        infer(trained, tmp_path / "d", tmp_path / "o")
+        one, four = (read(tmp_path / "o" / f"{name}_seg.png") > 0 for name in ("one", "four"))
+        assert four.shape == (192, 256)
+        small = four.reshape(48, 4, 64, 4).mean((1, 3)) > 0.5
+        assert 2 * (small & one).sum() / (small.sum() + one.sum()) > 0.9
+        infer(trained, tmp_path / "d", tmp_path / "limited", frame_height=None, max_pixels=64 * 48)
+        limited = read(tmp_path / "limited" / "four_seg.png") > 0
+        assert np.array_equal(limited, four)
+
+    def test_black_frames_and_black_borders(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
+        (tmp_path / "d").mkdir()
+        Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "d" / "black.png")
+        Image.fromarray(np.pad(frames[0][0], ((0, 0), (40, 40), (0, 0)))).save(tmp_path / "d" / "borders.png")
+        infer(trained, tmp_path / "d", tmp_path / "o")
+        assert read(tmp_path / "o" / "borders_seg.png").shape == (48, 144)
+        assert {row["status"] for row in table(tmp_path / "o" / "inference.csv")} == {"ok"}
+
+    def test_masks_with_jpeg_artefacts_are_taken_above_127(self, frames: tuple, tmp_path: Path) -> None:
+        images, labels = frames
+        write_frames(tmp_path / "jpeg", images, labels, suffix=".jpg")
+        assert len(np.unique(read(tmp_path / "jpeg" / "0_mask.jpg"))) > 2
+        dataset = parsed(dataset_dir=str(tmp_path / "jpeg")).get_parsed_content("validate::dataset")
+        for case, label in zip(dataset, labels, strict=True):
+            assert set(case["label"].unique().tolist()) == {0, 1}
+            assert ((case["label"][0].numpy().T > 0) != (label > 0)).mean() < 0.005
+
+
+@pytest.mark.samples
+def test_shipped_weights_segment_an_unseen_sequence(samples: Path, tmp_path: Path) -> None:
+    if not (BUNDLE / "models" / "model.pt").is_file():
+        pytest.skip("no weights are shipped with this version")
+    prepare(get_data_set("clinicdb"), samples / "CVC-ClinicDB", tmp_path / "data", validation_fraction=1.0)
+    bundle_run("evaluating", EVALUATE, dataset_dir=tmp_path / "data", output_dir=tmp_path / "e")
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert summary["cases"] == 22
+    assert summary["pooled_jaccard"] >= 0.4
+
+
+@pytest.mark.samples
+def test_real_frames_are_learnt_from_and_come_out_on_their_grid(samples: Path, trained: Path, tmp_path: Path) -> None:
+    prepare(get_data_set("clinicdb"), samples / "CVC-ClinicDB", tmp_path / "data", validation_fraction=0.0)
+    train(tmp_path / "data", tmp_path / "t", max_epochs=1, lr_epochs=1, frame_height=144, crop_size=[96, 96])
+    assert (tmp_path / "t" / "models" / "model.pt").is_file()
+    infer(trained, samples / "CVC-ClinicDB", tmp_path / "o")
+    masks = list((tmp_path / "o" / "Original").glob("*_seg.png"))
+    assert len(masks) == 22
+    assert {read(path).shape for path in masks} == {(288, 384)}

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from monai.transforms import LoadImage
+from PIL import Image
+
+from segbundles.data import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
+
+RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+ALPHA = np.full((20, 30, 1), 9, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "expected", "notes"),
+    [
+        ("a.png", RGB, RGB, []),
+        ("a.bmp", RGB, RGB, []),
+        ("a.tif", RGB, RGB, []),
+        ("a.png", np.concatenate([RGB, ALPHA], -1), RGB, ["alpha channel dropped"]),
+        ("a.tif", np.concatenate([RGB, ALPHA], -1), RGB, ["alpha channel dropped"]),
+        ("a.png", GREY, np.stack([GREY] * 3, -1), ["grey: used for all 3 colours"]),
+        ("a.tif", RGB.astype(np.uint16) * 257, RGB, ["16 bits: scaled to 8"]),
+        ("a.png", GREY > 99, np.stack([(GREY > 99) * np.uint8(255)] * 3, -1), ["grey: used for all 3 colours"]),
+        (
+            "a.png",
+            np.concatenate([GREY[..., None], ALPHA], -1),
+            np.stack([GREY] * 3, -1),
+            ["alpha channel dropped", "grey: used for all 3 colours"],
+        ),
+    ],
+)
+def test_every_frame_is_read_as_rgb(name: str, array, expected, notes: list[str], tmp_path: Path) -> None:
+    if name.endswith("tif"):
+        tifffile.imwrite(tmp_path / name, array, photometric="rgb")
+    else:
+        Image.fromarray(array).save(tmp_path / name)
+    pixels, found = read_frame(tmp_path / name)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, expected)
+    assert found == notes
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK"])
+def test_palette_and_cmyk_are_converted(mode: str, tmp_path: Path) -> None:
+    flat = np.zeros((20, 30, 3), np.uint8)
+    flat[:, 10:] = (200, 40, 90)
+    path = tmp_path / ("a.png" if mode == "P" else "a.jpg")
+    image = Image.fromarray(flat)
+    (image.quantize(2) if mode == "P" else image.convert(mode)).save(path)
+    assert np.abs(read_frame(path)[0].astype(int) - flat)[:, 12:28].max() <= 8
+
+
+def test_reader_gives_first_axis_x_and_notes(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a b é.png")
+    image = LoadImage(reader="segbundles.data.FrameReader", dtype=np.uint8)(tmp_path / "a b é.png")
+    assert image.shape == (30, 20, 3)
+    np.testing.assert_array_equal(image.numpy()[..., 1].T, GREY)
+    assert image.meta["notes"] == "grey: used for all 3 colours"
+    assert image.meta["has_spacing"] is False
+    assert tuple(image.meta["spatial_shape"]) == (30, 20)
+    Image.fromarray(RGB).save(tmp_path / "c.png")
+    assert "notes" not in LoadImage(reader="segbundles.data.FrameReader")(tmp_path / "c.png").meta
+
+
+@pytest.mark.parametrize("reader", [FrameReader, MaskReader])
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("a.png", RGB[:, :1], r"a.png is 1 x 20 pixels: a side has 16 or more\."),
+        ("a.png", b"", "a.png cannot be read: it is truncated or damaged"),
+        ("a.jpg", b"\xff\xd8\xff\xe0 nothing", "a.jpg cannot be read: it is truncated or damaged"),
+        ("a.tif", b"II*\0", "a.tif cannot be read: it is truncated or damaged"),
+        ("a.nii.gz", b"x", r"cannot be read: its name must end in one of \.tif, \.tiff, \.png"),
+        ("a.tif", np.zeros((3, 20, 30), np.uint8), "a.tif has 3 pages: give one image a file"),
+        ("a.tif", np.zeros((20, 30), np.float32), "a.tif holds float32 values: 8 or 16 bits without sign are due"),
+        ("a.png", None, "a.png cannot be read: there is no such file"),
+    ],
+)
+def test_what_is_no_frame_is_refused_by_name(reader, name: str, array, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if isinstance(array, bytes):
+        path.write_bytes(array)
+    elif name.endswith("tif"):
+        tifffile.imwrite(path, array, photometric="minisblack")
+    elif array is not None:
+        Image.fromarray(array).save(path)
+    with pytest.raises(ValueError, match=message):
+        reader().get_data(reader().read(path))
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (GREY, GREY),
+        (np.stack([GREY] * 3, -1), GREY),
+        (np.concatenate([GREY[..., None], ALPHA], -1), GREY),
+        (GREY > 99, (GREY > 99).astype(np.uint8)),
+    ],
+)
+def test_masks_are_read_as_stored(array, expected, tmp_path: Path) -> None:
+    Image.fromarray(array).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), expected)
+
+
+def test_mask_of_16_bits_and_of_a_palette(tmp_path: Path) -> None:
+    for name, values in (("wide", [0, 65535]), ("indices", [0, 2])):
+        stored = np.array(values, np.uint16)[(GREY > 99).astype(int)]
+        Image.fromarray(stored).save(tmp_path / f"{name}.png")
+    assert set(np.unique(read_mask(tmp_path / "wide.png"))) == {0, 255}
+    assert set(np.unique(read_mask(tmp_path / "indices.png"))) == {0, 2}
+    palette = Image.fromarray((GREY > 99).astype(np.uint8), mode="P")
+    palette.putpalette([0, 0, 0, 0, 255, 0])
+    palette.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "p.png"), GREY > 99)
+
+
+def test_a_mask_in_colour_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match="is in colour: a mask is grey, one channel"):
+        read_mask(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "void", "expected"),
+    [
+        ([0, 1], 2, None, [0, 1]),
+        ([0, 0], 2, None, [0, 0]),
+        ([0, 255], 2, None, [0, 1]),
+        ([0, 3, 127, 128, 250], 2, None, [0, 0, 0, 1, 1]),
+        ([0, 1, 2], 2, 2, [0, 1, VOID]),
+        ([0, 255], 2, 2, [0, 1]),
+        ([0, 1, 2], 3, None, [0, 1, 2]),
+        ([0, 127, 254], 3, None, [0, 1, 2]),
+        ([0, 85, 170, 255], 4, None, [0, 1, 2, 3]),
+        ([0, 85, 170, 255], 4, 3, [0, 1, 2, VOID]),
+        ([0, 1, 2, 3], 3, 3, [0, 1, 2, VOID]),
+        ([0, 1, 2, 3], 4, 3, [0, 1, 2, VOID]),
+        ([0, 1, 255], 2, 255, [0, 1, VOID]),
+    ],
+)
+def test_mask_classes(values, classes, void, expected) -> None:
+    found = mask_classes(np.array(values, np.uint8), classes, void)
+    assert found.dtype == np.uint8
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "void", "message"),
+    [
+        ([0, 2], 2, None, "holds the values 2: allowed are the class indices 0, 1, or grey levels with some above 127"),
+        ([0, 100], 2, None, "holds the values 100: "),
+        ([0, 3], 3, None, "holds the values 3: allowed are the class indices 0, 1, 2, or multiples of 127"),
+        ([0, 84, 170], 4, 4, "holds the values 84, 170: allowed are the class indices 0, 1, 2, 3, 4, or multiples"),
+        (list(range(2, 12)), 2, None, r"holds the values 2, 3, 4, 5, 6 \.\.\.: "),
+    ],
+)
+def test_other_values_are_refused(values, classes, void, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        mask_classes(np.array(values, np.uint8), classes, void)

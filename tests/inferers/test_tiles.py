@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+
+from segbundles.inferers import AutocastInferer, TileInferer
+
+
+def image(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pointwise(x):
+    """Two logits that depend on each pixel alone: tiles, borders and turns cannot change the probability."""
+    return torch.cat([3 * x, 1 - x], 1)
+
+
+def expected_of(x):
+    return torch.softmax(torch.cat([3 * x, 1 - x], 1), 1)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 20), (7, 90), (1, 1), (33, 47)])
+@pytest.mark.parametrize("border", [0, 8, 40])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_any_size_gives_the_probability_of_each_pixel(size, border, augmented):
+    x = image(2, 1, *size)
+    inferer = TileInferer((32, 32), 3, border=border, test_time_augmentation=augmented)
+    torch.testing.assert_close(inferer(x, pointwise), expected_of(x), rtol=0, atol=1e-5)
+
+
+def test_one_channel_is_a_sigmoid():
+    x = image(1, 1, 40, 40)
+    torch.testing.assert_close(TileInferer(32)(x, lambda t: t - 0.5), torch.sigmoid(x - 0.5), rtol=0, atol=1e-6)
+
+
+def test_a_stack_is_its_sections_and_keeps_its_metadata():
+    x = image(1, 1, 40, 24, 3)
+    given = MetaTensor(x, meta={"filename_or_obj": "a.tif"})
+    net = torch.nn.Conv2d(1, 2, 3, padding=1)
+    inferer = TileInferer((32, 32), border=4)
+    out = inferer(given, net)
+    assert out.shape == (1, 2, 40, 24, 3)
+    assert isinstance(out, MetaTensor)
+    assert out.meta["filename_or_obj"] == "a.tif"
+    for k in range(3):
+        torch.testing.assert_close(out[..., k].as_tensor(), inferer(x[..., k], net), rtol=0, atol=0)
+    assert not out.requires_grad
+
+
+def test_tiles_are_those_of_monai_with_probabilities_blended():
+    x = image(1, 1, 70, 64)
+    net = torch.nn.Conv2d(1, 2, 5, padding=2)
+    expected = SlidingWindowInferer((32, 32), 4, 0.5, "gaussian")(x, lambda t: net(t).softmax(1))
+    out = TileInferer((32, 32), 4, 0.5)(x, net)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(out.sum(1), torch.ones(1, 70, 64), rtol=0, atol=1e-5)
+    blended_logits = SlidingWindowInferer((32, 32), 4, 0.5, "gaussian")(x, net).softmax(1)
+    assert (out - blended_logits).abs().max() > 1e-5
+
+
+def test_the_border_is_the_mirror_image():
+    """A network that looks one pixel to the left sees, left of the image, its first column again."""
+    x = torch.arange(16.0).reshape(1, 1, 16, 1).expand(1, 1, 16, 16).contiguous() / 16
+
+    def look_left(t):
+        return torch.logit(torch.nn.functional.pad(t, (0, 0, 1, 0))[:, :, :-1].clamp(1e-4, 1 - 1e-4))
+
+    with_border, without = (TileInferer((32, 32), border=b)(x, look_left)[0, 0, :, 0] for b in (4, 0))
+    torch.testing.assert_close(with_border[:3], torch.tensor([1e-4, 1e-4, 1 / 16]), rtol=0, atol=1e-5)
+    assert without[0] == pytest.approx(1e-4, abs=1e-5)  # outside the tile is the network's own padding
+    brighter = TileInferer((16, 16), border=4)(x + 0.25, look_left)[0, 0, :, 0]
+    assert brighter[0] == pytest.approx(0.25, abs=1e-3)
+    assert TileInferer((16, 16))(x + 0.25, look_left)[0, 0, 0, 0] == pytest.approx(1e-4, abs=1e-5)
+
+
+def test_augmentation_is_the_mean_over_the_eight_ways_to_lay_a_square():
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(1, 2, 3, padding=1)
+    x = image(1, 1, 32, 32)
+    calls = []
+
+    def counted(t):
+        calls.append(t)
+        return net(t)
+
+    out = TileInferer((32, 32), test_time_augmentation=True)(x, counted)
+    assert len(calls) == 8
+    assert len({tuple(t.flatten().tolist()) for t in calls}) == 8
+    turned = [
+        torch.rot90(net(torch.rot90(y, k, (2, 3))).softmax(1), -k, (2, 3))
+        for y in (x, x.transpose(2, 3))
+        for k in range(4)
+    ]
+    expected = (sum(turned[:4]) + sum(t.transpose(2, 3) for t in turned[4:])) / 8
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+    # what is turned comes out turned
+    again = TileInferer((32, 32), test_time_augmentation=True)(torch.rot90(x, 1, (2, 3)), net)
+    torch.testing.assert_close(again, torch.rot90(out, 1, (2, 3)), rtol=0, atol=1e-6)
+
+
+def test_under_mixed_precision_the_probabilities_are_float32():
+    x = image(1, 1, 40, 40)
+    out = AutocastInferer(TileInferer(32))(x, torch.nn.Conv2d(1, 2, 1))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.sum(1), torch.ones(1, 40, 40), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"roi_size": (0, 32)}, r"roi_size and sw_batch_size must be positive, got \(0, 32\) and 4"),
+        ({"roi_size": 32, "sw_batch_size": 0}, r"got \(32, 32\) and 0"),
+        ({"roi_size": 32, "overlap": 1.0}, r"overlap must be a share of a tile, 0 or more and below 1, got 1\.0"),
+        ({"roi_size": 32, "border": -1}, r"border must be 0 or more \(pixels\), got -1"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TileInferer(**settings)
+
+
+def test_other_axes_are_refused():
+    with pytest.raises(ValueError, match=r"\(B, C, W, H\) or \(B, C, W, H, sections\) is due, got shape \(1, 32, 32\)"):
+        TileInferer(32)(torch.rand(1, 32, 32), pointwise)
