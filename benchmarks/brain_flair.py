@@ -1,8 +1,8 @@
 """What reading costs brain_flair_unet, and how fast it segments.
 
 Fills the cache of the training patients as training does, then draws the slices of two epochs from it, without a
-network; and segments the validation patients slice by slice with the bundle's network and inferer, reading included
-and not. Shipped weights are not needed.
+network; and segments the validation patients slice by slice with the bundle's network and inferer, with mirror images
+and without. Shipped weights are not needed.
 
     segbundles prepare lgg --source kaggle_3m --out D
     python benchmarks/brain_flair.py --dataset_dir D [--batch_size 16 ...]
@@ -10,6 +10,7 @@ and not. Shipped weights are not needed.
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
+
+from segbundles.inferers import AutocastInferer
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "brain_flair_unet"
 
@@ -27,15 +30,23 @@ def resident_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
+def setting(text: str) -> object:
+    """A number, a list or null, as JSON writes them; else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def main() -> None:
     """Measure and print the table."""
     values = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
     if "--dataset_dir" not in values or len(sys.argv) % 2 == 0:
         sys.exit(__doc__)
     parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "train.json"))
+    parser.read_config([str(BUNDLE / "configs" / name) for name in ("train.json", "evaluate.json")])
     parser.update({"bundle_root": str(BUNDLE), "validate::dataset::cache_rate": 0})
-    parser.update({key.removeprefix("--"): value for key, value in values.items()})
+    parser.update({key.removeprefix("--"): setting(value) for key, value in values.items()})
     parser.parse()
     rows = []
 
@@ -55,17 +66,24 @@ def main() -> None:
         measured(f"epoch {epoch}: drawing and augmenting {drawn} slices, no network", since, drawn)
 
     network = parser.get_parsed_content("network").eval()
-    inferer = parser.get_parsed_content("validate::inferer")
-    patients = parser.get_parsed_content("validate::dataset")
-    since, spent, segmented = time.perf_counter(), 0.0, 0
+    mirrored = parser.get_parsed_content("validate::inferer")
+    plain = AutocastInferer(mirrored.inferer.inferer, mirrored.enabled)
+    inferers = {"with": mirrored, "without": plain}
+    spent = dict.fromkeys(inferers, 0.0)
+    device = parser.get_parsed_content("device")
+    since, segmented = time.perf_counter(), 0
     with torch.no_grad():
-        for patient in patients:
-            begun = time.perf_counter()
-            inferer(patient["image"][None].to(parser.get_parsed_content("device")), network)
-            spent += time.perf_counter() - begun
-            segmented += patient["image"].shape[-1]
-    measured(f"reading and segmenting {segmented} slices", since, segmented)
-    rows.append(f"| of that, network and inferer | {spent:.1f} | {segmented / spent:.0f} |")
+        for patient in parser.get_parsed_content("validate::dataset"):
+            image = patient["image"][None].to(device)
+            segmented += image.shape[-1]
+            for name, inferer in inferers.items():
+                begun = time.perf_counter()
+                inferer(image, network)
+                spent[name] += time.perf_counter() - begun
+    reading = time.perf_counter() - since - sum(spent.values())
+    rows.append(f"| reading and normalising {segmented} slices | {reading:.1f} | {segmented / reading:.0f} |")
+    for name, seconds in spent.items():
+        rows.append(f"| segmenting them {name} mirror images | {seconds:.1f} | {segmented / seconds:.0f} |")
     print("| what | seconds | slices a second |\n|---|---|---|", *rows, sep="\n")
     print(f"\nThe cache holds {held:.0f} MiB for {count} slices, {held * 3929 / count:.0f} MiB for all 3,929.")
 

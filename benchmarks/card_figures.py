@@ -3,7 +3,7 @@
     python benchmarks/card_figures.py --training O/tensorboard --evaluation O/evaluation --out DOCS
 
 Both options may be given several times. Writes `curves.png`, and for every evaluation the pictures of its report as
-`<folder>_best`, `<folder>_median` and `<folder>_worst` (by Dice); prints which cases they are.
+`<folder>_best`, `<folder>_median` and `<folder>_worst` (by Dice, or `--metric`); prints which cases they are.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ def curves(folders: list[Path], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def cases(folder: Path, out: Path) -> None:
+def cases(folder: Path, out: Path, metric: str) -> None:
     """Write the pictures of the best, the median and the worst case of an evaluation."""
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
-        dice = sorted((float(row["dice"]), row["case"]) for row in csv.DictReader(file) if row["dice"])
+        scores = sorted((float(row[metric]), row["case"]) for row in csv.DictReader(file) if row[metric])
     report = (folder / "report.html").read_text(encoding="utf-8")
     pictures = {html.unescape(name): (kind, data) for kind, data, name in PICTURE.findall(report)}
-    for which, (value, case) in {"worst": dice[0], "median": dice[len(dice) // 2], "best": dice[-1]}.items():
+    for which, (value, case) in {"worst": scores[0], "median": scores[len(scores) // 2], "best": scores[-1]}.items():
         kind, data = pictures[case]
         path = out / f"{folder.name}_{which}.{kind}"
         path.write_bytes(base64.b64decode(data))
-        print(f"{path.name}: {case}, Dice {value:.3f}")
+        print(f"{path.name}: {case}, {metric} {value:.3f}")
 
 
 def main() -> None:
@@ -66,13 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--training", type=Path, action="append", default=[], help="a folder of TensorBoard events")
     parser.add_argument("--evaluation", type=Path, action="append", default=[], help="an output_dir of evaluating")
+    parser.add_argument("--metric", default="dice", help="column of metrics.csv, larger being better")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.training:
         curves(options.training, options.out / "curves.png")
     for folder in options.evaluation:
-        cases(folder, options.out)
+        cases(folder, options.out, options.metric)
 
 
 if __name__ == "__main__":

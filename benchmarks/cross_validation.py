@@ -1,11 +1,13 @@
 """Cross-validation of a bundle: every fold prepared, trained and scored by the project's own commands.
 
     python benchmarks/cross_validation.py --bundle brain_flair_unet --data_set lgg --source kaggle_3m --out O \
-        [--folds 4] [--validation-case CASE ...] [--metrics dice slice_dice] [-- --max_epochs 8 ...]
+        [--folds 4] [--validation-case CASE ...] [--metrics dice slice_dice] [--variant NAME "--key value ..." ...] \
+        [-- --max_epochs 8 ...]
 
-What follows `--` are settings of training and evaluation. Prints a row a fold, and below it the figures over all cases.
-Cases that are to be validation in every fold (`--validation-case`) count once, with their mean over the folds. What the
-output folder holds already is not done again.
+What follows `--` are settings of training and evaluation; a variant scores the same weights with further settings of
+its own. Prints a row a fold and variant, and below them the figures over all cases. Cases that are to be validation in
+every fold (`--validation-case`) count once, with their mean over the folds. What the output folder holds already is not
+done again.
 """
 
 from __future__ import annotations
@@ -29,27 +31,32 @@ def run(log: Path, *command: str) -> None:
         sys.exit(f"{' '.join(args)}\nfailed; the end of {log}:\n{log.read_text(encoding='utf-8')[-2000:]}")
 
 
-def fold(number: int, options: argparse.Namespace, settings: list[str]) -> list[dict[str, str]]:
-    """Train and score one fold; return the rows of its metrics.csv."""
+def fold(number: int, options: argparse.Namespace, settings: list[str]) -> dict[str, list[dict[str, str]]]:
+    """Train one fold and score its variants; return the rows of each one's metrics.csv."""
     folder = options.out / f"fold{number}"
-    scores = folder / "evaluation" / "metrics.csv"
-    if not (folder / "evaluation" / "summary.json").is_file():
+    forced = [text for case in options.validation_case for text in ("--validation-case", case)]
+    data, done = folder / "data", folder / "training.done"
+    bundle = ROOT / "bundles" / options.bundle
+    train, evaluate = (str(bundle / "configs" / name) for name in ("train.json", "evaluate.json"))
+    common = ["--bundle_root", str(bundle), "--dataset_dir", str(data), "--ckpt_dir", str(folder / "models"), *settings]
+    if not done.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        forced = [text for case in options.validation_case for text in ("--validation-case", case)]
-        prepared = folder / "data"
-        given = ("--source", str(options.source), "--out", str(prepared))
+        given = ("--source", str(options.source), "--out", str(data))
         part = ("--folds", str(options.folds), "--fold", str(number))
         run(folder / "prepare.log", "segbundles", "prepare", options.data_set, *given, *part, *forced)
-        bundle = ROOT / "bundles" / options.bundle
-        train, evaluate = (str(bundle / "configs" / name) for name in ("train.json", "evaluate.json"))
-        common = ["--bundle_root", str(bundle), "--dataset_dir", str(prepared), "--ckpt_dir", str(folder / "models")]
-        bundle_run = ("monai.bundle", "run")
         out = ("--output_dir", str(folder), "--resume", "true")
-        run(folder / "training.log", *bundle_run, "training", "--config_file", train, *common, *settings, *out)
-        both, out = f"['{train}','{evaluate}']", ("--output_dir", str(folder / "evaluation"))
-        run(folder / "evaluation.log", *bundle_run, "evaluating", "--config_file", both, *common, *settings, *out)
-    with scores.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        run(folder / "training.log", "monai.bundle", "run", "training", "--config_file", train, *common, *out)
+        done.touch()
+    rows = {}
+    for name, changes in [("as set", ""), *options.variant]:
+        scores = folder / f"evaluation_{name.replace(' ', '_')}"
+        if not (scores / "summary.json").is_file():
+            both, out = f"['{train}','{evaluate}']", ("--output_dir", str(scores), *changes.split())
+            log = folder / f"{scores.name}.log"
+            run(log, "monai.bundle", "run", "evaluating", "--config_file", both, *common, *out)
+        with (scores / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            rows[name] = list(csv.DictReader(file))
+    return rows
 
 
 def values(rows: list[dict[str, str]], metric: str) -> dict[str, float]:
@@ -67,29 +74,43 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--validation-case", action="append", default=[])
     parser.add_argument("--metrics", nargs="+", default=["dice"])
+    parser.add_argument("--lower_is_better", nargs="*", default=[], help="metrics whose worst figure is the largest")
+    parser.add_argument("--variant", nargs=2, action="append", default=[], metavar=("NAME", "SETTINGS"))
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options, settings = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]
+    if options.folds < 2:
+        parser.error(f"--folds must be 2 or more, got {options.folds}")
     folds = []
     for number in range(options.folds):
         print(f"fold {number} ...", file=sys.stderr, flush=True)
         folds.append(fold(number, options, settings))
+    variants = list(folds[0])
+    missing = [
+        metric for metric in options.metrics if not all(values(rows[v], metric) for rows in folds for v in variants)
+    ]
+    if missing:
+        columns = ", ".join(folds[0][variants[0]][0])
+        sys.exit(f"no figures of {', '.join(missing)} in a metrics.csv, whose columns are {columns}")
 
-    print(f"| fold | n | {' | '.join(options.metrics)} |")
-    print("|---|---|" + "---|" * len(options.metrics))
-    for number, rows in enumerate(folds):
-        means = " | ".join(f"{fmean(values(rows, metric).values()):.3f}" for metric in options.metrics)
-        print(f"| {number} | {len(rows)} | {means} |")
-    print("\n| over all cases | n | mean | sd | median | worst | sd of the folds' means |")
-    print("|---|---|---|---|---|---|---|")
-    for metric in options.metrics:
-        each: dict[str, list[float]] = {}
-        for rows in folds:
-            for case, value in values(rows, metric).items():
-                each.setdefault(case, []).append(value)
-        found = [fmean(several) for several in each.values()]
-        between = stdev(fmean(values(rows, metric).values()) for rows in folds)
-        spread = f"{fmean(found):.3f} | {stdev(found):.3f} | {median(found):.3f} | {min(found):.3f} | {between:.3f}"
-        print(f"| {metric} | {len(found)} | {spread} |")
+    print(f"| variant | fold | n | {' | '.join(options.metrics)} |")
+    print("|---|---|---|" + "---|" * len(options.metrics))
+    for variant in variants:
+        for number, rows in enumerate(folds):
+            means = " | ".join(f"{fmean(values(rows[variant], metric).values()):.4f}" for metric in options.metrics)
+            print(f"| {variant} | {number} | {len(rows[variant])} | {means} |")
+    print("\n| variant, over all cases | metric | n | mean | sd | median | worst | sd of the folds' means |")
+    print("|---|---|---|---|---|---|---|---|")
+    for variant in variants:
+        for metric in options.metrics:
+            each: dict[str, list[float]] = {}
+            for rows in folds:
+                for case, value in values(rows[variant], metric).items():
+                    each.setdefault(case, []).append(value)
+            found = [fmean(several) for several in each.values()]
+            between = stdev(fmean(values(rows[variant], metric).values()) for rows in folds)
+            worst = max(found) if metric in options.lower_is_better else min(found)
+            spread = f"{fmean(found):.4f} | {stdev(found):.4f} | {median(found):.4f} | {worst:.4f} | {between:.4f}"
+            print(f"| {variant} | {metric} | {len(found)} | {spread} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What em_membrane_unet costs: patches to train on, tiles through the network, and post-processing a section.
 
-Draws patches as training does, without a network, with and without elastic deformation; takes training steps;
-segments the validation sections with the bundle's network and inferer, plain and with test-time augmentation; and turns
-their probabilities into cells by both forms of the watershed. Shipped weights are not needed; with ``--ckpt_dir`` the
-probabilities are those of real weights, without it the truth's, smoothed and noisy.
+Draws patches as training does, without a network, with and without elastic deformation; takes training steps; segments
+the validation sections with the bundle's network and inferer, plain and with test-time augmentation; and turns their
+probabilities into cells by both forms of the watershed, as evaluation does. Shipped weights are not needed; with
+``--ckpt_dir`` the probabilities are those of real weights, without it the truth's, smoothed and noisy.
 
     segbundles prepare isbi2012 --source isbi2012 --out D
     python benchmarks/em_membrane.py --dataset_dir D [--ckpt_dir M] [--base_channels 32 ...]
@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 
 from segbundles.metrics import label_cells, threshold_scores
 from segbundles.networks import load_weights
-from segbundles.transforms import grey_watershed, probability_watershed
+from segbundles.transforms import GreyWatershedd, ProbabilityWatershedd
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "em_membrane_unet"
 PATCHES, STEPS = 64, 4
@@ -39,10 +39,10 @@ def value_of(text: str) -> Any:
         return text
 
 
-def load(values: dict[str, Any], **more: Any) -> ConfigParser:
-    """Return train.json with settings from the command line and ``more``."""
+def load(values: dict[str, Any], *patches: str, **more: Any) -> ConfigParser:
+    """Return train.json, with patches over it, and settings from the command line and ``more``."""
     parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "train.json"))
+    parser.read_config([str(BUNDLE / "configs" / name) for name in ("train.json", *patches)])
     parser.update({"bundle_root": str(BUNDLE), "validate::dataset::cache_rate": 0, "train::dataset::progress": False})
     parser.update({key.removeprefix("--"): value for key, value in values.items()} | more)
     parser.parse()
@@ -119,9 +119,11 @@ def main() -> None:
         noisy = [gaussian_filter((truth == 0) + rng.normal(0, 0.5, truth.shape), 1.5) for truth in truths]
         probabilities = [np.clip(one, 0, 1) for one in noisy]
     size = " x ".join(map(str, truths[0].shape))
-    for name, function in (("probability", probability_watershed), ("grey", grey_watershed)):
-        options = {"dark_membranes": False} if name == "grey" else {}
-        spent = seconds(lambda f=function, o=options: [f(one, **o) for one in probabilities])
+    for name, kind in (("probability", ProbabilityWatershedd), ("grey", GreyWatershedd)):
+        steps = load(values, "evaluate.json", watershed=name).get_parsed_content("validate::postprocessing").transforms
+        (watershed,) = (step for step in steps if isinstance(step, kind))
+        (key,) = watershed.keys
+        spent = seconds(lambda w=watershed, k=key: [w({k: one[None]}) for one in probabilities])
         row(f"section of {size} to cells, {name} watershed", spent, len(truths))
     pairs = [(one, label_cells(truth)) for one, truth in zip(probabilities, truths, strict=True)]
     row("section scored at ten thresholds", seconds(lambda: [threshold_scores(*pair) for pair in pairs]), len(truths))

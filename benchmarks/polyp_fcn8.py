@@ -1,43 +1,65 @@
-"""Frames a second of polyp_fcn8's network, against the 134 M original, and batched against one frame at a time.
+"""Frames a second and peak memory of polyp_fcn8: its network against the 134 M original, by the batch and one by one.
 
-Random weights and frames: the figures are of speed alone. Reading and writing are not counted.
+The inferer and the loader of inference.json run with random weights: the figures are of speed alone. Each row has a
+process of its own. Reading is not timed, nor is the writing of masks.
 
-    python benchmarks/polyp_fcn8.py [--width 384 --height 288 --frames 16 --batch_size 8 --amp true ...]
+    python benchmarks/polyp_fcn8.py [--dataset_dir FOLDER] [--frames 16 --batch_size 8 --amp true --device cpu ...]
 
-Other options are settings of inference.json, for the bundle's network.
+Without a folder, frames are made up: half of them 384 x 288 pixels, as those of CVC-ClinicDB, and half 574 x 500, as
+those of CVC-300. Other options are settings of inference.json, for the network of this bundle.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from monai.bundle import ConfigParser
-
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "polyp_fcn8" / "configs"
-OWN = {"width": 384, "height": 288, "frames": 16}
+SIZES = ((384, 288), (574, 500))
 
 
-def measure(settings: dict[str, Any], frames: torch.Tensor, batch_size: int) -> tuple[float, float]:
-    """Parameters in millions, and frames a second, of the network and inferer of inference.json."""
+def make_frames(folder: Path, count: int) -> None:
+    """Write frames of noise, of the two sizes in turn."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        width, height = SIZES[k % 2]
+        Image.fromarray(rng.integers(40, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"{k:04}.bmp")
+
+
+def measure(settings: dict[str, Any], count: int) -> tuple[float, int, int, float, float]:
+    """Parameters in millions, frames, batches, frames a second and peak memory in MB, by inference.json."""
+    import torch
+    from monai.bundle import ConfigParser
+
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "inference.json"))
-    known = {key: value for key, value in settings.items() if key in parser.config}
-    parser.update(known)
-    parser.parse()
+    parser.update({key: value for key, value in settings.items() if key in parser.config})
+    parser.update({"dataset::data": f"$list(@cases)[:{count}]"})
     network, inferer = parser.get_parsed_content("network").eval(), parser.get_parsed_content("inferer")
-    device = parser.get_parsed_content("device")
+    device = torch.device(parser.get_parsed_content("device"))
+    batches = [batch["image"] for batch in parser.get_parsed_content("dataloader")]
+    if not batches:
+        raise SystemExit(f"no frame of {settings['dataset_dir']} can be read.")
     with torch.no_grad():
-        inferer(frames[:batch_size].to(device), network)
+        inferer(batches[0].to(device), network)
         since = time.perf_counter()
-        for batch in frames.split(batch_size):
+        for batch in batches:
             inferer(batch.to(device), network).cpu()
         spent = time.perf_counter() - since
-    return sum(p.numel() for p in network.parameters()) / 1e6, len(frames) / spent
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    frames = sum(map(len, batches))
+    return sum(p.numel() for p in network.parameters()) / 1e6, frames, len(batches), frames / spent, peak / 1e6
 
 
 def _value(text: str) -> Any:
@@ -52,17 +74,28 @@ def main() -> None:
     if len(sys.argv) % 2 == 0:
         sys.exit(__doc__)
     given = {name.removeprefix("--"): _value(text) for name, text in zip(sys.argv[1::2], sys.argv[2::2], strict=True)}
-    own = {key: given.pop(key, default) for key, default in OWN.items()}
-    many = given.pop("batch_size", 8)
-    shape = (own["frames"], 3, own["width"], own["height"])
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    count, most = given.pop("frames", 16), given.pop("batch_size", 8)
+    known = json.loads((CONFIGS / "inference.json").read_text())
+    if unknown := sorted(set(given) - set(known)):
+        sys.exit(f"inference.json has no setting {', '.join(unknown)}.\n{__doc__}")
     reference = json.loads((CONFIGS / "args_reference.json").read_text())
-    print(f"{own['frames']} frames of {own['width']} x {own['height']}, {torch.get_num_threads()} threads\n")
-    print("| network | million parameters | frames a batch | frames a second |\n|---|---|---|---|")
-    for name, settings in (("this bundle's", given), ("the 134 M original", {**given, **reference})):
-        for batch_size in dict.fromkeys((1, many)):
-            parameters, speed = measure(settings, frames, batch_size)
-            print(f"| {name} | {parameters:.1f} | {batch_size} | {speed:.2f} |", flush=True)
+    print("| network | million parameters | frames a batch | frames | batches | frames a second | peak memory (MB) |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        if "dataset_dir" not in given:
+            make_frames(Path(folder), count)
+        common = {"dataset_dir": folder, "output_dir": f"{folder}/output", **given}
+        for name, settings in (("this bundle's", common), ("the 134 M original", {**common, **reference})):
+            for size in dict.fromkeys((1, most)):
+                # a fresh process, so that the memory is that of this row
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    row = pool.apply(measure, ({**settings, "batch_size": size}, count))
+                parameters, frames, batches, speed, peak = row
+                shown = "1" if size == 1 else f"up to {size}, by size"
+                print(
+                    f"| {name} | {parameters:.1f} | {shown} | {frames} | {batches} | {speed:.2f} | {peak:.0f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

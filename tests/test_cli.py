@@ -118,6 +118,36 @@ def test_error_is_one_message_and_status_1(run, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_check_is_one_table_and_status_1_when_something_is_wrong(run, tmp_path):
+    configs = tmp_path / "fish" / "configs"
+    configs.mkdir(parents=True)
+    train = {
+        "bundle_root": ".",
+        "max_epochs": 3,
+        "loss": {"_target_": "DiceLoss"},
+        "run": ["$print(@loss, @max_epochs)"],
+    }
+    (configs / "inference.json").write_text(json.dumps(train))
+    result = run("check", tmp_path / "fish", "--config", "inference.json", "--max_epoch", "5", "--loss::sigmod=[true]")
+    assert result.exit_code == 1
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.output.splitlines()]
+    rows = {cell[2]: cell for cell in cells if len(cell) == 5}
+    assert rows["loss::sigmod"][:2] == ["fault", "inference.json"]
+    assert rows["loss::sigmod"][3] == "DiceLoss takes no 'sigmod'"
+    assert rows["max_epoch"][4] == "did you mean 'max_epochs'?"
+    assert result.output.splitlines()[-1].startswith("fish, checked: 1, faults: ")
+
+    (configs / "train.json").write_text("{")
+    result = run("check", tmp_path / "fish", "--config", "train.json")
+    assert result.exit_code == 1
+    assert "line 1, column 2" in result.output
+
+    result = run("check", tmp_path)
+    assert result.exit_code == 1
+    assert "is not a bundle" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_misspelt_option_is_refused(run, tmp_path):
     result = run("prepare", "heart", "--source", tmp_path, "--out", tmp_path, "--seeds", "1")
     assert result.exit_code == 2

@@ -18,7 +18,7 @@ __all__ = ["check_overrides"]
 
 _WORDS = {"true": True, "false": False, "null": None}
 # set by MONAI itself beside the config: metadata, experiment tracking, federated clients
-_MONAI_KEYS = {
+MONAI_KEYS = {
     "_meta_",
     "tracking_uri",
     "experiment_name",
@@ -51,20 +51,31 @@ def check_overrides(bundle_root: str | Path) -> None:
     folders = {Path(bundle_root) / "configs"}
     if workflow is not None:
         folders.add(Path(workflow.config_root_path))
-    files = _read_configs(folders)
+    files = read_configs(folders)
     if not files:
         return
-    referenced = set(_references(parser.config))
-    known = {key for tree in files for key in _keys(tree)} | referenced
+    for key, hint in unknown_settings(parser.config, files):
+        fail(f"there is no setting {key!r} in the configs of {_name(bundle_root)}: {hint}")
+    read_words(parser)
+    for key, problem in wrong_types(parser, files):
+        fail(f"setting {key!r} {problem}.")
+
+
+def unknown_settings(config: dict, files: list[dict]) -> Iterator[tuple[str, str]]:
+    """Keys of a config that neither the bundle's files nor a reference know, each with what to do.
+
+    Args:
+        config: the config as it runs, overrides and all.
+        files: what :func:`read_configs` gave.
+    """
+    referenced = set(_references(config))
+    known = {key for tree in files for key in setting_keys(tree)} | referenced
     sections = tuple(f"{key}::" for key in _components(files) | referenced)
-    for key in _keys(parser.config):
-        if key in known or key.split("::")[0] in _MONAI_KEYS or key.startswith(sections):
+    for key in setting_keys(config):
+        if key in known or key.split("::")[0] in MONAI_KEYS or key.startswith(sections):
             continue
         near = get_close_matches(key, sorted(known), n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else "section 1 of the JSON shows what can be set."
-        fail(f"there is no setting {key!r} in the configs of {_name(bundle_root)}: {hint}")
-    _read_words(parser)
-    _check_types(parser, files)
+        yield key, f"did you mean {near[0]!r}?" if near else "section 1 of the JSON shows what can be set."
 
 
 def _running_config() -> tuple[ConfigParser | None, ConfigWorkflow | None]:
@@ -84,7 +95,8 @@ def _running_config() -> tuple[ConfigParser | None, ConfigWorkflow | None]:
     return parser, workflow
 
 
-def _read_configs(folders: set[Path]) -> list[dict]:
+def read_configs(folders: set[Path]) -> list[dict]:
+    """The configs in some folders, without metadata and args files; what cannot be read is left out."""
     trees = []
     for path in sorted({p.resolve() for folder in folders for p in folder.glob("*.json")}):
         if path.name == "metadata.json" or path.name.startswith("args_"):
@@ -103,12 +115,13 @@ def _plain(key: str) -> str:
     return key.lstrip("+~").replace("#", "::")
 
 
-def _keys(tree: dict, prefix: str = "") -> Iterator[str]:
+def setting_keys(tree: dict, prefix: str = "") -> Iterator[str]:
+    """Ids of a config's entries, down to components."""
     for key, value in tree.items():
         name = prefix + _plain(str(key))
         yield name
         if isinstance(value, dict) and "_target_" not in value:
-            yield from _keys(value, f"{name}::")
+            yield from setting_keys(value, f"{name}::")
 
 
 def _components(trees: list[dict]) -> set[str]:
@@ -138,7 +151,8 @@ def _references(node: Any) -> Iterator[str]:
         yield from (name.replace("#", "::") for name in re.findall(r"@([A-Za-z_][\w:#]*)", node))
 
 
-def _read_words(parser: ConfigParser) -> None:
+def read_words(parser: ConfigParser) -> None:
+    """Turn the words true, false and null of a parsed config into values."""
     # not parser[id] = ...: that would reset the resolver in the middle of its work
     for item in parser.ref_resolver.items.values():
         value = item.get_config()
@@ -157,7 +171,8 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str) and value.lower() in _WORDS
 
 
-def _check_types(parser: ConfigParser, files: list[dict]) -> None:
+def wrong_types(parser: ConfigParser, files: list[dict]) -> Iterator[tuple[str, str]]:
+    """Settings of a parsed config that are of another kind than in the bundle's files, each with what is wrong."""
     defaults: dict[str, list[Any]] = {}
     for tree in files:
         for key, value in tree.items():
@@ -170,7 +185,7 @@ def _check_types(parser: ConfigParser, files: list[dict]) -> None:
         kinds = list(map(_kind, values))
         if None in kinds or _kind(value) in kinds:
             continue
-        fail(f"setting {key!r} must be {kinds[0]}, got {value!r} ({type(value).__name__}).")
+        yield key, f"must be {kinds[0]}, got {value!r} ({type(value).__name__})"
 
 
 def _kind(value: Any) -> str | None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from segbundles.datasets import DATA_SETS, PHANTOMS, SECTIONS, DataFaults, Prepared
@@ -41,7 +41,7 @@ def _group(**kwargs: Any) -> typer.Typer:
     return typer.Typer(no_args_is_help=True, add_completion=False, **kwargs)
 
 
-app = _group(cls=ErrorGroup, help="Prepare data for the segmentation bundles.")
+app = _group(cls=ErrorGroup, help="Prepare data for the segmentation bundles, check their configs, and serve them.")
 prepare_app = _group(help="Check a data set in its publisher's layout and write its datalist.json.")
 phantom_app = _group(help="Make up a data set, for trying things out without real data.")
 app.add_typer(prepare_app, name="prepare")
@@ -105,6 +105,94 @@ def merge(
     from segbundles.datasets import merge
 
     _show_prepared(merge(sources, out))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def check(
+    context: typer.Context,
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)],
+    config: Annotated[
+        list[str] | None,
+        typer.Option(help="Config to check, a name or a path; repeat it for patches. Without it and settings: all."),
+    ] = None,
+    args_file: Annotated[
+        str | None, typer.Option("--args_file", "--args-file", help="Settings in JSON, as for monai.bundle.")
+    ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="Schema of metadata.json, a file; else it is downloaded.", show_default=False)
+    ] = None,
+) -> None:
+    """Say what is wrong with a bundle's configs before anything runs.
+
+    Settings follow as on the command line of monai.bundle: --key value.
+    """
+    from segbundles.check import check_bundle, read_overrides
+
+    checked = check_bundle(bundle, config or (), args_file, read_overrides(context.args), schema)
+    table = Table(*(Column(name, overflow="fold") for name in ("Status", "Config", "Id", "Finding", "Repair")))
+    for item in checked:
+        if not item.findings:
+            # without a summary it holds a file that another row says cannot be read
+            status = "[green]ok[/green]" if item.summary else "[yellow]not checked[/yellow]"
+            table.add_row(status, escape(item.config), "", item.summary, "")
+        for found in item.findings:
+            status = "[red]fault[/red]" if found.fault else "[yellow]warning[/yellow]"
+            table.add_row(status, *(escape(text) for text in (found.config, found.id, found.problem, found.repair)))
+    _console().print(table)
+    kinds = [found.fault for item in checked for found in item.findings]
+    counts = f"checked: {len(checked)}, faults: {sum(kinds)}, warnings: {len(kinds) - sum(kinds)}"
+    _console().print(f"{bundle.resolve().name}, {counts}", highlight=False, markup=False)
+    if any(kinds):
+        raise typer.Exit(1)
+
+
+@app.command()
+def label(
+    studies: Annotated[Path, typer.Option(help="Folder of images; labels are kept in it.", show_default=False)],
+    bundles: Annotated[
+        str | None, typer.Option(help="Names or folders, commas between. Without it: all here that have weights.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; the server asks for no password.")] = "127.0.0.1",
+    environment: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SEGBUNDLES_LABEL_ENVIRONMENT",
+            help="Folder of MONAI Label's own environment, made at first use. Without it: one in the user's cache.",
+        ),
+    ] = None,
+) -> None:
+    """Serve bundles to 3D Slicer by MONAI Label, to segment, correct and train, until Ctrl-C."""
+    import signal
+
+    from segbundles.label import MONAI_LABEL, LabelServer, find_bundles, make_environment
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    say = partial(_console().print, highlight=False, markup=False, soft_wrap=True)
+    found, without = find_bundles([name.strip() for name in (bundles or "").split(",") if name.strip()])
+    for name in without:
+        say(f"{name} is left out: it has no weights yet.")
+    try:
+        server = LabelServer(make_environment(environment, say), studies, found, host, port)
+        with server:
+            for name in server.trained:
+                say(f"{name}: weights trained from here; delete {server.bundle_root(name)} to go back to the bundle's.")
+            say("Starting ...")
+            models = server.wait_until_ready()["models"]
+            say(f"MONAI Label {MONAI_LABEL} at {server.url}")
+            table = Table("Model", "Labels")
+            for name, model in models.items():
+                table.add_row(name, ", ".join(model["labels"]))
+            _console().print(table)
+            say("In 3D Slicer: install the extension MONAILabel and open the module 'MONAI Label'.")
+            say(f"Enter the server {server.url}, press Next Sample, choose a model under Auto Segmentation, press Run.")
+            say(f"Log: {server.log}. Ctrl-C stops the server.")
+            server.wait()
+    except KeyboardInterrupt:
+        say("Stopped.")
 
 
 @phantom_app.command("left_atrium", help=PHANTOMS["left_atrium"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import NoReturn
 
 logger = logging.getLogger("segbundles")
@@ -22,6 +23,24 @@ def fail(message: str) -> NoReturn:
     """
     logger.error(message)
     raise ValueError(message) from None
+
+
+def check_multiples(name: str, size: Sequence[int], depth: int, more: int = 0) -> None:
+    """Refuse a size that a network cannot halve as often as it has levels below the first.
+
+    Args:
+        name: setting that holds the size.
+        size: pixels or voxels along each axis.
+        depth: levels of the network.
+        more: pixels beyond the multiple that the network needs, as one without padding does.
+
+    Raises:
+        ValueError: when an axis less ``more`` is no multiple of 2 ** (depth - 1).
+    """
+    step = 2 ** (depth - 1)
+    if any((n - more) % step for n in size):
+        also = f", and {more} more" if more else ""
+        fail(f"{name} {list(size)} must be multiples of 2 ** (depth - 1) = {step}{also}.")
 
 
 def innermost(error: BaseException) -> str:

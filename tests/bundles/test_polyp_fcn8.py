@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -12,18 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, load, run, verify_metadata, verify_net_in_out
+from bundle_runs import SCHEMA, BundleRuns, root_cause, table
+from monai.bundle import ConfigParser, ConfigWorkflow, load, verify_metadata, verify_net_in_out
+from monai.data import MetaTensor
+from monai.transforms import Compose, SaveImaged, Transform
 from PIL import Image
 
 from segbundles.data import VOID
 from segbundles.datasets import get_data_set, prepare
 from segbundles.datasets.polyp import make_phantom, make_sequence
 from segbundles.networks import FCN
-
-ROOT = Path(__file__).resolve().parents[2]
-BUNDLE = ROOT / "bundles" / "polyp_fcn8"
-CONFIGS = BUNDLE / "configs"
-SCHEMA = ROOT.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
 
 TINY = {
     "base_channels": 2,
@@ -43,59 +40,11 @@ TINY_TRAINING = {
     "learning_rate": 0.02,
     "crop_size": [32, 32],
 }
-EVALUATE = [str(CONFIGS / "train.json"), str(CONFIGS / "evaluate.json")]
+RUNS = BundleRuns("polyp_fcn8", TINY, TINY_TRAINING)
+BUNDLE, CONFIGS, EVALUATE = RUNS.root, RUNS.configs, RUNS.evaluate_files
+config, parsed, bundle_run = RUNS.config, RUNS.parsed, RUNS.run
+train, evaluate, infer = RUNS.train, RUNS.evaluate, RUNS.infer
 SIZE = (64, 48)
-
-
-def config(name: str) -> dict:
-    return json.loads((CONFIGS / name).read_text())
-
-
-def bundle_run(run_id: str | None, config_file: str | list[str], **settings: object) -> None:
-    run(
-        run_id=run_id,
-        config_file=config_file if isinstance(config_file, list) else str(CONFIGS / config_file),
-        bundle_root=str(BUNDLE),
-        logging_file=False,
-        **{key: str(value) if isinstance(value, Path) else value for key, value in settings.items()},
-    )
-
-
-def train(dataset_dir: Path, out: Path, **settings: object) -> None:
-    """Train the tiny network into ``out`` and ``out/models``."""
-    common = {"dataset_dir": dataset_dir, "output_dir": out, "ckpt_dir": out / "models"}
-    bundle_run("training", "train.json", **{**common, **TINY_TRAINING, **settings})
-
-
-def evaluate(trained: Path, dataset_dir: Path, out: Path, **settings: object) -> list[dict[str, str]]:
-    """Score with the tiny network; the rows of metrics.csv."""
-    common = {"dataset_dir": dataset_dir, "output_dir": out, "ckpt_dir": trained / "models"}
-    bundle_run("evaluating", EVALUATE, **{**common, **TINY, **settings})
-    return table(out / "metrics.csv")
-
-
-def infer(trained: Path, dataset_dir: Path, output_dir: Path, **settings: object) -> None:
-    """Segment with the tiny network, by ``run`` without an id."""
-    common = {"dataset_dir": dataset_dir, "output_dir": output_dir, "ckpt_dir": trained / "models"}
-    bundle_run(None, "inference.json", **common, **{**TINY, **settings})
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
-def parsed(**settings: object) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config(str(CONFIGS / "train.json"))
-    parser.update({**TINY_TRAINING, **settings})
-    return parser
 
 
 def read(path: Path) -> np.ndarray:
@@ -211,7 +160,9 @@ class TestEndToEnd:
         best = torch.load(trained / "training.ckpt", weights_only=True)["evaluator"]["best_metric"]
         summary = json.loads((tmp_path / "summary.json").read_text())
         assert summary["pooled_jaccard"] == pytest.approx(best, abs=5e-3)  # half precision lies between
-        assert best > 0.05
+        entries = json.loads((phantom / "datalist.json").read_text())["validation"]
+        polyp = np.mean([(read(phantom / e["label"]) > 127).mean() for e in entries])
+        assert best > polyp + 0.1  # better than to call everything a polyp
 
     def test_a_frame_without_polyp_has_no_dice_or_none_of_it(
         self, trained: Path, phantom: Path, tmp_path: Path
@@ -247,6 +198,15 @@ class TestEndToEnd:
         assert {(r["file"], r["status"], r["notes"]) for r in rows} == {
             (f"Original/{p.name}", "ok", "") for p in images
         }
+
+    def test_folders_of_masks_are_left_out_as_prepare_finds_them(
+        self, trained: Path, frames: tuple, tmp_path: Path
+    ) -> None:
+        for folder in ("ground truth", "GroundTruth", "Ground_Truth", "Masks2", "Original"):
+            write_frames(tmp_path / "d" / folder, frames[0][:1], frames[1][:1], suffix=".tif")
+            (tmp_path / "d" / folder / "0_mask.tif").unlink()
+        infer(trained, tmp_path / "d", tmp_path / "o")
+        assert [row["file"] for row in table(tmp_path / "o" / "inference.csv")] == ["Original/0.png"]
 
     def test_frames_are_computed_in_batches_of_one_size(self, trained: Path, phantom: Path, tmp_path: Path) -> None:
         """And give what each gives by itself."""
@@ -288,7 +248,7 @@ class TestDraws:
         assert shares[1.0] > 0.5
 
     def test_labels_hold_classes_alone_and_images_keep_their_range(self, phantom: Path) -> None:
-        image, label = self.crops(phantom)
+        image, label = self.crops(phantom, scale_fraction=0.3)
         assert set(label.unique().tolist()) == {0.0, 1.0}  # nothing void comes in from beyond the frame
         assert image.dtype == torch.float32
         assert 100 < image.max() < 320
@@ -305,7 +265,7 @@ class TestDraws:
             np.testing.assert_array_equal(y[0].T > 0, stored[frame.tobytes()] > 127)
 
     def test_smaller_frames_are_padded_with_void(self, phantom: Path) -> None:
-        image, label = self.crops(phantom, epochs=1, crop_size=[96, 96], frame_height=None)
+        image, label = self.crops(phantom, epochs=1, crop_size=[96, 96], frame_height=None, scale_fraction=0.0)
         assert set(label.unique().tolist()) == {0.0, 1.0, float(VOID)}
         assert float((label == VOID).float().mean()) == pytest.approx(1 - 64 * 48 / 96**2)
         assert image[(label == VOID).expand_as(image)].abs().max() < 1e-3
@@ -315,24 +275,84 @@ class TestDraws:
         assert {cached[key].dtype for key in ("image", "label")} == {torch.uint8}
         assert (cached["image"].shape, cached["label"].shape) == ((3, 32, 24), (1, 32, 24))
 
+    @staticmethod
+    def random_transform(name: str, **settings: object) -> Transform:
+        """The one of a name, with its random state set."""
+        transforms = parsed(**settings).get_parsed_content("train::random_transforms")
+        (found,) = (t for t in transforms if type(t).__name__ == name)
+        return found.set_random_state(0)
+
+    def test_turning_moves_the_label_with_the_image(self) -> None:
+        """With one ramp as image and as label, by linear interpolation and by the nearest pixel: both stay alike."""
+        affine = self.random_transform("RandAffined")
+        for ramp in (torch.arange(64.0)[:, None].expand(64, 48), torch.arange(48.0).expand(64, 48)):
+            ramp = ramp[None].contiguous()
+            moves = []
+            for _ in range(8):
+                moved = affine({"image": ramp.clone(), "label": ramp.clone()})
+                assert ((moved["label"] - moved["image"]).abs() <= 0.51).all()
+                moves.append(float((moved["image"] - ramp).abs().max()))
+            assert 8 < max(moves) < 64
+
+    @pytest.mark.parametrize(
+        ("fraction", "smallest", "largest"), [(0.4, 0.6, 1.6667), (0.2, 0.8, 1.25), (0.0, 1.0, 1.0)]
+    )
+    def test_sizes_are_drawn_between_their_limits_with_the_aspect_kept(
+        self, fraction: float, smallest: float, largest: float
+    ) -> None:
+        zoom = self.random_transform("RandZoomd", scale_fraction=fraction)
+        frame = torch.arange(192.0).expand(256, 192)[None].contiguous()
+        sizes = []
+        for _ in range(60):
+            moved = zoom({"image": frame.clone(), "label": frame.clone()})
+            width, height = moved["image"].shape[1:]
+            assert width / 256 == pytest.approx(height / 192, abs=0.01)
+            assert moved["label"].shape == moved["image"].shape
+            assert (moved["label"] - moved["image"]).abs().max() < 1
+            sizes.append(height / 192)
+        assert smallest - 0.01 <= min(sizes) <= smallest + 0.05
+        assert largest - 0.1 <= max(sizes) <= largest + 0.01
+
+    def test_red_green_and_blue_vary_apart(self) -> None:
+        """So that the hue does: each by up to 1 +- colour_fraction, for itself."""
+        scale = self.random_transform("RandScaleIntensityd", colour_fraction=0.2)
+        factors = (
+            torch.stack([scale({"image": torch.full((3, 4, 4), 100.0)})["image"][:, 0, 0] for _ in range(40)]) / 100
+        )
+        assert 0.8 <= factors.min() < 0.85
+        assert 1.15 < factors.max() <= 1.2
+        assert torch.corrcoef(factors.T).abs().fill_diagonal_(0).max() < 0.5
+
+    def test_a_frame_that_is_all_void_is_learnt_nothing_from(self, frames: tuple, tmp_path: Path) -> None:
+        images, labels = frames
+        write_frames(tmp_path, images, [np.full_like(labels[0], 3), *(label // 255 for label in labels[1:])])
+        crops = [self.crops(tmp_path, epochs=4, void_class=3, batch_size=1)[1] for _ in range(2)]
+        assert sum(bool((label == VOID).all()) for label in crops[0]) == 4
+        assert torch.equal(*crops)
+        settings = {"batch_size": 1, "max_epochs": 1, "lr_epochs": 1, "crop_size": [64, 64]}
+        train(tmp_path, tmp_path / "t", void_class=3, **settings)
+        state = torch.load(tmp_path / "t" / "training.ckpt", weights_only=True)["network"]
+        assert all(bool(torch.isfinite(value.float()).all()) for value in state.values())
+
 
 class TestVoid:
     def test_void_pixels_are_neither_learnt_from_nor_scored(self, frames: tuple, tmp_path: Path) -> None:
-        """Eight rows are void in both data sets, four more in the second alone."""
+        """Whatever value stands for it, so that none of it is taken for a class; twelve rows are void."""
         images, labels = frames
         weights, summaries = [], []
-        for name, more in (("a", 0), ("b", 3)):
+        for void in (3, 255):
             masks = [np.where(label > 0, 1, 0).astype(np.uint8) for label in labels]
             for mask in masks:
-                mask[:8] = 3
-                mask[8:12] = more
-            write_frames(tmp_path / name, images, masks)
-            train(tmp_path / name, tmp_path / name / "t", void_class=3)
-            evaluate(tmp_path / name / "t", tmp_path / name, tmp_path / name / "e", void_class=3)
-            weights.append(torch.load(tmp_path / name / "t" / "training.ckpt", weights_only=True)["network"])
-            summaries.append(json.loads((tmp_path / name / "e" / "summary.json").read_text()))
-        assert not torch.equal(weights[0]["score.weight"], weights[1]["score.weight"])
-        network = network_of(tmp_path / "b" / "t")
+                mask[:12] = void
+            folder = tmp_path / str(void)
+            write_frames(folder, images, masks)
+            train(folder, folder / "t", void_class=void)
+            evaluate(folder / "t", folder, folder / "e", void_class=void)
+            weights.append(torch.load(folder / "t" / "training.ckpt", weights_only=True)["network"])
+            summaries.append(json.loads((folder / "e" / "summary.json").read_text()))
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+        assert summaries[0] == summaries[1]
+        network = network_of(tmp_path / "3" / "t")
         right = total = 0
         for image, label in zip(images, labels, strict=True):
             logits = logits_of(network, image)[:, 12:]
@@ -379,6 +399,18 @@ class TestResume:
         for name in ("evaluator", "lr_scheduler"):
             assert parts[name] == whole[name]
         assert parts["trainer"]["resumable"] == whole["trainer"]["resumable"]
+
+    @pytest.mark.parametrize(
+        ("epochs", "interval", "validations"), [(100, 5, 20), (100, 1, 100), (100, 7, 15), (None, 5, None)]
+    )
+    def test_patience_is_in_epochs(
+        self, epochs: int | None, interval: int, validations: int | None, phantom: Path
+    ) -> None:
+        settings = {"early_stop_patience": epochs, "val_interval": interval}
+        parser = parsed(**settings, dataset_dir=str(phantom))
+        (handler,) = (h for h in parser.config["train"]["handlers"] if "EarlyStop" in h["_target_"])
+        place = parser.config["train"]["handlers"].index(handler)
+        assert parser.get_parsed_content(f"train::handlers::{place}").patience == validations
 
     def test_stops_early_by_the_pooled_jaccard(self, phantom: Path, tmp_path: Path) -> None:
         train(phantom, tmp_path, max_epochs=6, lr_epochs=6, learning_rate=0.0, early_stop_patience=2)
@@ -469,17 +501,31 @@ class TestContract:
             fc_channels=16,
         )
 
-    @pytest.mark.parametrize(("args", "millions"), [(None, 27_831_884), ("args_reference.json", 134_271_436)])
-    def test_sizes_of_the_default_and_the_published_network(self, args: str | None, millions: int) -> None:
+    @pytest.mark.parametrize(("args", "count"), [(None, 6_962_540), ("args_reference.json", 134_271_436)])
+    def test_sizes_of_the_default_and_the_published_network(self, args: str | None, count: int) -> None:
         parser = ConfigParser()
         parser.read_config(str(CONFIGS / "train.json"))
         if args:
             parser.update({k: v for k, v in config(args).items() if k != "_desc_"})
         with torch.device("meta"):
             network = parser.get_parsed_content("network_def")
-        assert sum(p.numel() for p in network.parameters()) == millions
+        assert sum(p.numel() for p in network.parameters()) == count
         if args is None:
-            assert sum(v.numel() * 2 for v in network.state_dict().values()) < 64 * 2**20
+            assert sum(v.numel() * 2 for v in network.state_dict().values()) < 14 * 2**20
+
+    def test_defaults_are_those_that_two_cores_can_train(self) -> None:
+        knobs = config("train.json")
+        assert [knobs[k] for k in ("base_channels", "fc_channels", "frame_height", "dropout")] == [32, 256, 192, 0.3]
+        assert [knobs[k] for k in ("max_epochs", "lr_epochs", "val_interval", "learning_rate")] == [110, 110, 5, 1e-3]
+        assert (knobs["crop_size"], knobs["early_stop_patience"], knobs["crop_borders"]) == ([160, 160], 100, True)
+        assert (knobs["scale_fraction"], knobs["colour_fraction"]) == (0.4, 0.2)
+
+    def test_dilation_of_fc6_is_a_setting(self) -> None:
+        for name in ("train.json", "inference.json"):
+            parser = ConfigParser()
+            parser.read_config(str(CONFIGS / name))
+            parser.update({**TINY, "fc_dilation": 3})
+            assert parser.get_parsed_content("network_def").fc6.conv.dilation == (3, 3)
 
     def test_settings_of_the_published_system(self) -> None:
         """Adam at 1e-4, batches of 10 crops of 224, frames as they are, cross-entropy, patience 100 epochs."""
@@ -495,7 +541,10 @@ class TestContract:
         assert (loss.lambda_ce, loss.lambda_dice) == (1.0, 0.0)
         assert (args["batch_size"], args["early_stop_patience"], args["val_interval"]) == (10, 100, 1)
         assert args["frame_height"] is args["norm"] is None
-        assert config("train.json")["crop_size"] == [224, 224]
+        assert (args["crop_size"], args["crop_borders"], args["dropout"]) == ([224, 224], False, 0.5)
+        assert args["base_channels"] == 64
+        assert (args["colour_fraction"], args["gamma_fraction"]) == (0.0, 0.0)
+        assert config("args_quickstart.json")["max_epochs"] == config("args_quickstart.json")["lr_epochs"]
 
     def test_reference_weights_are_trained_evaluated_and_applied_with_its_settings(
         self, phantom: Path, tmp_path: Path
@@ -526,6 +575,16 @@ class TestContract:
         data_format = config("metadata.json")["network_data_format"]
         assert data_format["inputs"]["image"]["spatial_shape"] == train["crop_size"]
 
+    def test_monai_label_gets_a_mask_of_two_dimensions(self) -> None:
+        """It takes SaveImaged out, and saves what is left."""
+        parser = ConfigParser()
+        parser.read_config(str(CONFIGS / "inference.json"))
+        steps = [t for t in parser.get_parsed_content("postprocessing").transforms if not isinstance(t, SaveImaged)]
+        ramp = torch.linspace(-1, 1, 64 * 48).reshape(64, 48)
+        pred = Compose(steps)({"pred": MetaTensor(torch.stack([torch.zeros(64, 48), ramp]))})["pred"]
+        assert pred.shape == (64, 48)
+        assert torch.equal(pred.as_tensor() > 0, ramp > 0)
+
     def test_run_is_what_the_named_id_runs(self) -> None:
         for name, run_id in (("train", "training"), ("evaluate", "evaluating"), ("inference", "inferring")):
             assert config(f"{name}.json")[run_id] == "@run"
@@ -535,14 +594,20 @@ class TestContract:
         assert isinstance(config("inference.json")["handlers"], list)
 
     @pytest.mark.slow
-    def test_two_processes_train_together(self, phantom: Path, tmp_path: Path) -> None:
+    def test_two_processes_train_together(self, trained: Path, phantom: Path, tmp_path: Path) -> None:
+        datalist = json.loads((phantom / "datalist.json").read_text())
+        for entry in datalist["training"] + datalist["validation"]:
+            entry.update({key: str(phantom / entry[key]) for key in ("image", "label")})
+        datalist["validation"].pop()  # three: the first process has two of them, the second one
+        (tmp_path / "datalist.json").write_text(json.dumps(datalist))
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
         command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
         command += ["-m", "monai.bundle", "run", "training", "--bundle_root", str(BUNDLE), "--config_file"]
         command += [f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"]
-        command += ["--dataset_dir", str(phantom), "--ckpt_dir", str(tmp_path / "models")]
-        command += ["--output_dir", str(tmp_path), "--learning_rate", "0.0", "--batch_size", "2"]
-        for key in ("base_channels", "fc_channels", "fc_kernel_size", "max_epochs", "lr_epochs", "val_interval"):
+        command += ["--dataset_dir", str(tmp_path), "--ckpt_dir", str(tmp_path / "models")]
+        command += ["--output_dir", str(tmp_path), "--learning_rate", "0.0", "--batch_size", "2", "--val_interval", "2"]
+        command += ["--initial_weights", str(trained / "models" / "model.pt"), "--dropout", "0.0"]
+        for key in ("base_channels", "fc_channels", "fc_kernel_size", "max_epochs", "lr_epochs"):
             command += [f"--{key}", str(TINY_TRAINING[key])]
         command += ["--crop_size", "[32,32]", "--frame_height", "48", "--amp", "false"]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -552,19 +617,22 @@ class TestContract:
         assert state["trainer"]["iteration"] == 6  # twelve frames, two processes, batches of two: three steps an epoch
         assert done.stdout.count("epoch 2/2") == 1  # the first process alone speaks
         # the pooled Jaccard is that of all frames, not of one process's
-        evaluate(tmp_path, phantom, tmp_path / "e")
+        rows = evaluate(tmp_path, tmp_path, tmp_path / "e")
         last = next(line for line in done.stdout.splitlines() if "epoch 2/2" in line)
         shown = float(last.split("val_jaccard ")[1].split(",")[0])
         summary = json.loads((tmp_path / "e" / "summary.json").read_text())
-        best = state["evaluator"]["best_metric_epoch"]
-        if best == 2:
-            assert shown == pytest.approx(summary["pooled_jaccard"], abs=0.02)
+        assert state["evaluator"]["best_metric_epoch"] == 2
+        assert shown == pytest.approx(summary["pooled_jaccard"], abs=0.003)
+        assert abs(float(rows[1]["jaccard"]) - shown) > 0.006  # the second process's frame alone gives another
 
 
 def write_case(folder: Path, fault: str, frames: tuple[list[np.ndarray], list[np.ndarray]]) -> None:
     images, labels = ([array.copy() for array in arrays] for arrays in frames)
     if fault == "grey levels":
         labels[0] = (labels[0] // 255 * 7).astype(np.uint8)
+    elif fault == "swapped":
+        labels[0] = np.where(labels[0] > 0, 1, 0).astype(np.uint8)
+        labels[0][:3] = 255
     elif fault == "colour mask":
         labels[0] = np.stack([labels[0], 255 - labels[0], labels[0]], -1)
     elif fault == "mask size":
@@ -597,6 +665,7 @@ class TestBadInput:
                 "grey levels",
                 "0_mask.png holds the values 7: allowed are the class indices 0, 1, or grey levels with some",
             ),
+            ("swapped", "0_mask.png holds 0, 1 and 255: give void_class 255 if 255 is to be ignored"),
             ("colour mask", "0_mask.png is in colour: a mask is grey, one channel"),
             ("thin", "0.png is 1 x 48 pixels: a side has 16 or more"),
             ("truncated", "0.png cannot be read: it is truncated or damaged"),
@@ -619,6 +688,7 @@ class TestBadInput:
         ("settings", "message"),
         [
             ({"polyp_fraction": 1.5}, "polyp_fraction must be between 0 and 1, got 1.5"),
+            ({"scale_fraction": 1.0}, "scale_fraction must be from 0 to less than 1, got 1.0"),
             ({"frame_height": 0}, "height must be 1 pixel or more, or None, got 0"),
             ({"max_pixels": 0}, "max_pixels must be 1 or more pixels, or None, got 0"),
             ({"ce_weight": 0.0, "dice_weight": 0.0}, "set dice_weight and ce_weight"),
@@ -681,13 +751,34 @@ class TestBadInput:
         write_frames(data, *frames)
         (out / "0_seg.png").mkdir(parents=True)  # in the way of the first output
         with pytest.raises(RuntimeError, match="Failed to evaluate"):
-            infer(trained, data, out, batch_size=1)
+            infer(trained, data, out, batch_size=8)
         rows = {row["file"]: row for row in table(out / "inference.csv")}
-        assert (rows["0.png"]["status"], rows["1.png"]["status"]) == ("failed", "ok")
+        assert {file: row["status"] for file, row in rows.items()} == {"0.png": "failed", "1.png": "ok", "2.png": "ok"}
         assert "cannot write" in rows["0.png"]["notes"]
+        infer(trained, data, tmp_path / "alone", batch_size=1)
+        for k in (1, 2):
+            assert np.array_equal(read(out / f"{k}_seg.png"), read(tmp_path / "alone" / f"{k}_seg.png"))
 
 
 class TestUnusualInput:
+    def test_colours_of_a_tiff_are_those_that_it_shows(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
+        """A palette, and grey whose 0 is white, in TIFF as in PNG."""
+        import tifffile
+
+        data = tmp_path / "d"
+        for folder in ("palette", "grey"):
+            (data / folder).mkdir(parents=True)
+        few = Image.fromarray(frames[0][0]).quantize(64)
+        for name in ("a.png", "b.tif"):
+            few.save(data / "palette" / name)
+        grey = np.asarray(Image.fromarray(frames[0][0]).convert("L"))
+        Image.fromarray(grey).save(data / "grey" / "a.png")
+        tifffile.imwrite(data / "grey" / "b.tif", 255 - grey, photometric="miniswhite")
+        infer(trained, data, tmp_path / "o")
+        for folder in ("palette", "grey"):
+            masks = [read(tmp_path / "o" / folder / f"{name}_seg.png") for name in "ab"]
+            assert np.array_equal(*masks), folder
+
     def test_formats_and_channels_give_the_same_mask(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
         """Grey as three channels, alpha dropped, 16 bits scaled, palettes converted; each but the last with a note."""
         import tifffile
@@ -748,14 +839,58 @@ class TestUnusualInput:
         infer(trained, tmp_path / "d", tmp_path / "limited", frame_height=None, max_pixels=64 * 48)
         limited = read(tmp_path / "limited" / "four_seg.png") > 0
         assert np.array_equal(limited, four)
+        notes = {row["file"]: row["notes"] for row in table(tmp_path / "limited" / "inference.csv")}
+        assert notes == {"one.png": "", "four.png": "computed at 64 x 48 pixels, as max_pixels is 3072"}
 
-    def test_black_frames_and_black_borders(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
+    def test_black_borders_make_no_difference(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
+        """As what is inside them comes to the height due; with them a polyp is smaller than those that were learnt."""
         (tmp_path / "d").mkdir()
         Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(tmp_path / "d" / "black.png")
-        Image.fromarray(np.pad(frames[0][0], ((0, 0), (40, 40), (0, 0)))).save(tmp_path / "d" / "borders.png")
-        infer(trained, tmp_path / "d", tmp_path / "o")
-        assert read(tmp_path / "o" / "borders_seg.png").shape == (48, 144)
-        assert {row["status"] for row in table(tmp_path / "o" / "inference.csv")} == {"ok"}
+        Image.fromarray(frames[0][0]).save(tmp_path / "d" / "plain.png")
+        Image.fromarray(np.pad(frames[0][0], ((24, 24), (32, 32), (0, 0)))).save(tmp_path / "d" / "borders.png")
+        masks = {}
+        for crop in (True, False):
+            infer(trained, tmp_path / "d", tmp_path / str(crop), crop_borders=crop)
+            masks[crop] = {path.stem: read(path) for path in (tmp_path / str(crop)).glob("*.png")}
+            assert {row["status"] for row in table(tmp_path / str(crop) / "inference.csv")} == {"ok"}
+        whole, plain = (masks[True][f"{name}_seg"] for name in ("borders", "plain"))
+        assert whole.shape == (96, 128)
+        inside = whole[24:-24, 32:-32]
+        assert (inside != plain).mean() < 2e-3
+        assert 0.02 < (plain > 0).mean() < 0.8
+        assert (whole > 0).sum() == (inside > 0).sum()
+        assert (masks[False]["borders_seg"][24:-24, 32:-32] != plain).mean() > 0.01
+
+    def test_black_borders_are_learnt_without_and_scored_with(
+        self, trained: Path, frames: tuple, tmp_path: Path
+    ) -> None:
+        images, labels = frames
+        write_frames(tmp_path / "plain", images, labels)
+        wide = ((24, 24), (32, 32))
+        write_frames(tmp_path / "wide", [np.pad(i, (*wide, (0, 0))) for i in images], [np.pad(a, wide) for a in labels])
+        cached = [
+            parsed(dataset_dir=str(tmp_path / name)).get_parsed_content("train::dataset")._cache
+            for name in ("plain", "wide")
+        ]
+        for one, other in zip(*cached, strict=True):
+            assert torch.equal(one["image"], other["image"])
+            assert torch.equal(one["label"], other["label"])
+        rows = [evaluate(trained, tmp_path / name, tmp_path / f"{name}_e") for name in ("plain", "wide")]
+        dice = [[float(row["dice"]) for row in r] for r in rows]
+        assert dice[0] == pytest.approx(dice[1], abs=5e-3)
+
+    def test_frames_of_mixed_sizes_share_batches(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
+        """And give what each gives by itself."""
+        (tmp_path / "d").mkdir()
+        for k in range(6):
+            image = Image.fromarray(frames[0][k % 3])
+            (image.resize((96, 72)) if k % 2 else image).save(tmp_path / "d" / f"{k}.png")
+        for batch_size in (1, 3):
+            infer(trained, tmp_path / "d", tmp_path / str(batch_size), batch_size=batch_size)
+        for k in range(6):
+            masks = [read(tmp_path / str(n) / f"{k}_seg.png") for n in (1, 3)]
+            assert masks[0].shape == ((72, 96) if k % 2 else (48, 64))
+            assert (masks[0] != masks[1]).mean() < 1e-3
 
     def test_masks_with_jpeg_artefacts_are_taken_above_127(self, frames: tuple, tmp_path: Path) -> None:
         images, labels = frames

@@ -143,6 +143,13 @@ def test_folder_images(tmp_path):
     assert found(only) == [str(tmp_path / "p2/a.nrrd")]
 
 
+def test_patterns_to_skip_are_read_in_capitals_or_not(tmp_path):
+    tree(tmp_path, "a.png", "b_MASK.png", "truth/c.png")
+    tree(tmp_path, "x/ground truth/a.png", "GROUND_TRUTH/a.png", "groundtruth/a.png")
+    cases = FolderImages(tmp_path, skip=["Ground?Truth/*", "GroundTruth/*", "*_mask.*"])
+    assert found(cases) == [str(tmp_path / n) for n in ("a.png", "truth/c.png")]
+
+
 def test_folder_images_relative_to_the_current_folder(tmp_path, monkeypatch):
     tree(tmp_path, "d/a.png")
     monkeypatch.chdir(tmp_path)

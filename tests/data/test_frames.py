@@ -45,14 +45,31 @@ def test_every_frame_is_read_as_rgb(name: str, array, expected, notes: list[str]
     assert found == notes
 
 
-@pytest.mark.parametrize("mode", ["P", "CMYK"])
-def test_palette_and_cmyk_are_converted(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "suffix"), [("P", "png"), ("P", "tif"), ("CMYK", "jpg"), ("CMYK", "tif")])
+def test_palette_and_cmyk_are_converted(mode: str, suffix: str, tmp_path: Path) -> None:
     flat = np.zeros((20, 30, 3), np.uint8)
     flat[:, 10:] = (200, 40, 90)
-    path = tmp_path / ("a.png" if mode == "P" else "a.jpg")
+    path = tmp_path / f"a.{suffix}"
     image = Image.fromarray(flat)
     (image.quantize(2) if mode == "P" else image.convert(mode)).save(path)
-    assert np.abs(read_frame(path)[0].astype(int) - flat)[:, 12:28].max() <= 8
+    pixels, notes = read_frame(path)
+    assert np.abs(pixels.astype(int) - flat)[:, 12:28].max() <= 8
+    assert notes == []
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_whose_zero_is_white(dtype, tmp_path: Path) -> None:
+    wide = GREY.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    tifffile.imwrite(tmp_path / "a.tif", np.iinfo(dtype).max - wide, photometric="miniswhite")
+    np.testing.assert_array_equal(read_frame(tmp_path / "a.tif")[0], np.stack([GREY] * 3, -1))
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), GREY)
+
+
+def test_tiff_of_palettes_is_one_image_a_file_too(tmp_path: Path) -> None:
+    page = Image.fromarray(RGB).quantize(4)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(ValueError, match="has 3 pages: give one image a file"):
+        read_frame(tmp_path / "a.tif")
 
 
 def test_reader_gives_first_axis_x_and_notes(tmp_path: Path) -> None:
@@ -115,8 +132,9 @@ def test_mask_of_16_bits_and_of_a_palette(tmp_path: Path) -> None:
     assert set(np.unique(read_mask(tmp_path / "indices.png"))) == {0, 2}
     palette = Image.fromarray((GREY > 99).astype(np.uint8), mode="P")
     palette.putpalette([0, 0, 0, 0, 255, 0])
-    palette.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "p.png"), GREY > 99)
+    for name in ("p.png", "p.tif"):
+        palette.save(tmp_path / name)
+        np.testing.assert_array_equal(read_mask(tmp_path / name), GREY > 99)
 
 
 def test_a_mask_in_colour_is_refused(tmp_path: Path) -> None:
@@ -141,6 +159,9 @@ def test_a_mask_in_colour_is_refused(tmp_path: Path) -> None:
         ([0, 1, 2, 3], 3, 3, [0, 1, 2, VOID]),
         ([0, 1, 2, 3], 4, 3, [0, 1, 2, VOID]),
         ([0, 1, 255], 2, 255, [0, 1, VOID]),
+        ([0, 255, 255], 2, 255, [0, VOID, VOID]),
+        ([0, 1, 3, 254, 255], 2, None, [0, 0, 0, 1, 1]),
+        ([0, 2, 255], 2, 2, [0, 0, 1]),
     ],
 )
 def test_mask_classes(values, classes, void, expected) -> None:
@@ -156,6 +177,12 @@ def test_mask_classes(values, classes, void, expected) -> None:
         ([0, 100], 2, None, "holds the values 100: "),
         ([0, 3], 3, None, "holds the values 3: allowed are the class indices 0, 1, 2, or multiples of 127"),
         ([0, 84, 170], 4, 4, "holds the values 84, 170: allowed are the class indices 0, 1, 2, 3, 4, or multiples"),
+        ([0, 1, 1, 255], 2, None, "holds 0, 1 and 255: give void_class 255 if 255 is to be ignored; otherwise"),
+        ([0, 1, 255], 2, 2, "holds 0, 1 and 255: give void_class 255"),
+        ([1, 255], 2, None, "holds 1 and 255: give void_class 255"),
+        ([0, 1, 2, 255], 2, 2, "holds 0, 1, 2 and 255: give void_class 255"),
+        ([0, 1, 2, 255], 2, 255, r"holds the values 2: allowed are the class indices 0, 1, 255\. Correct the file"),
+        ([0, 3, 200], 2, 255, "holds the values 3, 200: "),
         (list(range(2, 12)), 2, None, r"holds the values 2, 3, 4, 5, 6 \.\.\.: "),
     ],
 )

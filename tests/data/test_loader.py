@@ -35,7 +35,7 @@ def load(paths, **arguments):
     [
         (1, [["1_3"], ["2_3"], ["3_4"], ["4_4"], ["5_4"], ["6_3"]]),
         (2, [["1_3", "2_3"], ["3_4", "4_4"], ["5_4"], ["6_3"]]),
-        (5, [["1_3", "2_3"], ["3_4", "4_4", "5_4"], ["6_3"]]),
+        (5, [["1_3", "2_3", "6_3"], ["3_4", "4_4", "5_4"]]),
     ],
 )
 def test_good_images_come_in_batches_of_one_shape(num_workers, batch_size, expected):
@@ -51,6 +51,19 @@ def test_good_images_come_in_batches_of_one_shape(num_workers, batch_size, expec
         ("bad2", "cannot read bad2: it is damaged."),
         ("bad3", "cannot read bad3: it is damaged."),
     ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ("34343434", ["1357", "2468"]),  # two shapes by turns fill their batches
+        ("3456785", ["1", "2", "37", "4", "5", "6"]),
+        ("345678934", ["18", "29", "3", "4", "5", "6", "7"]),  # the eighth that waits sends the first on its way
+    ],
+)
+def test_images_wait_for_others_of_their_shape(sizes, expected):
+    batches, _ = load([f"{k}_{size}" for k, size in enumerate(sizes, 1)], batch_size=4)
+    assert ["".join(name[0] for name in batch) for batch in batches] == expected
 
 
 def read_stack(paths):

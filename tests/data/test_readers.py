@@ -328,6 +328,43 @@ def test_tiff_colour(tmp_path, planar, pages):
     np.testing.assert_array_equal(image, expected[..., 0] if pages == 1 else expected)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("pages", [1, 2])
+def test_tiff_whose_zero_is_white_is_inverted(tmp_path, dtype, pages):
+    grey = RNG.integers(0, 255, (pages, 4, 5), dtype=dtype)
+    stored = np.iinfo(dtype).max - grey
+    tifffile.imwrite(tmp_path / "a.tif", stored[0] if pages == 1 else stored, photometric="miniswhite")
+    image = load(tmp_path / "a.tif").numpy()[0]
+    np.testing.assert_array_equal(image, grey[0].T if pages == 1 else grey.T)
+
+
+def test_tiff_of_one_bit_whose_zero_is_white_is_inverted(tmp_path):
+    lit = RNG.integers(0, 2, (4, 16)).astype(bool)
+    tifffile.imwrite(tmp_path / "a.tif", ~lit, photometric="miniswhite")
+    np.testing.assert_array_equal(TiffReader().read(tmp_path / "a.tif")[0], lit)
+
+
+def test_tiff_that_does_not_say_what_zero_is_has_it_black(tmp_path):
+    grey = RNG.integers(0, 255, (4, 5), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="minisblack")
+    stored = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        tag = file.pages[0].tags["PhotometricInterpretation"]
+    stored[tag.offset : tag.offset + 2] = (65000).to_bytes(2, "little")  # a private tag takes its place
+    (tmp_path / "a.tif").write_bytes(stored)
+    np.testing.assert_array_equal(load(tmp_path / "a.tif").numpy()[0].T, grey)
+
+
+@pytest.mark.parametrize("kind", ["PALETTE", "SEPARATED"])
+def test_tiff_that_is_neither_grey_nor_rgb_is_refused(tmp_path, kind):
+    image = Image.new("RGB", (5, 4), (200, 40, 90))
+    (image.quantize(2) if kind == "PALETTE" else image.convert("CMYK")).save(tmp_path / "a.tif")
+    message = rf"cannot read .*a\.tif: its pixels are {kind}, neither grey nor RGB: convert it"
+    with pytest.raises(ValueError, match=message) as caught:
+        load_error(tmp_path / "a.tif")
+    assert "damaged" not in str(caught.value)
+
+
 def test_tiff_pages_of_different_size(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         for rows in (4, 5):

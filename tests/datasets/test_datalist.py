@@ -65,7 +65,7 @@ class TestSplitCases:
         assert validation == dict.fromkeys(SINGLES, 1)
 
     def test_fixed_sections_that_tear_a_group(self):
-        with pytest.raises(ValueError, match=r"cases A, B form one group .* both in validation and testing"):
+        with pytest.raises(ValueError, match=r"case B of testing and A of validation form one group .* cannot be"):
             split_cases({"A": "A", "B": "A"}, {"A": "validation", "B": "testing"})
 
     def test_more_folds_than_groups(self):

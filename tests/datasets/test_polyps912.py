@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,9 @@ def test_sections_are_the_publishers(polyps912, tmp_path, above):
         "case": "test/2",
         "image": "../polyps_split7/test/images/2.bmp",
         "label": "../polyps_split7/test/masks2/2.tif",
-        "group": "test",
+        "group": "test/2",
     }
-    assert prepared.units == ("frames", "patients")
+    assert prepared.units == ("frames", "groups")
     assert prepared.datalist["labels"] == {"0": "background", "1": "polyp"}
     assert prepared.datalist["void_class"] == 2
 
@@ -75,6 +76,27 @@ def test_patients_by_a_table(polyps912, tmp_path):
     (source / "patients.csv").write_text("\n".join(["frame,sequence", *rows[1:]]))
     with pytest.raises(DataFaults, match=r"is in no row of patients.csv: add train/1"):
         _prepare(source, tmp_path)
+
+
+def test_a_frame_in_two_folders_is_named_and_can_be_left_out(polyps912, tmp_path):
+    source = polyps912()
+    shutil.copy(source / "train" / "images" / "3.bmp", source / "valid" / "images" / "1.bmp")
+    message = r"^case valid/1 of validation and train/3 of training form one group .* cannot be both in training and"
+    with pytest.raises(ValueError, match=message):
+        _prepare(source, tmp_path)
+    split = {"training": [f"train/{k}" for k in (1, 2, 4)], "validation": ["valid/1", "valid/2"]}
+    assert _prepare(source, tmp_path, split=split).datalist["numTraining"] == 3
+
+
+def test_of_many_frames_of_one_group_a_few_are_named(polyps912, tmp_path):
+    source = polyps912()
+    for k in range(5, 30):
+        for name in ("images/{}.bmp", "masks2/{}.tif"):
+            shutil.copy(source / "train" / name.format(1), source / "train" / name.format(k))
+    shutil.copy(source / "train" / "images" / "1.bmp", source / "valid" / "images" / "1.bmp")
+    with pytest.raises(ValueError, match=r"and 21 more of training form one group") as caught:
+        _prepare(source, tmp_path)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def test_frames_sequences_and_the_set(tmp_path: Path) -> None:
         assert [row["sequence"] for row in csv.DictReader(file)] == ["a", "b", "c"]
     assert "Jaccard of the foreground 0.7778" in page
     assert "c undefined (1)" in page
+    alone = run(tmp_path / "alone", [(f"s{k}", *case[1:]) for k, case in enumerate(CASES)])[2]
+    assert "Pooled over each sequence" not in alone  # as the table of frames says it all
 
 
 def test_three_classes_without_sequences(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from monai.data import Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd
+from PIL import Image
 
 from segbundles.data import FolderImages, TolerantDataLoader
 from segbundles.handlers import InferenceResults
@@ -201,7 +202,7 @@ def test_a_row_a_slice(tmp_path, batch_size, num_workers, caplog):
         "v_seg.nii.gz",
     ]
     assert len({rows[f"p1/p_{k}.tif"]["seconds"] for k in (1, 2, 3)}) == 1
-    messages = [record.message for record in caplog.records if "segmented in" in record.message]
+    messages = sorted(record.message for record in caplog.records if "segmented in" in record.message)
     assert [message.split(" segmented")[0] for message in messages] == [
         *("p1/p_1.tif and 2 more of its stack", "p2/p_1.tif and 1 more of its stack"),
         *("p3/p_1.tif and 1 more of its stack", "v.nii.gz"),
@@ -211,20 +212,35 @@ def test_a_row_a_slice(tmp_path, batch_size, num_workers, caplog):
         results.close()
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_stack_that_cannot_be_segmented(tmp_path, batch_size):
-    """Every file of the batch is a row; the run goes on, and the notes of others do not mix in."""
+class NotTooBright(First):
+    """Fails at an image, or a batch of images, of which one is brighter than any of ``stack``."""
+
+    def forward(self, x):
+        if bool((x == 255).any()):
+            raise RuntimeError("out of memory")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_stack_that_cannot_be_segmented(tmp_path, batch_size, bad):
+    """Every file of the stack is a row; the others of its batch come out, and notes do not mix."""
     source, output = tmp_path / "d", tmp_path / "o"
     cases = [{"image": stack(source / f"p{k}", 2, channels=1)} for k in range(3)]
-    network = First(fail_at=1)
-    results, evaluator, _ = infer(source, output, network, cases, channels=3, batch_size=batch_size)
+    tifffile.imwrite(source / f"p{bad}/p_2.tif", np.full((5, 6), 255, np.uint8), photometric="minisblack")
+    results, evaluator, _ = infer(source, output, NotTooBright(), cases, channels=3, batch_size=batch_size)
     evaluator.run()
-    rows = table(output)
-    bad = 2 * batch_size
-    assert [row["status"] for row in rows] == ["failed"] * bad + ["ok"] * (6 - bad)
-    assert [row["notes"] for row in rows] == ["out of memory"] * bad + [GREY] * (6 - bad)
-    assert len({row["seconds"] for row in rows[:bad]}) == 1
-    with pytest.raises(ValueError, match=rf"^{bad} of 6 images failed: p0/p_1\.tif, p0/p_2\.tif"):
+    rows = {row["file"]: row for row in table(output)}
+    assert len(rows) == 6
+    for k in range(3):
+        for row in (rows[f"p{k}/p_1.tif"], rows[f"p{k}/p_2.tif"]):
+            assert (row["status"], row["notes"]) == (("failed", "out of memory") if k == bad else ("ok", GREY))
+    assert outputs(output) == [f"p{k}/p_{n}_seg.png" for k in range(3) if k != bad for n in (1, 2)]
+    for k in {0, 1, 2} - {bad}:
+        given = tifffile.imread(source / f"p{k}/p_1.tif")
+        with Image.open(output / f"p{k}/p_1_seg.png") as made:
+            np.testing.assert_array_equal(np.asarray(made) > 0, given > 100)
+    with pytest.raises(ValueError, match=rf"^2 of 6 images failed: p{bad}/p_1\.tif, p{bad}/p_2\.tif"):
         results.close()
 
 

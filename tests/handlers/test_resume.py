@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import CacheDataset, DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import MeanDice, ParamSchedulerHandler, ValidationHandler, from_engine
+from monai.handlers import CheckpointLoader, MeanDice, ParamSchedulerHandler, ValidationHandler, from_engine
 from monai.transforms import Compose, EnsureTyped, RandAffined, RandGaussianNoised
 from torch import nn
 from torch.optim import lr_scheduler as schedules
@@ -364,3 +364,37 @@ def test_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "output").touch()
     with pytest.raises(ValueError, match=r"output_dir '.*output' cannot be written to .*: give --output_dir another"):
         run(tmp_path, 1)
+
+
+class TestLoaderThatDoesNotInsist:
+    """As MONAI Label adds it in front of the handlers of train.json."""
+
+    @staticmethod
+    def loading(folder, state, strict=False):
+        made = build(folder, 1)
+        torch.save(state(made.network.state_dict()), folder / "model.pt")
+        loader = CheckpointLoader(str(folder / "model.pt"), {"model": made.network}, strict=strict, map_location="cpu")
+        loader.attach(made.trainer)
+        return made
+
+    def test_a_file_of_which_nothing_fits_is_refused(self, tmp_path):
+        made = self.loading(tmp_path, lambda state: {f"net.{k}": v for k, v in state.items()})
+        message = (
+            r"of another architecture: 4 of the 4 parameters of the Sequential are .*, 0\.weight .* but net\.0\.weight"
+        )
+        with pytest.raises(ValueError, match=message):
+            made.trainer.run()
+        assert not (tmp_path / "models" / "model.pt").exists()
+
+    def test_what_stays_random_is_logged(self, tmp_path, caplog):
+        self.loading(tmp_path, lambda state: {k: v for k, v in state.items() if k != "3.bias"}).trainer.run()
+        assert (
+            "1 of the 4 parameters of the Sequential are not in the weights loaded and start at random: 3.bias"
+            in caplog.text
+        )
+
+    def test_the_right_file_is_taken_without_a_word(self, tmp_path, caplog):
+        made = self.loading(tmp_path, lambda state: {k: v.half() for k, v in state.items()})
+        made.trainer.run()
+        assert "at random" not in caplog.text
+        made.network.load_state_dict({}, strict=False)  # in a run's course nothing is watched

@@ -15,7 +15,7 @@ from segbundles.metrics import threshold_scores
 from segbundles.metrics.instances import label_cells
 
 COLUMNS = [
-    *("case", "status", "pixel_accuracy", "dice_membrane", "v_rand", "v_info"),
+    *("case", "status", "pixel_accuracy", "dice_membrane", "pixel_accuracy_mask", "v_rand", "v_info"),
     *("v_rand_cells", "v_info_cells", "cells", "true_cells", "notes"),
 ]
 # 12 x 9 pixels: two cells, a membrane of one pixel between them
@@ -35,13 +35,17 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def run(report, cases):
-    """What an evaluator does with a batch of one for each (name, probabilities (W, H) of its pages, truth)."""
+def run(report, cases, lost=None):
+    """What an evaluator does with a batch of one for each (name, probabilities (W, H) of its pages, truth).
+
+    Post-processing loses the pixels of the rows ``lost``.
+    """
     report.start(None)
     for name, pages, truth in cases:
         p = np.stack(pages, -1)
         pred = (p < 0.5).astype(np.uint8)
         cells = np.stack([label_cells(page) for page in np.moveaxis(pred, -1, 0)], -1)
+        cells[lost or []] = 0
         image = MetaTensor(torch.rand(1, *p.shape), meta={"filename_or_obj": "d/a.tif"})
         output = {
             "label": torch.as_tensor(np.stack([truth] * p.shape[-1], -1))[None],
@@ -89,6 +93,17 @@ def test_one_threshold_for_all_sections_is_the_best_of_their_means(tmp_path, cap
     assert page.index(">a</h3>") < page.index(">b</h3>")  # worst cells first
 
 
+def test_the_mask_that_inference_writes_is_scored_beside_the_more_probable_class(tmp_path):
+    """Right in every pixel by class; a row of 9 pixels of the 108 is lost on the way to cells."""
+    report = SectionReport(tmp_path, figures=False)
+    run(report, [("a", [probability(0.05, 0.9)], TRUTH)], lost=[0])
+    (row,) = table(tmp_path / "metrics.csv")
+    assert (float(row["pixel_accuracy"]), float(row["pixel_accuracy_mask"])) == (1, pytest.approx(99 / 108, abs=1e-6))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["pixel_accuracy_mask"]["mean"] == pytest.approx(99 / 108)
+    assert "mask that inference writes" in (tmp_path / "report.html").read_text()
+
+
 def test_pages_of_a_case_are_rows_and_names_stay_apart(tmp_path):
     good = probability(0.05, 0.9)
     report = SectionReport(tmp_path, figures=False)
@@ -104,7 +119,7 @@ def test_a_section_of_one_class_alone_spoils_no_mean(value, tmp_path):
     good = probability(0.05, 0.9)
     run(SectionReport(tmp_path), [("blank", [good], np.full_like(TRUTH, value)), ("good", [good], TRUTH)])
     rows = {row["case"]: row for row in table(tmp_path / "metrics.csv")}
-    assert (rows["blank"]["status"], rows["good"]["status"]) == ("empty truth", "ok")
+    assert (rows["blank"]["status"], rows["good"]["status"]) == ("one class", "ok")
     summary = json.loads((tmp_path / "summary.json").read_text())
     if value == 0:
         assert rows["blank"]["v_rand"] == rows["blank"]["v_rand_cells"] == ""

@@ -210,3 +210,14 @@ def test_loader_refuses_when_the_engine_starts(tmp_path):
     WeightsLoader(tmp_path / "no.pt", nn.Linear(1, 1)).attach(engine)
     with pytest.raises(ValueError, match=r"there are no weights at .*no\.pt"):
         engine.run([0])
+
+
+def test_a_tensor_of_several_names_is_stored_once(tmp_path):
+    layer = nn.Linear(300, 300)
+    network = nn.ModuleDict({"first": layer, "again": layer, "other": nn.Linear(300, 300)})
+    save_weights(network, tmp_path / "model.pt")
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert list(state) == list(network.state_dict())
+    assert 2 * 300 * 301 * 2 < (tmp_path / "model.pt").stat().st_size < 2.2 * 300 * 301 * 2
+    for name, value in network.state_dict().items():
+        assert torch.equal(state[name], value.half())

@@ -136,3 +136,24 @@ def test_copies_and_pickles():
     for other in (copy.deepcopy(inferer), pickle.loads(pickle.dumps(inferer))):
         assert other.enabled is False
         assert other.inferer.roi_size == (4, 8, 8)
+
+
+def test_a_network_that_was_not_loaded_is_refused_and_a_good_one_looked_at_once(tmp_path, monkeypatch):
+    network, other = Probe(), Probe()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    inferer = AutocastInferer(SimpleInferer(), ckpt_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"the Probe given was not loaded with any weights in .*the values differ"):
+        inferer(torch.ones(1, 1, 2, 2, 2), other)
+    assert other.seen == []
+
+    looked = []
+    monkeypatch.setattr(module, "check_loaded", lambda *arguments: looked.append(arguments))
+    for _ in range(2):
+        inferer(torch.ones(1, 1, 2, 2, 2), network)
+    assert looked == [(network, tmp_path)]
+    inferer(torch.ones(1, 1, 2, 2, 2), other)
+    assert len(looked) == 2
+    inferer(torch.ones(1, 1, 2, 2, 2), torch.jit.script(nn.Conv3d(1, 1, 1)))  # holds its weights itself
+    inferer(torch.ones(1, 1, 2, 2, 2), lambda x: x)
+    assert len(looked) == 2
+    assert pickle.loads(pickle.dumps(inferer)).ckpt_dir == tmp_path

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
 from segbundles.inferers import AutocastInferer, TileInferer
+from segbundles.networks import ValidUNet
 
 
 def image(*shape, seed=0):
@@ -75,6 +77,40 @@ def test_the_border_is_the_mirror_image():
     assert TileInferer((16, 16))(x + 0.25, look_left)[0, 0, 0, 0] == pytest.approx(1e-4, abs=1e-5)
 
 
+def mirrored(x, by):
+    return torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), (by, by), (by, by)), "symmetric"))
+
+
+@pytest.mark.parametrize(("size", "border"), [((70, 50), 0), ((70, 50), 8), ((9, 40), 0), ((3, 2), 0)])
+@pytest.mark.parametrize("sw_batch_size", [1, 3])
+def test_context_is_the_image_itself_and_its_mirror_image_only_outside(size, border, sw_batch_size):
+    """A network that gives the pixel 5 to the left and 3 above: of the image, mirrored once at its borders."""
+    x = image(2, 1, *size)
+    c = 5
+    net = lambda t: pointwise(t[:, :, : -2 * c, 2 : 2 - 2 * c])  # noqa: E731
+    expected = expected_of(mirrored(x, c)[:, :, : -2 * c, 2 : 2 - 2 * c])
+    out = TileInferer((16, 16), sw_batch_size, border=border, context=c)(x, net)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
+def test_a_network_without_padding_gives_by_tiles_what_it_gives_for_the_whole_image():
+    torch.manual_seed(0)
+    net = ValidUNet(channels=(4, 6, 8)).eval()
+    x = image(1, 1, 64, 80)
+    assert net.margin == 20
+    with torch.no_grad():
+        expected = net(mirrored(x, 20)).softmax(1)
+    out = TileInferer((32, 32), context=20)(x, net)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
+def test_context_must_be_what_the_network_loses():
+    net = ValidUNet(channels=(4, 6, 8)).eval()
+    message = r"the network gives 32 x 32 pixels for tiles of 40 x 40 with 16 of context: set context to 20"
+    with pytest.raises(ValueError, match=message):
+        TileInferer((40, 40), context=16)(image(1, 1, 64, 64), net)
+
+
 def test_augmentation_is_the_mean_over_the_eight_ways_to_lay_a_square():
     torch.manual_seed(0)
     net = torch.nn.Conv2d(1, 2, 3, padding=1)
@@ -113,7 +149,8 @@ def test_under_mixed_precision_the_probabilities_are_float32():
         ({"roi_size": (0, 32)}, r"roi_size and sw_batch_size must be positive, got \(0, 32\) and 4"),
         ({"roi_size": 32, "sw_batch_size": 0}, r"got \(32, 32\) and 0"),
         ({"roi_size": 32, "overlap": 1.0}, r"overlap must be a share of a tile, 0 or more and below 1, got 1\.0"),
-        ({"roi_size": 32, "border": -1}, r"border must be 0 or more \(pixels\), got -1"),
+        ({"roi_size": 32, "border": -1}, r"border and context must be 0 or more \(pixels\), got -1 and 0"),
+        ({"roi_size": 32, "context": -1}, r"border and context must be 0 or more \(pixels\), got 0 and -1"),
     ],
 )
 def test_settings_out_of_range(settings, message):

@@ -190,9 +190,7 @@ def test_url_is_downloaded_once_and_checked(saved, hub):
 
 def test_wrong_hash_is_refused_and_nothing_kept(saved, hub):
     path = saved(vgg(), "vgg16-00000000.pth")
-    message = (
-        r"vgg16-00000000\.pth gave another file than expected \(invalid hash value .* sha256 begins with 00000000\)"
-    )
+    message = r"vgg16-00000000\.pth gave another file than expected \(invalid hash .* sha256 begins with 00000000\)"
     with pytest.raises(ValueError, match=message):
         load_vgg16_weights(small(), path.as_uri())
     assert not list(hub.iterdir())
@@ -203,16 +201,31 @@ def test_url_without_a_hash_is_refused(saved, hub):
         load_vgg16_weights(small(), saved(vgg()).as_uri())
 
 
-@pytest.mark.parametrize(("norm", "kind", "digits"), [(None, "vgg16", "397923af"), ("batch", "vgg16_bn", "6c64b313")])
-def test_offline_names_the_url_the_hash_and_the_way_out(hub, monkeypatch, norm, kind, digits):
+@pytest.mark.parametrize(
+    ("norm", "kind", "sha256"),
+    [
+        (None, "vgg16", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"),
+        ("batch", "vgg16_bn", "6c64b3138f2f4fcb3bcc4cafde11619c4f440eb1631787e93a682fd88305888a"),
+    ],
+)
+def test_offline_names_the_url_the_hash_and_the_way_out(hub, monkeypatch, norm, kind, sha256):
     def offline(*_args, **_kwargs):
         raise URLError(socket.gaierror(-3, "Temporary failure in name resolution"))
 
     monkeypatch.setattr("torch.hub.urlopen", offline)
     with pytest.raises(ValueError, match="cannot be downloaded") as error:
         load_vgg16_weights(small(norm=norm))
-    assert f"https://download.pytorch.org/models/{kind}-{digits}.pth cannot be downloaded" in str(error.value)
+    assert f"https://download.pytorch.org/models/{kind}-{sha256[:8]}.pth cannot be downloaded" in str(error.value)
     assert "Temporary failure in name resolution" in str(error.value)
-    assert f"Download it by hand (its sha256 begins with {digits}) and give the path of the file." in str(error.value)
-    assert VGG16_URLS[kind].endswith(f"{kind}-{digits}.pth")
+    assert f"Download it by hand (its sha256 is {sha256}) and give its path." in str(error.value)
+    assert VGG16_URLS[kind].endswith(f"{kind}-{sha256[:8]}.pth")
     assert not list(hub.iterdir())
+
+
+def test_the_published_files_are_checked_by_their_whole_hash(hub, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, file, hash_prefix: asked.append(hash_prefix))
+    for norm in (None, "batch"):
+        with pytest.raises(ValueError, match="there are no VGG-16 weights at"):
+            load_vgg16_weights(small(norm=norm))
+    assert [(len(digits), digits[-4:]) for digits in asked] == [(64, "5bf0"), (64, "888a")]

@@ -202,7 +202,7 @@ def test_label_to_class(arguments, values, expected, dtype, plain):
         (
             {},
             (0, 1, 2),
-            r"p/lab\.nrrd holds the label values 2: allowed are 0, 1\. Correct the file, or set num_classes",
+            r"p/lab\.nrrd holds the label values 2: allowed are 0, 1\. .*, or set num_classes or label_values\.",
         ),
         ({}, (0, 1, 255), r"label values 1: allowed are 0, 255"),
         ({}, (0, 0.5, 1), r"label values 0\.5: allowed are 0, 1"),

@@ -6,8 +6,8 @@ import torch
 from monai.data import MetaTensor
 
 from segbundles.data import VOID
-from segbundles.transforms import FrameHeightd, MaskToClassd
-from segbundles.transforms.frames import frame_size
+from segbundles.transforms import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
+from segbundles.transforms.frames import frame_box, frame_size
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,59 @@ def test_frames_and_labels_come_to_one_height() -> None:
 def test_no_op_at_the_height_due(height) -> None:
     image = torch.rand(3, 6, 4)
     assert FrameHeightd("image", height)({"image": image})["image"] is image
+
+
+def bordered(size: tuple[int, int], box: tuple[int, int, int, int], noise: int = 28) -> torch.Tensor:
+    """A frame (3, W, H) that is dark but for a picture in a box, one channel of which is enough."""
+    frame = torch.randint(0, noise + 1, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    frame[1, box[0] : box[1], box[2] : box[3]] = 29
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("size", "box", "expected"),
+    [
+        ((64, 48), (0, 64, 0, 48), (0, 64, 0, 48)),
+        ((64, 48), (10, 60, 3, 47), (10, 60, 3, 47)),
+        ((384, 288), (40, 360, 12, 280), (40, 360, 12, 282)),  # steps of 8 columns and 6 rows
+        ((384, 288), (43, 358, 14, 281), (40, 360, 12, 282)),
+        ((384, 288), (7, 384, 0, 283), (0, 384, 0, 288)),
+        ((64, 48), (0, 16, 0, 48), (0, 16, 0, 48)),
+        ((64, 48), (20, 35, 0, 48), (0, 64, 0, 48)),  # less than a quarter
+        ((64, 48), (0, 64, 30, 41), (0, 64, 0, 48)),
+        ((64, 48), (5, 5, 5, 5), (0, 64, 0, 48)),  # black
+    ],
+)
+def test_the_picture_inside_black_borders(size, box, expected) -> None:
+    frame = bordered(size, box)
+    assert frame_box(frame) == frame_box(frame.float()) == expected
+
+
+def test_borders_are_cut_off_image_and_label_before_they_are_scaled() -> None:
+    image = bordered((64, 48), (10, 50, 4, 44))
+    label = torch.arange(48, dtype=torch.uint8)[None, None].repeat(1, 64, 1)
+    found = FrameHeightd(("image", "label"), None, (False, True), crop_borders=True)({"image": image, "label": label})
+    assert torch.equal(found["image"], image[:, 10:50, 4:44])
+    assert torch.equal(found["label"], label[:, 10:50, 4:44])
+    scaled = FrameHeightd(("image", "label"), 20, (False, True), crop_borders=True)({"image": image, "label": label})
+    assert scaled["image"].shape == (3, 20, 20)
+    assert scaled["image"][1].min() == 29
+    assert (scaled["label"][0, 0, 0], scaled["label"][0, 0, -1]) in ((4, 42), (5, 43))
+
+
+def test_crops_of_a_label_that_is_all_void_are_from_anywhere() -> None:
+    crop = RandCropByKnownClassesd(
+        ["image", "label"], "label", spatial_size=(4, 4), ratios=[1, 1], num_classes=2, num_samples=40, warn=False
+    )
+    crop.set_random_state(0)
+    image = torch.arange(144.0).reshape(1, 12, 12)
+    void = torch.full((1, 12, 12), float(VOID))
+    corners = {int(item["image"][0, 0, 0]) for item in crop({"image": image, "label": void})}
+    assert len(corners) > 10
+    assert all(bool((item["label"] == VOID).all()) for item in crop({"image": image, "label": void}))
+    one = void.clone()
+    one[0, 6, 6] = 1  # the only pixel of a class is the middle of every crop
+    assert {float(item["label"][0, 2, 2]) for item in crop({"image": image, "label": one})} == {1.0}
 
 
 def test_height_must_be_positive() -> None:

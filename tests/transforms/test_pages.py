@@ -1,58 +1,83 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
-import torch
-from monai.data import MetaTensor
+import tifffile
+from monai.transforms import Compose, EnsureChannelFirstd
+from PIL import Image
 
-from segbundles.transforms import SelectPaged
+from segbundles.transforms import LoadPaged
+
+SIZE = (3, 2)  # rows, columns
 
 
-def stack(pages, name="d/a.tif"):
-    """(1, 2, 3, pages), page k filled with k."""
-    data = torch.arange(pages, dtype=torch.float32).expand(1, 2, 3, pages).clone()
-    return MetaTensor(data, meta={"filename_or_obj": name})
+def write(path: Path, pages: int = 5) -> str:
+    """Pages of SIZE, page k filled with k."""
+    data = np.arange(pages, dtype=np.uint8)[:, None, None].repeat(3, 1).repeat(2, 2)
+    tifffile.imwrite(path, data, photometric="minisblack", compression="zlib")
+    return str(path)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Indices of the pages that were decoded."""
+    found: list[int] = []
+    decode = tifffile.TiffPage.asarray
+
+    def asarray(page: tifffile.TiffPage, *args: object, **kwargs: object) -> np.ndarray:
+        found.append(page.index)
+        return decode(page, *args, **kwargs)
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
+    return found
 
 
 @pytest.mark.parametrize("page", [0, 2, 4])
-def test_the_page_that_the_case_names_is_kept_and_nothing_else_in_memory(page):
-    data = {"image": stack(5), "label": stack(5, "d/b.tif").as_tensor(), "page": page, "case": "x"}
-    out = SelectPaged(["image", "label"])(data)
+def test_the_page_that_the_case_names_is_read_and_no_other(page: int, tmp_path: Path, decoded: list[int]) -> None:
+    data = {"image": write(tmp_path / "a.tif"), "label": write(tmp_path / "b.tif"), "page": page, "case": "x"}
+    out = Compose([LoadPaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])(data)
+    assert decoded == [page, page]
     for key in ("image", "label"):
         assert out[key].shape == (1, 2, 3, 1)
         assert out[key].unique().tolist() == [page]
-        assert out[key].untyped_storage().nbytes() == 6 * 4
-    assert out["image"].meta["filename_or_obj"] == "d/a.tif"
+        assert out[key].meta["filename_or_obj"] == data[key]
+        np.testing.assert_array_equal(out[key].affine, np.diag([-1.0, -1, 1, 1]))
     assert (out["case"], out["page"]) == ("x", page)
-    assert data["image"].shape[-1] == 5
 
 
 @pytest.mark.parametrize("record", [{}, {"page": None}])
-def test_without_a_page_the_stack_stays_whole(record):
-    given = stack(3)
-    assert SelectPaged("image")({"image": given, **record})["image"] is given
+def test_without_a_page_the_stack_is_read_whole(record: dict, tmp_path: Path, decoded: list[int]) -> None:
+    out = LoadPaged("image")({"image": write(tmp_path / "a.tif"), **record})["image"]
+    assert out.shape == (2, 3, 5)
+    assert out[0, 0].tolist() == decoded == [0, 1, 2, 3, 4]
 
 
-def test_another_entry_may_name_the_page():
-    assert SelectPaged("image", page_key="z")({"image": stack(3), "z": 1, "page": 2})["image"].unique().tolist() == [1]
+def test_another_entry_may_name_the_page(tmp_path: Path) -> None:
+    data = {"image": write(tmp_path / "a.tif"), "z": 1, "page": 2}
+    assert LoadPaged("image", page_key="z")(data)["image"].unique().tolist() == [1]
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("page", "message"),
     [
-        ({"image": stack(3), "page": 3}, r"d/a\.tif has 3 pages, the datalist asks for page 3: they count from 0"),
-        ({"image": stack(3), "page": -1}, r"has 3 pages, the datalist asks for page -1"),
-        ({"image": stack(3), "page": "1"}, r"asks for page '1'"),
-        ({"image": stack(3), "page": True}, r"asks for page True"),
-        (
-            {"image": stack(3), "label": stack(2, "d/b.tif"), "page": 0},
-            r"d/b\.tif has 2 pages, d/a\.tif has 3: a page a section is due in both",
-        ),
-        (
-            {"image": stack(3)[..., 0], "page": 0},
-            r"d/a\.tif has shape \(1, 2, 3\) where \(channels, W, H, pages\) is due",
-        ),
+        (3, "{0}/a.tif has 3 pages, page 3 is asked for: they count from 0."),
+        (-1, "{0}/a.tif has 3 pages, page -1 is asked for"),
+        ("1", "{0}/a.tif has 3 pages, page '1' is asked for"),
+        (True, "{0}/a.tif has 3 pages, page True is asked for"),
+        (0, "{0}/b.tif has 2 pages, {0}/a.tif has 3: a page a section is due in both."),
     ],
 )
-def test_pages_that_are_not_there(data, message):
-    with pytest.raises(ValueError, match=message):
-        SelectPaged(["image", "label"], allow_missing_keys=True)(data)
+def test_pages_that_are_not_there(page: object, message: str, tmp_path: Path) -> None:
+    data = {"image": write(tmp_path / "a.tif", 3), "label": write(tmp_path / "b.tif", 2), "page": page}
+    with pytest.raises(ValueError, match=f"^{re.escape(message.format(tmp_path))}"):
+        LoadPaged(["image", "label"])(data)
+
+
+def test_pages_are_of_a_single_tiff(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / "a.png")
+    message = f"page 0 of {tmp_path}/a.png is asked for: pages are those of a single TIFF, leave it out."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        LoadPaged("image")({"image": str(tmp_path / "a.png"), "page": 0})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ class FolderImages(_LazyCases):
         dataset_dir: folder searched with its sub-folders, or a single image.
         output_dir: not searched when it lies inside ``dataset_dir``.
         skip: patterns of paths relative to ``dataset_dir`` to leave out (labels of a publisher's layout, say), as
-            ``fnmatch`` reads them; hidden files, ``*_seg.*`` and ``*_cells.*`` are always left out.
+            ``fnmatch`` reads them, in capitals or not; hidden files, ``*_seg.*`` and ``*_cells.*`` are always left out.
         suffixes: endings taken as images; None takes all that can be read.
 
     Raises:
@@ -156,8 +156,8 @@ class FolderImages(_LazyCases):
         output = None if self.output_dir is None else Path(self.output_dir).resolve()
         if output is not None and output != self.root and output in path.parents:
             return True
-        text = relative.as_posix()
-        return any(fnmatch(text, pattern) or fnmatch(text, f"*/{pattern}") for pattern in self.skip)
+        text = f"/{relative.as_posix().lower()}"
+        return any(fnmatchcase(text, f"*/{pattern.lower()}") for pattern in self.skip)
 
     def _read(self) -> list[dict[str, Any]]:
         given = _unlinked(self.dataset_dir)

@@ -12,7 +12,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from PIL import Image
 
-from segbundles.data.readers import PIL, TIFF, TiffReader, file_suffix
+from segbundles.data.readers import PIL, TIFF, TiffReader, file_suffix, shows_stored_values
 from segbundles.errors import fail
 
 __all__ = ["VOID", "FrameReader", "MaskReader", "mask_classes", "read_frame", "read_mask"]
@@ -27,8 +27,8 @@ _COLOURLESS = 32  # grey levels by which channels of one JPEG mask may differ
 def read_frame(path: PathLike) -> tuple[np.ndarray, list[str]]:
     """Read a frame (TIFF, PNG, BMP, JPEG) as 8-bit RGB.
 
-    Grey becomes three equal channels, an alpha channel is dropped, 16 bits are scaled to 8; palettes, CMYK and 1-bit
-    images are converted.
+    Grey becomes three equal channels (a TIFF whose 0 is white is inverted), an alpha channel is dropped, 16 bits are
+    scaled to 8; palettes, CMYK, YCbCr and 1-bit images are converted.
 
     Args:
         path: the file.
@@ -82,7 +82,8 @@ def mask_classes(values: np.ndarray, num_classes: int = 2, void_class: int | Non
 
     Accepted are class indices (0 to ``num_classes`` - 1, and ``void_class``); or grey levels, of two classes any,
     which count as class 1 above 127 (also the smeared ones of a JPEG), of more classes exactly k * (255 //
-    (num_classes - 1)) for class k, as the bundle writes them.
+    (num_classes - 1)) for class k, as the bundle writes them. Of two classes, 0, 1 and 255 alone (or 0, 1, 2 and 255)
+    could be either, and are taken only as class indices, with a ``void_class`` of 255.
 
     Args:
         values: stored values, uint8.
@@ -98,19 +99,27 @@ def mask_classes(values: np.ndarray, num_classes: int = 2, void_class: int | Non
     found = np.unique(values)
     indices = set(range(num_classes)) | ({void_class} if void_class is not None else set())
     step = 255 // (num_classes - 1)
+    grey = num_classes == 2 and (void_class or 0) <= _THRESHOLD
     if set(found.tolist()) <= indices:
         classes = values.copy()
-    elif num_classes == 2 and found[-1] > _THRESHOLD:
+    elif grey and {1, 255} <= set(found.tolist()) <= {0, 1, 2, 255}:
+        *firsts, last = map(str, found)
+        raise ValueError(
+            f"holds {', '.join(firsts)} and {last}: give void_class 255 if 255 is to be ignored; otherwise correct the "
+            "file, to class indices or to 0 and 255 alone"
+        )
+    elif grey and found[-1] > _THRESHOLD:
         classes = (values > _THRESHOLD).astype(np.uint8)
     elif num_classes > 2 and set(found.tolist()) <= {k * step for k in range(num_classes)}:
         classes = values // np.uint8(step)
     else:
         odd = [str(v) for v in found if v not in indices]
         more = " ..." if len(odd) > 5 else ""
-        grey = f"grey levels with some above {_THRESHOLD}" if num_classes == 2 else f"multiples of {step}"
+        others = f", or multiples of {step}" if num_classes > 2 else ""
+        others = f", or grey levels with some above {_THRESHOLD}" if grey else others
         raise ValueError(
             f"holds the values {', '.join(odd[:5])}{more}: allowed are the class indices "
-            f"{', '.join(map(str, sorted(indices)))}, or {grey}. Correct the file, or set num_classes and void_class"
+            f"{', '.join(map(str, sorted(indices)))}{others}. Correct the file, or set num_classes and void_class"
         )
     if void_class is not None:
         classes[classes == void_class] = VOID
@@ -125,18 +134,20 @@ def _open(path: PathLike, indices: bool) -> np.ndarray:
     if not Path(path).is_file():
         raise ValueError("cannot be read: there is no such file")
     try:
-        if suffix in TIFF:
+        if suffix in TIFF and shows_stored_values(path):
             array, colour = TiffReader().read(path)
+            pages = 1 if array.ndim - colour == 2 else len(array)
         else:
             with Image.open(path) as image:
+                pages = getattr(image, "n_frames", 1)
                 array = np.asarray(_plain(image, indices))
             colour = array.ndim == 3
     except Exception as error:  # PIL raises anything from SyntaxError to OSError on a broken file
         if "imagecodecs" in str(error):
             raise ValueError("cannot be read: its compression needs `pip install imagecodecs`") from None
         raise ValueError(f"cannot be read: it is truncated or damaged ({error})") from None
-    if array.ndim - colour != 2:
-        raise ValueError(f"has {len(array)} pages: give one image a file")
+    if pages > 1:
+        raise ValueError(f"has {pages} pages: give one image a file")
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(1 if indices else 255)
     if array.dtype not in (np.uint8, np.uint16):

@@ -122,7 +122,8 @@ class TolerantDataLoader:
     not fit each other (in size, say) as several. ``meta["notes"]`` says so.
 
     It has no length: the number of good images is known only at the end, and ignite starts an iterator that
-    is shorter than its length again. Images of one shape that follow each other share a batch.
+    is shorter than its length again. Images of one shape share a batch: up to twice ``batch_size`` of them wait for
+    others of theirs, so batches may come in another order than the images.
 
     Args:
         dataset: MONAI dataset over a list of ``{"image": path}``; the path of a stack is a list, and so are other
@@ -147,17 +148,18 @@ class TolerantDataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(_Guarded(self.dataset), batch_size=1, num_workers=self.num_workers, collate_fn=_as_it_is)
-        waiting: list[Any] = []
+        waiting: list[list[Any]] = []  # what may share a batch, the longest waiting first
         for [(items, failures)] in loader:
             for failure in failures:
                 self.on_failure(*failure)
             for item in items:
-                if waiting and not _alike(item, waiting[0]):
-                    yield _collate(waiting)
-                    waiting = []
-                waiting.append(item)
-                if len(waiting) == self.batch_size:
-                    yield _collate(waiting)
-                    waiting = []
-        if waiting:
-            yield _collate(waiting)
+                batch = next((batch for batch in waiting if _alike(item, batch[0])), None)
+                if batch is None:
+                    waiting.append(batch := [])
+                batch.append(item)
+                if len(batch) == self.batch_size:
+                    waiting.remove(batch)
+                    yield _collate(batch)
+                elif sum(map(len, waiting)) == 2 * self.batch_size:
+                    yield _collate(waiting.pop(0))
+        yield from map(_collate, waiting)

@@ -179,36 +179,81 @@ class SimpleITKReader(ImageReader):
         return array.transpose(order), meta
 
 
+def tiff_pixels(page: tifffile.TiffPage) -> np.ndarray:
+    """Pixels of a page of a TIFF, (H, W) or (H, W, channels): grey whose 0 is black, or RGB.
+
+    Raises:
+        ValueError: when the page holds another kind of pixels, such as a palette or CMYK.
+    """
+    if fault := _pixel_fault(page):
+        raise ValueError(fault)
+    array = page.asarray()
+    if _photometric(page) == tifffile.PHOTOMETRIC.MINISWHITE:
+        array = ~array if array.dtype == bool else array.dtype.type(2**page.bitspersample - 1) - array
+    planar = page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+    return np.moveaxis(array, 0, -1) if planar else array
+
+
+def shows_stored_values(path: PathLike) -> bool:
+    """Whether the first page of a TIFF is grey or RGB, which :func:`tiff_pixels` reads."""
+    with tifffile.TiffFile(path) as file:
+        return _pixel_fault(file.pages[0]) is None
+
+
+def _photometric(page: tifffile.TiffPage) -> int:
+    # tifffile takes a missing tag for grey with 0 as white
+    return page.photometric if "PhotometricInterpretation" in page.tags else tifffile.PHOTOMETRIC.MINISBLACK
+
+
+def _pixel_fault(page: tifffile.TiffPage) -> str | None:
+    kinds, kind = tifffile.PHOTOMETRIC, _photometric(page)
+    if kind == kinds.MINISWHITE and page.dtype is not None and page.dtype.kind not in "bu":
+        return f"it is grey with 0 as white, of {page.dtype}: convert it to 0 as black"
+    if kind == kinds.YCBCR and page.compression == tifffile.COMPRESSION.JPEG:
+        return None  # decoded as RGB
+    if kind in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB):
+        return None
+    return f"its pixels are {getattr(kind, 'name', kind)}, neither grey nor RGB: convert it"
+
+
 class TiffReader(ImageReader):
-    """Read TIFF with tifffile, all pages.
+    """Read TIFF with tifffile, all pages or one.
 
     One page gives (W, H), several give (W, H, pages); colour adds a last axis of channels. The first axis is x, as
-    MONAI's PIL reader has it.
+    MONAI's PIL reader has it. Grey whose 0 is white is inverted.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether every file ends in .tif or .tiff."""
         return all(file_suffix(name) in TIFF for name in ensure_tuple(filename))
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, bool]:
+    def read(
+        self, data: Sequence[PathLike] | PathLike, page: int | None = None, **kwargs: Any
+    ) -> tuple[np.ndarray, bool]:
         """Read one file: its array in file order, and whether the last axis is colour.
 
+        Args:
+            data: path of the file.
+            page: the one page to read, from 0; None reads all.
+            kwargs: passed to ``tifffile.TiffFile``.
+
         Raises:
-            ValueError: when the file cannot be decoded, or its pages differ in size.
+            ValueError: when the file cannot be decoded, has no such page, or the pages that are read differ in size or
+                are neither grey nor RGB.
         """
         path = str(_one(data))
         try:
             with tifffile.TiffFile(path, **kwargs) as file:
-                shapes = {page.shape for page in file.pages}
                 if _next_page(file):
                     raise ValueError("pages are missing")
+                pages = list(file.pages) if page is None else [_page(file, path, page)]
+                shapes = {one.shape for one in pages}
                 if len(shapes) > 1:
                     raise ValueError(f"{path} has pages of different sizes: {sorted(shapes)}.")
-                colour = file.pages[0].samplesperpixel > 1
-                if colour and file.pages[0].planarconfig == 2:
-                    array = np.stack([np.moveaxis(page.asarray(), 0, -1) for page in file.pages])
-                else:
-                    array = np.stack([page.asarray() for page in file.pages])
+                colour = pages[0].samplesperpixel > 1
+                if fault := next(filter(None, map(_pixel_fault, pages)), None):
+                    raise ValueError(f"cannot read {path}: {fault}.")
+                array = np.stack([tiff_pixels(one) for one in pages])
         except Exception as error:
             if path in str(error):
                 raise
@@ -232,6 +277,12 @@ class TiffReader(ImageReader):
             MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if colour else float("nan"),
         }
         return array, meta
+
+
+def _page(file: tifffile.TiffFile, path: str, number: int) -> tifffile.TiffPage:
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(file.pages):
+        raise ValueError(f"{path} has {len(file.pages)} pages, page {number!r} is asked for: they count from 0.")
+    return file.pages[number]
 
 
 def _next_page(file: tifffile.TiffFile) -> int:
@@ -310,7 +361,15 @@ class StackReader(SuffixReader):
 
     The metadata gains ``has_spacing``, whether the affine is in mm (of volume files) or counts pixels, and ``slices``,
     the paths of the 2D files joined by newlines (not for volume files and TIFF of several pages).
+
+    Args:
+        page: the one page of a TIFF to read, from 0; None reads all.
     """
+
+    def __init__(self, page: int | None = None) -> None:
+        """See the class."""
+        super().__init__()
+        self.page = page
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[list[Path], dict[str, Any]]:
         """Take the files of one volume; ``get_data`` reads them.
@@ -325,10 +384,14 @@ class StackReader(SuffixReader):
         """Array and metadata of what ``read`` took.
 
         Raises:
-            ValueError: as :class:`SuffixReader`, when slices of one stack differ in size or channels, and when one
-                of several files holds more than one slice.
+            ValueError: as :class:`SuffixReader`, when slices of one stack differ in size or channels, when one of
+                several files holds more than one slice, and when a file has no such ``page``.
         """
         paths, kwargs = img
+        if self.page is not None:
+            if len(paths) > 1 or file_suffix(paths[0]) not in TIFF:
+                fail(f"page {self.page!r} of {paths[0]} is asked for: pages are those of a single TIFF, leave it out.")
+            kwargs = {**kwargs, "page": self.page}
         array, meta = super().get_data((paths[0], kwargs))
         if len(paths) == 1 and file_suffix(paths[0]) not in (*TIFF, *PIL):
             vector = array.ndim == 5 and array.shape[3] == 1

@@ -8,14 +8,13 @@ et al., Computerized Medical Imaging and Graphics 43 (2015) 99.
 from __future__ import annotations
 
 import csv
-import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .datalist import Case, Checked, DataFaults, DataSet, Fault, shorten
+from .datalist import Case, Checked, DataFaults, DataSet, Fault, array_hash, shorten
 
 __all__ = [
     "DATA_SET",
@@ -33,7 +32,6 @@ __all__ = [
 
 IMAGE_FOLDER, MASK_FOLDER = "Original", "Ground Truth"
 SEQUENCES_FILE = "sequences.csv"
-_SUFFIXES = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
 # first frame of each of the publisher's sequences, 1 to 29, and one beyond the last frame
 _FIRST_FRAMES = (
     *(1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448, 467, 479),
@@ -85,8 +83,15 @@ def find_cases(source: Path) -> tuple[list[Case], list[Fault]]:
         else:
             cases.append(Case(name, images[name], masks[name], sequence))
     if not cases and not faults:
-        raise ValueError(f"no case in {source}: {IMAGE_FOLDER} and {MASK_FOLDER} hold no {', '.join(_SUFFIXES)} files")
+        endings = ", ".join(_suffixes())
+        raise ValueError(f"no case in {source}: {IMAGE_FOLDER} and {MASK_FOLDER} hold no {endings} files")
     return cases, faults
+
+
+def _suffixes() -> tuple[str, ...]:
+    from segbundles.data.frames import FrameReader
+
+    return FrameReader.suffixes()
 
 
 def _folder(root: Path, name: str) -> Path | None:
@@ -106,8 +111,9 @@ def list_images(folder: Path, faults: list[Fault]) -> dict[str, Path]:
         faults: where a fault is added.
     """
     found: dict[str, Path] = {}
+    suffixes = _suffixes()
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in _SUFFIXES:
+        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
             continue
         if (first := found.setdefault(path.stem, path)) != path:
             faults.append(Fault(path.stem, path, f"is a second file of {path.stem}, beside {first.name}"))
@@ -162,7 +168,7 @@ def check_frame(case: Case, num_classes: int = 2, void_class: int | None = None)
         result.facts[_SIZE] = image.shape[1::-1]
         result.facts["colour"] = "RGB" if not notes else ", ".join(notes)
         if image.min() != image.max():
-            result.image_hash = _hash(image)
+            result.image_hash = array_hash(image)
     except ValueError as error:
         result.faults.append(Fault(case.name, case.image, str(error), case.group))
     if case.label is None:
@@ -177,7 +183,7 @@ def check_frame(case: Case, num_classes: int = 2, void_class: int | None = None)
             found = ["void" if k == VOID else str(k) for k in np.unique(classes)]
             result.facts["classes"] = " ".join(found)
         if classes.min() != classes.max():
-            result.label_hash = _hash(classes)
+            result.label_hash = array_hash(classes)
     except ValueError as error:
         result.faults.append(Fault(case.name, case.label, str(error), case.group))
     if image is not None and classes is not None and image.shape[:2] != classes.shape:
@@ -210,10 +216,6 @@ def review_frames(source: Path, cases: Sequence[Case], checked: Mapping[str, Che
 
 def _blank(result: Checked) -> bool:
     return _SIZE in result.facts and result.image_hash is None
-
-
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 METADATA = {

@@ -8,6 +8,7 @@ entries ``image``, ``label`` (paths relative to the datalist's folder) and ``gro
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import random
@@ -17,7 +18,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DATALIST_NAME = "datalist.json"
 SECTIONS = ("training", "validation", "testing")
@@ -348,10 +352,12 @@ def split_cases(
     group_section: dict[str, str] = {}
     for case, section in (fixed or {}).items():
         group = groups[case]
-        if group_section.setdefault(group, section) != section:
+        if (other := group_section.setdefault(group, section)) != section:
+            others = shorten([c for c in members[group] if fixed.get(c) == other])
             raise ValueError(
-                f"cases {', '.join(members[group])} form one group (same patient, or identical images or labels) and "
-                f"cannot be both in {group_section[group]} and {section}"
+                f"case {case} of {section} and {others} of {other} form one group (same patient, or identical images "
+                f"or labels) and cannot be both in {other} and {section}: give a split that lists them in one section, "
+                "or not at all"
             )
     free = [g for g in sorted(members) if g not in group_section]
     random.Random(seed).shuffle(free)
@@ -564,9 +570,15 @@ def _check_groups(groups: Mapping[str, str], sections: Mapping[str, str]) -> Non
         members[group][case] = sections[case]
     crossing = [found for found in members.values() if len(set(found.values())) > 1]
     if crossing:
-        text = "; ".join(", ".join(f"{case} in {section}" for case, section in found.items()) for found in crossing)
+        texts = []
+        for found in crossing:
+            by_section: dict[str, list[str]] = defaultdict(list)
+            for case, section in found.items():
+                by_section[section].append(case)
+            texts.append(", ".join(f"{shorten(names)} in {section}" for section, names in by_section.items()))
         raise ValueError(
-            f"groups (same patient, or identical images or labels) cross the split: {text}. Put each in one section"
+            "groups (same patient, or identical images or labels) cross the split: "
+            f"{'; '.join(texts[:5])}{'; ...' if len(texts) > 5 else ''}. Put each in one section"
         )
 
 
@@ -656,6 +668,24 @@ def _natural(name: str) -> list[tuple[int, str]]:
     """Return a sort key that puts 2 before 10; names that read alike still differ by their last part."""
     parts = re.split("([0-9]+)", name)
     return [(int(part) if i % 2 else 0, "" if i % 2 else part) for i, part in enumerate(parts)] + [(0, name)]
+
+
+def array_hash(array: np.ndarray) -> str:
+    """Return a hash of an array's shape and values."""
+    digest = hashlib.sha256(str(array.shape).encode())
+    digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def is_marked_tiff(path: Path, mark: str) -> bool:
+    """Whether a file, no link, is a TIFF whose description is a phantom's mark."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            return not path.is_symlink() and file.pages[0].description == mark
+    except Exception:  # tifffile raises anything from struct.error to ValueError on what is no TIFF
+        return False
 
 
 def shorten(names: Sequence[str], most: int = 5) -> str:

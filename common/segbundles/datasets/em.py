@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from .datalist import SECTIONS, DataSet, Prepared, check_out, prepare
+from .datalist import SECTIONS, DataSet, Prepared, check_out, is_marked_tiff, prepare
 from .isbi2012 import LABEL_FILE, LABEL_VALUES, METADATA, VOLUME_FILE, check_section, find_cases, review_sections
 
 __all__ = ["DATA_SET", "make_phantom", "make_section", "make_stack"]
@@ -161,14 +161,7 @@ def _check_size(size: Sequence[int]) -> None:
 
 def _check_owned(path: Path) -> None:
     """Raise unless a file is absent or a phantom's."""
-    if not path.exists() and not path.is_symlink():
-        return
-    try:
-        with tifffile.TiffFile(path) as file:
-            owned = not path.is_symlink() and file.pages[0].description == _MARK
-    except Exception:  # tifffile raises anything from struct.error to ValueError on what is no TIFF
-        owned = False
-    if not owned:
+    if (path.exists() or path.is_symlink()) and not is_marked_tiff(path, _MARK):
         raise ValueError(f"{path} is not a phantom's, nothing was written: choose another --out")
 
 

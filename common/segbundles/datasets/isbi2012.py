@@ -7,7 +7,6 @@ PLoS Biology 8 (2010) e1000502; Arganda-Carreras et al., Frontiers in Neuroanato
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from .datalist import Case, Checked, DataFaults, DataSet, Fault, shorten
+from .datalist import Case, Checked, DataFaults, DataSet, Fault, array_hash, shorten
 
 __all__ = [
     "DATA_SET",
@@ -155,7 +154,7 @@ def check_section(case: Case, label_values: Sequence[int] = LABEL_VALUES) -> Che
         else:
             result.facts[_SIZE] = image.shape[::-1]
             if image.min() != image.max():
-                result.image_hash = _hash(image)
+                result.image_hash = array_hash(image)
     if label is None or case.label is None:
         return result
     problem = _format_problem(label) or _values_problem(label)
@@ -170,7 +169,7 @@ def check_section(case: Case, label_values: Sequence[int] = LABEL_VALUES) -> Che
         result.extra["label_values"] = list(label_values)
     result.facts["membrane (%)"] = (100 * membrane.mean(),)
     if membrane.any() and not membrane.all():
-        result.label_hash = _hash(membrane)
+        result.label_hash = array_hash(membrane)
         if image is not None:
             swapped = membrane.mean() > 0.5 and image[membrane].mean() > image[~membrane].mean()
             result.facts["labels"] = _SWAPPED if swapped else "membrane is dark or rare, as it is due"
@@ -181,7 +180,10 @@ def _open(case: Case, path: Path, result: Checked) -> np.ndarray | None:
     """Return pixels (H, W) or (H, W, channels), or None with the fault noted."""
     try:
         if case.page is not None:
-            return tifffile.imread(path, key=case.page)
+            from segbundles.data.readers import tiff_pixels
+
+            with tifffile.TiffFile(path) as file:
+                return tiff_pixels(file.pages[case.page])
         with Image.open(path) as file:
             return np.asarray(file if file.mode != "P" else file.convert())
     except Exception as error:  # tifffile and PIL raise anything from struct.error to ValueError on a broken file
@@ -260,10 +262,6 @@ def _notes(cases: Sequence[Case], checked: Mapping[str, Checked]) -> list[str]:
 
 def _last_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[-1]
-
-
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def _show(size: Sequence[float] | str) -> str:

@@ -6,7 +6,6 @@ Layout: ``kaggle_3m/<patient>/<patient>_<slice>.tif`` (uint8, three channels: pr
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from .datalist import Case, Checked, DataSet, Fault, shorten
+from .datalist import Case, Checked, DataSet, Fault, array_hash, shorten
 
 __all__ = ["CHANNELS", "DATA_SET", "FOLDER", "LABEL_VALUES", "METADATA", "check_slice", "find_cases", "review_slices"]
 
@@ -105,7 +104,7 @@ def check_slice(case: Case) -> Checked:
         else:
             result.facts[_SIZE] = image.shape[1::-1]
             if image.min() != image.max():
-                result.image_hash = _hash(image)
+                result.image_hash = array_hash(image)
                 for index in (0, 2):
                     same = np.array_equal(image[..., index], image[..., 1])
                     result.facts[CHANNELS[index]] = _SAME if same else "acquired"
@@ -118,7 +117,7 @@ def check_slice(case: Case) -> Checked:
             result.extra["lesion_area"] = area
             result.facts["slices"] = "with lesion" if area else "without lesion"
             if area:
-                result.label_hash = _hash(lesion)
+                result.label_hash = array_hash(lesion)
                 result.facts["lesion area (pixels)"] = (area,)
         if image is not None and image.shape[:2] != mask.shape[:2]:
             problem = f"size {_show(mask.shape[1::-1])} differs from the image's {_show(image.shape[1::-1])}"
@@ -128,12 +127,11 @@ def check_slice(case: Case) -> Checked:
 
 def _open(case: Case, path: Path, result: Checked) -> np.ndarray | None:
     """Return pixels (H, W) or (H, W, channels), or None with the fault noted."""
+    from segbundles.data.readers import tiff_pixels
+
     try:
         with tifffile.TiffFile(path) as file:
-            page, pages = file.pages[0], len(file.pages)
-            array = page.asarray()
-            if array.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
-                array = np.moveaxis(array, 0, -1)
+            array, pages = tiff_pixels(file.pages[0]), len(file.pages)
     except Exception as error:  # tifffile raises anything from struct.error to ValueError on a broken file
         lines = str(error).splitlines() or [type(error).__name__]
         result.faults.append(Fault(case.name, path, f"cannot be read: {lines[-1]}", case.group))
@@ -210,10 +208,6 @@ def _size_faults(patient: str, slices: Sequence[Case], results: Sequence[Checked
         for case, size in sizes.items()
         if size != usual[0][0]
     ]
-
-
-def _hash(array: np.ndarray) -> str:
-    return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
 def _show(size: Sequence[float]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 
 from .clinicdb import IMAGE_FOLDER, MASK_FOLDER, METADATA, SEQUENCES_FILE, check_frame, find_cases, review_frames
-from .datalist import SECTIONS, DataSet, Prepared, check_out, prepare
+from .datalist import SECTIONS, DataSet, Prepared, check_out, is_marked_tiff, prepare
 
 __all__ = ["DATA_SET", "make_phantom", "make_sequence"]
 
@@ -198,12 +198,7 @@ def _owned(folder: Path) -> list[Path]:
     foreign = folder if folder.is_symlink() or not folder.is_dir() else None
     files = [] if foreign else sorted(folder.iterdir())
     for path in files:
-        try:
-            with tifffile.TiffFile(path) as file:
-                owned = not path.is_symlink() and file.pages[0].description == _MARK
-        except Exception:  # tifffile raises anything from struct.error to ValueError on what is no TIFF
-            owned = False
-        if not owned:
+        if not is_marked_tiff(path, _MARK):
             foreign = path
             break
     if foreign:

@@ -29,7 +29,7 @@ def find_cases(source: Path, masks: str = "masks2") -> tuple[list[Case], list[Fa
 
     Args:
         source: ``polyps_split7`` or the folder above it. A ``patients.csv`` in it (columns frame, such as train/12, and
-            sequence) says of which patient a frame is; without it each folder is one group.
+            sequence) says of which patient a frame is; without it each frame is a group by itself.
         masks: the folder of masks.
 
     Returns:
@@ -55,7 +55,7 @@ def find_cases(source: Path, masks: str = "masks2") -> tuple[list[Case], list[Fa
         for stem in sorted({*images, *labels}):
             name = f"{folder}/{stem}"
             path = images.get(stem, labels.get(stem))
-            group = folder if patients is None else patients.get(name)
+            group = name if patients is None else patients.get(name)
             if stem not in labels:
                 faults.append(Fault(name, path, f"has no mask: {masks}/ holds none of that name", group))
             elif stem not in images:
@@ -93,7 +93,7 @@ DATA_SET = DataSet(
     find=find_cases,
     check=partial(check_frame, num_classes=MASKS["masks2"][0], void_class=MASKS["masks2"][1]),
     review=review_frames,
-    units=("frames", "patients"),
+    units=("frames", "groups"),
 )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .datalist import Case, Checked, Fault
+from .datalist import Case, Checked, Fault, array_hash
 
 # header fields written in single precision differ in the sixth digit; a real mismatch is far above this
 _TOLERANCE = 1e-3
@@ -97,7 +96,7 @@ def check_volumes(case: Case, label_values: Sequence[int], unit_spacing_mm: Sequ
     if image is not None:
         for problem in _image_problems(image.array):
             result.faults.append(Fault(case.name, case.image, problem))
-        result.image_hash = _hash(image.array.astype(np.float32))
+        result.image_hash = array_hash(image.array.astype(np.float32))
         spacing = image.spacing_mm
         if unit_spacing_mm is not None and np.allclose(spacing, 1, atol=_TOLERANCE):
             spacing = np.array(unit_spacing_mm)
@@ -109,7 +108,7 @@ def check_volumes(case: Case, label_values: Sequence[int], unit_spacing_mm: Sequ
         for problem in _label_problems(label.array, label_values):
             result.faults.append(Fault(case.name, case.label, problem))
         foreground = label.array != label_values[0]
-        result.label_hash = _hash(foreground)
+        result.label_hash = array_hash(foreground)
         if image is not None:
             for problem in _geometry_problems(image, label):
                 result.faults.append(Fault(case.name, case.label, problem))
@@ -170,9 +169,3 @@ def _geometry_problems(image: Volume, label: Volume) -> list[str]:
 
 def _show(values: np.ndarray) -> str:
     return "(" + ", ".join(f"{v:.6g}" for v in values.ravel()) + ")"
-
-
-def _hash(array: np.ndarray) -> str:
-    digest = hashlib.sha256(str(array.shape).encode())
-    digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()

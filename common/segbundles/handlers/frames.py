@@ -97,11 +97,13 @@ class FrameReport(EvaluationReport):
         pooled = self._pooled()
         by_class = [f"class {k} {_shown(pooled[f'pooled_jaccard_{k}'])}" for k in range(self.num_classes)]
         rows = [f"{row['sequence'] or 'none'} {_shown(row['jaccard'])} ({row['frames']})" for row in self._sequences()]
+        # sequences of one frame each say what the table of frames says
+        by_sequence = [f"Pooled over each sequence, Jaccard of the foreground (frames): {', '.join(rows)}."]
         return [
             f"Pooled over all pixels of the set: Jaccard of the foreground {_shown(pooled['pooled_jaccard'])}, "
             f"{', '.join(by_class)} (0 is background), their mean {_shown(pooled['pooled_mean_jaccard'])}; accuracy "
             f"{_shown(pooled['pooled_accuracy'])}. The table below is of frames one by one.",
-            f"Pooled over each sequence, Jaccard of the foreground (frames): {', '.join(rows)}.",
+            *(by_sequence if len(rows) < len(self.rows) else []),
             "A frame with no truth at all has no Dice, and is in no mean of frames, where nothing is predicted (status "
             "empty); where something is, it is 0 and counts (status false positive). Files of frames tell no size of "
             "a pixel, so there are no distances.",

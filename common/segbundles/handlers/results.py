@@ -12,6 +12,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.config import PathLike
+from monai.data import decollate_batch, list_data_collate
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
@@ -90,7 +91,10 @@ class InferenceResults:
             logger.warning(f"{self._name(file)} was not segmented: {reason}")
 
     def guarded(self, engine: Engine, batch: Any) -> list:
-        """Segment a batch; one that fails is reported, and the run goes on. The evaluator's ``iteration_update``."""
+        """Segment a batch; images that fail are reported, and the run goes on. The evaluator's ``iteration_update``.
+
+        A batch that fails is done again, image by image, so that one bad image does not take the others with it.
+        """
         # read first: postprocessing replaces the batch's items
         meta = batch[Keys.IMAGE].meta
         firsts = ensure_tuple(meta["filename_or_obj"])
@@ -100,9 +104,24 @@ class InferenceResults:
         try:
             return engine._iteration(engine, batch)
         except Exception as error:
-            self._fail(files, innermost(error))
-            self._notes, engine.state.output = [], []
-            return []
+            reason = innermost(error)
+        # outside the handler, which would keep the memory of the failed batch
+        if len(items) > 1:
+            logger.warning(f"A batch of {len(items)} failed ({reason}): its images are segmented one by one.")
+            return self._one_by_one(engine, batch)
+        self._fail(files, reason)
+        self._notes, engine.state.batch, engine.state.output = [], [], []
+        return []
+
+    def _one_by_one(self, engine: Engine, batch: Any) -> list:
+        inputs, outputs, notes = [], [], []
+        for item in decollate_batch(batch):
+            engine.state.batch = list_data_collate([item])
+            outputs += self.guarded(engine, engine.state.batch)
+            inputs += engine.state.batch
+            notes += self._notes
+        self._notes, engine.state.batch, engine.state.output = notes, inputs, outputs
+        return outputs
 
     def take_notes(self, engine: Engine) -> None:
         """Keep the notes on a batch, before postprocessing drops them."""

@@ -13,6 +13,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 from monai.engines import Workflow
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from segbundles.errors import fail
 from segbundles.files import atomic_path, check_writable
@@ -35,6 +37,9 @@ class RunLoader:
     All randomness of an epoch comes from ``seed`` and the epoch's number, which is what lets a resumed run draw what an
     unstopped one would have.
 
+    Other handlers may load weights when the run starts, and not insist on every name, as the ``CheckpointLoader`` that
+    MONAI Label adds: a file of which nothing fits a network is refused, what is missing in another is logged.
+
     Args:
         path: file that :class:`RunSaver` writes.
         objects: what to restore, by name: anything with ``state_dict``, and evaluators (epoch, iteration, best metric).
@@ -44,7 +49,8 @@ class RunLoader:
         resume: whether to load. Without a file to load, the run starts afresh with a warning.
 
     Raises:
-        ValueError: when the run starts and the file is damaged or is of another configuration.
+        ValueError: when the run starts and the file is damaged or is of another configuration, or when what another
+            handler loads leaves a network as it was.
     """
 
     def __init__(
@@ -61,15 +67,20 @@ class RunLoader:
         self.dataset = dataset
         self.seed = seed
         self.resume = resume
+        self._guards: list[RemovableHandle] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
+        networks = (getattr(item, "module", item) for item in self.objects.values() if isinstance(item, nn.Module))
+        self._guards = [network.register_load_state_dict_post_hook(_refuse_strangers) for network in networks]
         engine.add_event_handler(Events.STARTED, self.load if self.resume else self.put_aside)
         engine.add_event_handler(Events.EPOCH_STARTED, self.seed_epoch)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.interrupted)
 
     def seed_epoch(self, engine: Engine) -> None:
         """Seed Python, numpy, torch and the random transforms for this epoch."""
+        while self._guards:
+            self._guards.pop().remove()
         number = int(np.random.SeedSequence([self.seed, engine.state.epoch, idist.get_rank()]).generate_state(1)[0])
         random.seed(number)
         np.random.seed(number)
@@ -165,6 +176,22 @@ class RunSaver:
             state = {name: _state(item) for name, item in _with_trainer(self.objects, engine).items()}
             with atomic_path(self.path) as part:
                 torch.save(state | {"max_epochs": engine.state.max_epochs}, part)
+
+
+def _refuse_strangers(network: nn.Module, keys: Any) -> None:
+    """After a network was given a state_dict: refuse what fits none of its parameters, log what fits only some."""
+    names = [name for name, _ in network.named_parameters(remove_duplicate=False)]
+    missing = [name for name in names if name in set(keys.missing_keys)]
+    if not missing:
+        return
+    number = f"{len(missing)} of the {len(names)} parameters of the {type(network).__name__}"
+    if len(missing) == len(names):
+        # not logged here: who loads may name the file, and ignite logs what ends a run
+        raise ValueError(
+            f"the weights are of another architecture: {number} are not in them, {missing[0]} the first, but "
+            f"{', '.join(keys.unexpected_keys[:3]) or 'nothing'}. Give the settings they were trained with, or others."
+        )
+    logger.warning(f"{number} are not in the weights loaded and start at random: {', '.join(missing[:3])} ...")
 
 
 def _with_trainer(objects: dict[str, Any], trainer: Engine) -> dict[str, Any]:

@@ -31,8 +31,9 @@ class SectionReport(EvaluationReport):
     A case of several sections gives a row each, ``<case>_page_00`` and so on. A row has ``pixel_accuracy`` and
     ``dice_membrane`` of the class map; ``v_rand`` and ``v_info`` of the cells that one threshold of the membrane
     probability gives, the one whose mean over all sections is best, as in the ISBI 2012 challenge (each of the two has
-    its own); ``v_rand_cells`` and ``v_info_cells`` of the cells that post-processing made; and the numbers of cells.
-    The summary also tells the thresholds, and ``thresholds.csv`` the means at each.
+    its own); ``pixel_accuracy_mask``, ``v_rand_cells`` and ``v_info_cells`` of the cells that post-processing made; and
+    the numbers of cells. ``status`` is ``one class`` where the truth has no membrane, or no cell, else ``ok``. The
+    summary also tells the thresholds, and ``thresholds.csv`` the means at each.
 
     Args:
         output_dir: folder to write to.
@@ -106,9 +107,10 @@ class SectionReport(EvaluationReport):
         self.rows.append(
             {
                 "case": name,
-                "status": "ok" if 0 < true_cells.astype(bool).mean() < 1 else "empty truth",
+                "status": "ok" if 0 < true_cells.astype(bool).mean() < 1 else "one class",
                 "pixel_accuracy": scores["pixel_accuracy"],
                 "dice_membrane": scores["dice_membrane"],
+                "pixel_accuracy_mask": scores["pixel_accuracy_mask"],
                 **dict.fromkeys(SCORES, math.nan),
                 "v_rand_cells": scores["v_rand_cells"],
                 "v_info_cells": scores["v_info_cells"],
@@ -142,7 +144,8 @@ class SectionReport(EvaluationReport):
 
     def _notes(self, summary: Mapping[str, Any]) -> list[str]:
         return [
-            "pixel_accuracy and dice_membrane are of the most probable class of each pixel.",
+            "pixel_accuracy and dice_membrane are of the most probable class of each pixel, pixel_accuracy_mask is of "
+            "the mask that inference writes.",
             "v_rand and v_info are the ISBI 2012 challenge's scores: each at the one threshold of the membrane "
             f"probability that is best over these sections ({summary['v_rand_threshold']:g} for V_rand, "
             f"{summary['v_info_threshold']:g} for V_info), membranes thinned. Chosen on the sections they are measured "
@@ -154,7 +157,7 @@ class SectionReport(EvaluationReport):
 
     def _log(self, summary: Mapping[str, Any]) -> None:
         parts = []
-        for key in ("pixel_accuracy", "dice_membrane", *SCORES, "v_rand_cells", "v_info_cells"):
+        for key in ("pixel_accuracy", "dice_membrane", "pixel_accuracy_mask", *SCORES, "v_rand_cells", "v_info_cells"):
             if (found := summary.get(key)) and found["n"]:
                 at = f" at threshold {self._best[key]:g}" if key in self._best else ""
                 parts.append(f"{key} {found['mean']:.4f} (worst {found['worst']:.4f}){at}")

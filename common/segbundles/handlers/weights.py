@@ -26,7 +26,8 @@ logger = logging.getLogger("segbundles")
 def save_weights(network: nn.Module, path: PathLike, previous: PathLike | None = None) -> None:
     """Write a network's state_dict, floating-point tensors in half precision, under a name that appears complete.
 
-    A tensor with values beyond half precision (a batch norm's variance, say) keeps its own.
+    A tensor with values beyond half precision (a batch norm's variance, say) keeps its own. One that stands under
+    several names (MONAI's DynUNet) is stored once.
 
     Args:
         network: network, or its DDP wrapper.
@@ -36,12 +37,16 @@ def save_weights(network: nn.Module, path: PathLike, previous: PathLike | None =
     Raises:
         ValueError: when the file cannot be written, or a weight is not finite.
     """
-    state = {name: value.detach().cpu() for name, value in get_state_dict(network).items()}
+    state = get_state_dict(network)
+    once: dict[object, torch.Tensor] = {}
+    for name, value in state.items():
+        place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else name
+        state[name] = once.setdefault(place, _half(value.detach().cpu()))
     bad = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if bad:
         fail(f"weights {', '.join(bad[:3])} are not finite: {path} is kept as it was. Try a smaller learning_rate.")
     with atomic_path(path) as part:
-        torch.save({name: _half(value) for name, value in state.items()}, part)
+        torch.save(dict(state), part)
         if previous is not None and Path(path).is_file():
             Path(path).replace(previous)
 

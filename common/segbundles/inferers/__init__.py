@@ -5,6 +5,7 @@ from __future__ import annotations
 from .autocast import AutocastInferer
 from .frame import FrameInferer
 from .locator_crop import LocatorCropInferer
+from .mirror import MirrorInferer
 from .tiles import TileInferer
 
-__all__ = ["AutocastInferer", "FrameInferer", "LocatorCropInferer", "TileInferer"]
+__all__ = ["AutocastInferer", "FrameInferer", "LocatorCropInferer", "MirrorInferer", "TileInferer"]

@@ -6,13 +6,21 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from monai.config import PathLike
 from monai.inferers import Inferer
+from torch import nn
+
+from segbundles.networks.weights import check_loaded
 
 __all__ = ["AutocastInferer"]
 
 logger = logging.getLogger(__name__)
+
+# networks found to hold the weights of a folder; outside the inferer, which can be pickled
+_CHECKED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 class AutocastInferer(Inferer):
@@ -26,6 +34,11 @@ class AutocastInferer(Inferer):
         inferer: the inferer to run.
         enabled: False runs it untouched. A device without bfloat16 arithmetic runs it in full precision too, with one
             warning in the log.
+        ckpt_dir: folder of weights, one of whose files a network must have been loaded with, see
+            :func:`segbundles.networks.check_loaded`. It is looked at when a network is first used. None: no check.
+
+    Raises:
+        ValueError: when called with a network that has other weights.
 
     Example:
         >>> import torch
@@ -35,9 +48,10 @@ class AutocastInferer(Inferer):
         torch.float32
     """
 
-    def __init__(self, inferer: Inferer, enabled: bool = True) -> None:
+    def __init__(self, inferer: Inferer, enabled: bool = True, ckpt_dir: PathLike | None = None) -> None:
         self.inferer = inferer
         self.enabled = enabled
+        self.ckpt_dir = ckpt_dir
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
         """Run the inferer.
@@ -51,10 +65,19 @@ class AutocastInferer(Inferer):
         Returns:
             What the inferer returns, its floating point tensors (in tuples, lists and dicts too) as float32.
         """
+        self._check(network)
         if not self.enabled or not _has_bfloat16(inputs.device.type):
             return self.inferer(inputs, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
             return _to_float32(self.inferer(inputs, network, *args, **kwargs))
+
+    def _check(self, network: Callable) -> None:
+        # TorchScript holds its weights itself
+        if self.ckpt_dir is None or not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
+            return
+        if _CHECKED.get(network) != str(self.ckpt_dir):
+            check_loaded(network, self.ckpt_dir)
+            _CHECKED[network] = str(self.ckpt_dir)
 
 
 @cache

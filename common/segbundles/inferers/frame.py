@@ -11,13 +11,14 @@ from monai.inferers import Inferer
 from torch.nn import functional as F
 
 from segbundles.errors import fail
-from segbundles.transforms.frames import frame_size
+from segbundles.transforms.frames import frame_box, frame_size
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FrameInferer"]
 
 #: of RGB in 0 .. 1, by which torchvision's ImageNet weights were trained
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_NEVER = -100.0  # logit of what cannot be, beside 0
 
 
 class FrameInferer(Inferer):
@@ -25,12 +26,16 @@ class FrameInferer(Inferer):
 
     A batch is brought to the height by linear interpolation (with low-pass filter where it shrinks), its aspect kept;
     the logits are brought back in the same way. So a polyp has about the size, in pixels, that the network was trained
-    at, whatever the endoscope.
+    at, whatever the endoscope. Black borders (:func:`segbundles.transforms.frames.frame_box`) can be left out of that:
+    the network then sees frames without them, those with equal borders in one batch, and they come out as class 0.
+
+    ``meta["notes"]`` of what it gives says which frames ``max_pixels`` made smaller.
 
     Args:
         inferer: the inferer to run.
         height: pixels; None computes frames at their own height.
         max_pixels: the most pixels of a frame that the network sees; larger ones are scaled down. None sets no limit.
+        crop_borders: whether to leave out black borders.
         mean: of each channel in 0 .. 1, taken off.
         std: of each channel in 0 .. 1, divided by.
 
@@ -43,6 +48,7 @@ class FrameInferer(Inferer):
         inferer: Inferer,
         height: int | None = None,
         max_pixels: int | None = None,
+        crop_borders: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -52,6 +58,7 @@ class FrameInferer(Inferer):
         self.inferer = inferer
         self.height = height
         self.max_pixels = max_pixels
+        self.crop_borders = crop_borders
         self.mean, self.std = (255 * torch.tensor(values).reshape(1, -1, 1, 1) for values in (mean, std))
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -67,12 +74,46 @@ class FrameInferer(Inferer):
             Logits of the frames' size, with the metadata of ``inputs``.
         """
         frames = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        whole = (0, frames.shape[2], 0, frames.shape[3])
+        boxes = [frame_box(frame) if self.crop_borders else whole for frame in frames]
         frames = (frames.float() - self.mean.to(frames.device)) / self.std.to(frames.device)
+        if set(boxes) == {whole}:
+            logits = self._run(frames, network, *args, **kwargs)
+        else:
+            logits = self._run_boxes(frames, boxes, network, *args, **kwargs)
+        if not isinstance(inputs, MetaTensor):
+            return logits
+        logits = MetaTensor(logits).copy_meta_from(inputs)
+        if any(notes := [self._note(box) for box in boxes]):
+            logits.meta["notes"] = notes
+        return logits
+
+    def _run(self, frames: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         size = tuple(frames.shape[2:])
         computed = frame_size(size, self.height, self.max_pixels)
-        if computed != size:
-            frames = F.interpolate(frames, computed, mode="bilinear", antialias=True)
+        if computed == size:
+            return self.inferer(frames, network, *args, **kwargs)
+        frames = F.interpolate(frames, computed, mode="bilinear", antialias=True)
         logits = self.inferer(frames, network, *args, **kwargs)
-        if computed != size:
-            logits = F.interpolate(logits, size, mode="bilinear", antialias=True)
-        return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
+        return F.interpolate(logits, size, mode="bilinear", antialias=True)
+
+    def _run_boxes(
+        self, frames: torch.Tensor, boxes: Sequence[tuple[int, ...]], network: Callable, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        logits = None
+        for box in dict.fromkeys(boxes):
+            members = [k for k, other in enumerate(boxes) if other == box]
+            columns, rows = slice(*box[:2]), slice(*box[2:])
+            part = self._run(frames[members][:, :, columns, rows], network, *args, **kwargs)
+            if logits is None:
+                logits = part.new_full((len(frames), part.shape[1], *frames.shape[2:]), _NEVER)
+                logits[:, 0] = 0
+            logits[members, :, columns, rows] = part
+        return logits
+
+    def _note(self, box: tuple[int, ...]) -> str:
+        size = (box[1] - box[0], box[3] - box[2])
+        computed = frame_size(size, self.height, self.max_pixels)
+        if computed == frame_size(size, self.height):
+            return ""
+        return f"computed at {computed[0]} x {computed[1]} pixels, as max_pixels is {self.max_pixels}"

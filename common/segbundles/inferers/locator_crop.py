@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
-from itertools import chain, combinations
+from itertools import chain
 from math import ceil, floor, prod
 from typing import Any
 
@@ -20,6 +19,8 @@ from torch.nn import functional as F
 
 from segbundles.networks import load_weights
 from segbundles.transforms.resample import per_axis, resample, resampled_size
+
+from .mirror import predict_mirrored
 
 __all__ = ["LocatorCropInferer"]
 
@@ -166,7 +167,10 @@ class LocatorCropInferer(Inferer):
         data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         spatial_dims = data.ndim - 2
         self._check_axes(spatial_dims)
-        predictor = partial(self._predict, network=network, args=args, kwargs=kwargs)
+
+        def predictor(x: torch.Tensor) -> torch.Tensor:
+            return predict_mirrored(x, *args, network=network, mirror_axes=self.mirror_axes, **kwargs)
+
         output = None
         self.last_notes, self.last_boxes = [], []
         for i, (image, spacing) in enumerate(zip(data, self._spacings(inputs, spatial_dims), strict=True)):
@@ -256,22 +260,6 @@ class LocatorCropInferer(Inferer):
         """Add the batch axis, and voxels at the far ends up to a multiple of ``divisible_k``."""
         pad = list(chain.from_iterable((0, -n % self.divisible_k) for n in reversed(x.shape[1:])))
         return F.pad(x[None], pad, mode="replicate") if any(pad) else x[None]
-
-    def _predict(self, x: torch.Tensor, network: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
-        """Run the network on a batch, and on its mirror images if asked for."""
-        total = None
-        subsets = list(chain.from_iterable(combinations(self.mirror_axes, n) for n in range(len(self.mirror_axes) + 1)))
-        for axes in subsets:
-            dims = [axis + 2 for axis in axes]
-            logits = network(x.flip(dims) if dims else x, *args, **kwargs)
-            if not isinstance(logits, torch.Tensor) or logits.shape[2:] != x.shape[2:]:
-                found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-                raise ValueError(
-                    f"network must return one tensor of its input's spatial size {tuple(x.shape[2:])}, got {found}."
-                )
-            logits = logits.float().flip(dims) if dims else logits.float()
-            total = logits if total is None else total + logits
-        return total / len(subsets) if len(subsets) > 1 else total
 
     @staticmethod
     def _name(inputs: torch.Tensor, index: int) -> str:

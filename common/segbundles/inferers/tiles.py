@@ -31,6 +31,8 @@ class TileInferer(Inferer):
         overlap: share of a tile that the next one covers too.
         mode: how to blend the tiles, ``"gaussian"`` or ``"constant"``.
         border: pixels mirrored outside each border, so that no pixel lies at the edge of all its tiles.
+        context: pixels around a tile that the network gets and gives no output for, as one without padding does:
+            the image's own, mirrored outside its borders.
         test_time_augmentation: whether to take the mean over the eight flips and quarter turns, at eight times the
             work.
 
@@ -51,6 +53,7 @@ class TileInferer(Inferer):
         overlap: float = 0.5,
         mode: str = "gaussian",
         border: int = 0,
+        context: int = 0,
         test_time_augmentation: bool = False,
     ) -> None:
         self.roi_size = ensure_tuple_rep(roi_size, 2)
@@ -58,12 +61,13 @@ class TileInferer(Inferer):
             fail(f"roi_size and sw_batch_size must be positive, got {self.roi_size} and {sw_batch_size}.")
         if not 0 <= overlap < 1:
             fail(f"overlap must be a share of a tile, 0 or more and below 1, got {overlap}.")
-        if border < 0:
-            fail(f"border must be 0 or more (pixels), got {border}.")
+        if border < 0 or context < 0:
+            fail(f"border and context must be 0 or more (pixels), got {border} and {context}.")
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.mode = mode
         self.border = border
+        self.context = context
         self.test_time_augmentation = test_time_augmentation
 
     @torch.no_grad()
@@ -72,7 +76,8 @@ class TileInferer(Inferer):
 
         Args:
             inputs: (B, C, W, H), or (B, C, W, H, D) of D sections.
-            network: gives logits (B, classes, W, H) of the size of its input; one channel is a foreground's.
+            network: gives logits (B, classes, W, H) of the size of its input less ``context`` on each side; one channel
+                is a foreground's.
             args: further arguments of ``network``.
             kwargs: further keyword arguments of ``network``.
 
@@ -80,7 +85,7 @@ class TileInferer(Inferer):
             Probabilities (B, classes, W, H) or (B, classes, W, H, D), float32, with the metadata of the input.
 
         Raises:
-            ValueError: when the input has other axes.
+            ValueError: when the input has other axes, or the network's output another size.
         """
         data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if data.ndim not in (4, 5):
@@ -103,11 +108,26 @@ class TileInferer(Inferer):
         return total / 8
 
     def _tiled(self, x: torch.Tensor, predictor: Callable) -> torch.Tensor:
-        size = x.shape[2:]
+        size, around = x.shape[2:], self.context
         for axis, (n, tile) in enumerate(zip(size, self.roi_size, strict=True), 2):
             after = max(self.border, tile - n - self.border)
-            x = _mirrored(x, axis, self.border, after)
-        found = sliding_window_inference(x, self.roi_size, self.sw_batch_size, predictor, self.overlap, self.mode)
+            x = _mirrored(x, axis, self.border + around, after + around)
+        inner = x[:, :, around : x.shape[2] - around, around : x.shape[3] - around]
+
+        def with_context(_: torch.Tensor, places: Sequence[Sequence[slice]]) -> torch.Tensor:
+            wide = [(*place[:2], *(slice(p.start, p.stop + 2 * around) for p in place[2:])) for place in places]
+            found = predictor(torch.cat([x[place] for place in wide]))
+            if found.shape[2:] != self.roi_size:
+                lost = self.roi_size[0] + 2 * around - found.shape[2]
+                fail(
+                    f"the network gives {found.shape[2]} x {found.shape[3]} pixels for tiles of {self.roi_size[0]} x "
+                    f"{self.roi_size[1]} with {around} of context: set context to {lost // 2}."
+                )
+            return found
+
+        found = sliding_window_inference(
+            inner, self.roi_size, self.sw_batch_size, with_context, self.overlap, self.mode, with_coord=True
+        )
         return found[:, :, self.border : self.border + size[0], self.border : self.border + size[1]]
 
 

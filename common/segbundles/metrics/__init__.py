@@ -1,6 +1,6 @@
 """Metrics of one case, and their summary over cases."""
 
-from .instances import best_scores, label_cells, section_metrics, threshold_scores, v_info, v_rand
+from .instances import label_cells, section_metrics, threshold_scores, v_info, v_rand
 from .pooled import PooledConfusion, confusion_counts, pooled_metric, pooled_scores
 from .segmentation import METRIC_UNITS, SECTION_UNITS, higher_is_better, segmentation_metrics, summarize
 
@@ -8,7 +8,6 @@ __all__ = [
     "METRIC_UNITS",
     "SECTION_UNITS",
     "PooledConfusion",
-    "best_scores",
     "confusion_counts",
     "higher_is_better",
     "label_cells",

@@ -29,7 +29,6 @@ from segbundles.errors import fail
 
 __all__ = [
     "THRESHOLDS",
-    "best_scores",
     "cells_at_threshold",
     "label_cells",
     "pixel_accuracy",
@@ -174,26 +173,6 @@ def threshold_scores(
     return found
 
 
-def best_scores(membrane_probability: Any, truth: Any, thresholds: Sequence[float] = THRESHOLDS) -> dict[str, float]:
-    """V_rand and V_info of one section, each the best over thresholds, with the thresholds that gave them.
-
-    Args:
-        membrane_probability: (W, H), 0 to 1.
-        truth: label image of the true cells (W, H), membranes 0.
-        thresholds: see :func:`cells_at_threshold`.
-
-    Returns:
-        ``v_rand``, ``v_rand_threshold``, ``v_info``, ``v_info_threshold``; NaN when the truth has no cell.
-    """
-    scores = threshold_scores(membrane_probability, truth, thresholds)
-    row = {}
-    for name in ("v_rand", "v_info"):
-        best = max(scores, key=lambda score: (not math.isnan(score[name]), score[name]))
-        row[name] = best[name]
-        row[f"{name}_threshold"] = math.nan if math.isnan(best[name]) else best["threshold"]
-    return row
-
-
 def pixel_accuracy(prediction: Any, truth: Any) -> float:
     """Share of the pixels whose class is right.
 
@@ -210,26 +189,17 @@ def pixel_accuracy(prediction: Any, truth: Any) -> float:
     return float((seen == true).mean())
 
 
-def section_metrics(
-    prediction: Any,
-    truth: Any,
-    membrane_probability: Any = None,
-    cells: Any = None,
-    thresholds: Sequence[float] = THRESHOLDS,
-) -> dict[str, float]:
+def section_metrics(prediction: Any, truth: Any, cells: Any = None) -> dict[str, float]:
     """Scores of one section; class 0 is membrane, class 1 cell.
 
     Args:
         prediction: class indices (W, H).
         truth: class indices (W, H).
-        membrane_probability: (W, H), 0 to 1; None leaves out the challenge's scores.
         cells: label image (W, H) that post-processing made, membranes 0; None leaves out its scores.
-        thresholds: see :func:`cells_at_threshold`.
 
     Returns:
-        ``pixel_accuracy``; ``dice_membrane`` (NaN when the truth has no membrane); of the probability ``v_rand``,
-        ``v_info`` and their thresholds, as :func:`best_scores`; of the cells, thinned too, ``v_rand_cells`` and
-        ``v_info_cells``.
+        ``pixel_accuracy``; ``dice_membrane`` (NaN when the truth has no membrane); of the cells as they are
+        ``pixel_accuracy_mask``; of the cells, membranes thinned, ``v_rand_cells`` and ``v_info_cells``.
 
     Raises:
         ValueError: when shapes differ or are not 2D.
@@ -239,11 +209,9 @@ def section_metrics(
     n_true, n_seen = int((true == 0).sum()), int((seen == 0).sum())
     both = int(((true == 0) & (seen == 0)).sum())
     row["dice_membrane"] = 2 * both / (n_true + n_seen) if n_true else math.nan
-    true_cells = label_cells(true)
-    if membrane_probability is not None:
-        row |= best_scores(membrane_probability, true_cells, thresholds)
     if cells is not None:
-        thinned = thin_membranes(cells)
+        true_cells, thinned = label_cells(true), thin_membranes(cells)
+        row["pixel_accuracy_mask"] = pixel_accuracy(convert_to_numpy(cells) > 0, true > 0)
         row |= {"v_rand_cells": v_rand(true_cells, thinned), "v_info_cells": v_info(true_cells, thinned)}
     return row
 

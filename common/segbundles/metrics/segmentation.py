@@ -32,6 +32,7 @@ METRIC_UNITS = {
 SECTION_UNITS = {
     "pixel_accuracy": "",
     "dice_membrane": "",
+    "pixel_accuracy_mask": "",
     "v_rand": "",
     "v_info": "",
     "v_rand_cells": "",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from monai.networks.layers.factories import Dropout
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
@@ -17,9 +16,9 @@ class ValidUNet(nn.Module):
     """2D U-Net of convolutions without padding, whose output is smaller than its input: 572 gives 388.
 
     Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015,
-    https://arxiv.org/abs/1505.04597. With five levels the output lacks 92 pixels on each side. With ``mirror``, the
-    default, the input is mirrored by as much first (and a little further at its far ends, to a size that the levels
-    can halve), so that the output has the input's size, whatever it is.
+    https://arxiv.org/abs/1505.04597. The output lacks ``margin`` pixels on each side, 92 with five levels: the input is
+    to hold what lies around, and its mirror image at the borders of an image. ``context`` of
+    :class:`segbundles.inferers.TileInferer` gives it that.
 
     Args:
         in_channels: channels of the input.
@@ -27,14 +26,13 @@ class ValidUNet(nn.Module):
         channels: channels of each level, from the top.
         norm: MONAI's norm after each convolution, such as ``"batch"``; None for none, as published.
         dropout: share of the channels' values dropped after the two lowest levels of the contracting path.
-        mirror: whether to mirror the input at its borders.
 
     Raises:
         ValueError: when there are fewer than two levels.
 
     Example:
         >>> import torch
-        >>> net = ValidUNet(channels=(8, 16, 32, 64, 128), mirror=False)
+        >>> net = ValidUNet(channels=(8, 16, 32, 64, 128))
         >>> net(torch.rand(1, 1, 188, 188)).shape
         torch.Size([1, 2, 4, 4])
     """
@@ -46,12 +44,10 @@ class ValidUNet(nn.Module):
         channels: Sequence[int] = (64, 128, 256, 512, 1024),
         norm: str | tuple | None = None,
         dropout: float = 0.0,
-        mirror: bool = True,
     ) -> None:
         super().__init__()
         if len(channels) < 2:
             raise ValueError(f"channels must name two levels or more, got {list(channels)}.")
-        self.mirror = mirror
         self.factor = 2 ** (len(channels) - 1)
         # lost on each side: 2 pixels a level on the way down, and again on the way up; each level halves what is left
         self.margin = 6 * self.factor - 4
@@ -75,21 +71,17 @@ class ValidUNet(nn.Module):
         """Run the network.
 
         Args:
-            x: (B, in_channels, W, H). With ``mirror`` any size that is larger than what is mirrored; else one that
-                every level can halve, such as 572.
+            x: (B, in_channels, W, H), of a size that every level can halve, such as 572.
 
         Returns:
-            Logits (B, out_channels, W, H); without ``mirror`` smaller by 2 * ``margin``.
+            Logits (B, out_channels, W - 2 * margin, H - 2 * margin).
 
         Raises:
             ValueError: when the size does not fit.
         """
-        width, height = x.shape[2], x.shape[3]
-        if self.mirror:
-            x = F.pad(x, self._pads(height) + self._pads(width), mode="reflect")
-        elif not torch.jit.is_tracing():
-            self._check(width)
-            self._check(height)
+        if not torch.jit.is_tracing():
+            self._check(x.shape[2])
+            self._check(x.shape[3])
         skips: list[torch.Tensor] = []
         for level, down in enumerate(self.downs):
             if level > 0:
@@ -98,16 +90,7 @@ class ValidUNet(nn.Module):
             skips.append(x)
         for number, up in enumerate(self.ups):
             x = up(x, skips[len(skips) - 2 - number])
-        x = self.head(x)
-        return x[:, :, :width, :height] if self.mirror else x
-
-    def _pads(self, size: int) -> list[int]:
-        """Pixels to mirror before and after."""
-        loss = 8 * self.factor - 4
-        after = self.margin + (-(size + loss)) % self.factor
-        if size <= after:
-            raise ValueError(f"an axis of {size} pixels cannot be mirrored by {after}: give a larger image.")
-        return [self.margin, after]
+        return self.head(x)
 
     def _check(self, size: int) -> None:
         least = 2 * self.margin + 4

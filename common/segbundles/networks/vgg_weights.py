@@ -25,6 +25,10 @@ VGG16_URLS = {
     "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "vgg16_bn": "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth",
 }
+_SHA256 = {
+    VGG16_URLS["vgg16"]: "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+    VGG16_URLS["vgg16_bn"]: "6c64b3138f2f4fcb3bcc4cafde11619c4f440eb1631787e93a682fd88305888a",
+}
 
 
 def load_vgg16_weights(network: FCN, source: PathLike | None = None) -> FCN:
@@ -124,10 +128,13 @@ def _download(url: str) -> Path:
     if path.is_file():
         return path
     logger.info(f"Downloading {url} to {path}")
-    by_hand = f"Download it by hand (its sha256 begins with {digits[1]}) and give the path of the file."
+    known = _SHA256.get(url, digits[1])
+    by_hand = (
+        f"Download it by hand (its sha256 {'is' if len(known) == 64 else 'begins with'} {known}) and give its path."
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=digits[1])
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=known)
     except (OSError, HTTPException) as error:
         fail(f"{url} cannot be downloaded to {path} ({error}). {by_hand}")
     except RuntimeError as error:

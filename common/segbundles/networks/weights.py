@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from monai.config import PathLike
+from monai.networks.utils import get_state_dict
 from torch import nn
 
 from segbundles.errors import fail
 
-__all__ = ["load_weights", "read_weights"]
+__all__ = ["check_loaded", "load_weights", "read_weights"]
 
 
 def read_weights(path: PathLike) -> dict[str, torch.Tensor]:
@@ -48,7 +50,49 @@ def load_weights(network: nn.Module, path: PathLike, device: torch.device | str 
         ValueError: when names or shapes differ, naming the first of them.
     """
     state = read_weights(path)
-    own = network.state_dict()
+    if faults := _differences(network.state_dict(), state):
+        fail(
+            f"{path} is of another architecture than the {type(network).__name__} configured: {faults}. "
+            "Give the settings it was trained with, or other weights."
+        )
+    network.load_state_dict(state)
+    return (network if device is None else network.to(device)).eval()
+
+
+def check_loaded(network: nn.Module, folder: PathLike) -> None:
+    """Refuse a network that has the weights of no file in a folder.
+
+    Programs that do not insist on every name, MONAI Label among them, leave what a file does not hold as it was
+    initialised, and let such a network answer.
+
+    Args:
+        network: network, or its DDP wrapper. One that has no weights passes.
+        folder: folder of the files (.pt), as :func:`read_weights` reads them.
+
+    Raises:
+        ValueError: naming what is different from the file of the shortest name, or that there is none.
+    """
+    own = get_state_dict(network)
+    if not own:
+        return
+    files = sorted(Path(folder).glob("*.pt"), key=lambda path: (len(path.name), path.name))
+    if not files:
+        fail(f"there are no weights in {folder}, by which the network given could be told from one that is untrained.")
+    first = ""
+    for path in files:
+        state = read_weights(path)
+        faults = _differences(own, state)
+        if not faults and all(torch.equal(own[name].cpu(), state[name].to(own[name].dtype)) for name in own):
+            return
+        first = first or faults or "the values differ"
+    fail(
+        f"the {type(network).__name__} given was not loaded with any weights in {folder}; of {files[0].name}, {first}. "
+        "Give the settings they were trained with, or other weights."
+    )
+
+
+def _differences(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
+    """How names and shapes in a file differ from a network's: the first few, in words; nothing where they do not."""
     faults = [f"{name} is missing in the file" for name in own if name not in state]
     faults += [f"{name} is not in the network" for name in state if name not in own]
     faults += [
@@ -56,11 +100,4 @@ def load_weights(network: nn.Module, path: PathLike, device: torch.device | str 
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        fail(
-            f"{path} is of another architecture than the {type(network).__name__} configured: "
-            f"{'; '.join(faults[:3])}{more}. Give the settings it was trained with, or other weights."
-        )
-    network.load_state_dict(state)
-    return (network if device is None else network.to(device)).eval()
+    return "; ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")

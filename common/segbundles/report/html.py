@@ -30,7 +30,7 @@ __all__ = ["write_report"]
 
 _PACKAGES = ("segbundles", "monai", "torch", "numpy")
 _UNDEFINED = "\N{EM DASH}"
-_NO_FAILURE = ("ok", "empty", "empty truth")
+_NO_FAILURE = ("ok", "empty", "one class")
 
 
 def write_report(
@@ -51,7 +51,7 @@ def write_report(
     """Write the report of an evaluation as one HTML page that needs no other file and no network.
 
     The page holds the summary table, a distribution plot a metric, a table of all cases and a picture of each, worst
-    first: failures (a status other than "ok", "empty" or "empty truth", or no value of ``sort_by``), then by
+    first: failures (a status other than "ok", "empty" or "one class", or no value of ``sort_by``), then by
     ``sort_by`` (:func:`higher_is_better` tells which way), then empty cases without a value. It is written beside
     ``path`` and renamed, so that a half-written page never stands under its name.
 

@@ -45,6 +45,7 @@ def distribution_svg(values: Sequence[float], label: str) -> bytes:
             medianprops={"color": "black", "linewidth": 2},
         )
     axes.set_yticks([])
+    axes.locator_params(axis="x", nbins=5)
     axes.set_ylim(-0.6, 0.6)
     axes.set_xlabel(label)
     axes.grid(axis="x", color="0.9")

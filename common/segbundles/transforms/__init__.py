@@ -5,9 +5,9 @@ from .check import CheckImaged, LabelToClassd, SetSpacingd
 from .classmap import LogitsToClassd
 from .component import KeepLargestConnectedComponentd
 from .crop import CropBoxd
-from .frames import FrameHeightd, MaskToClassd
+from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
 from .io import SaveSegmentationd
-from .pages import SelectPaged
+from .pages import LoadPaged
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
 from .slices import NormalizeSlicesd, ScaleSlicesd
@@ -21,16 +21,17 @@ __all__ = [
     "GreyWatershedd",
     "KeepLargestConnectedComponentd",
     "LabelToClassd",
+    "LoadPaged",
     "LogitsToClassd",
     "MaskToClassd",
     "NormalizeSlicesd",
     "ProbabilityWatershedd",
+    "RandCropByKnownClassesd",
     "RandFillChannelsd",
     "ResampleToSpacing",
     "ResampleToSpacingd",
     "SaveSegmentationd",
     "ScaleSlicesd",
-    "SelectPaged",
     "SetSpacingd",
     "SignedDistanceMap",
     "SignedDistanceMapd",

@@ -221,6 +221,6 @@ class LabelToClassd(MapTransform):
             strange = torch.unique(label[~known]).tolist()
             fail(
                 f"{file_name(label)} holds the label values {', '.join(f'{v:g}' for v in strange[:5])}: allowed are "
-                f"{', '.join(f'{v:g}' for v in stored)}. Correct the file, or set num_classes."
+                f"{', '.join(f'{v:g}' for v in stored)}. Correct the file, or set num_classes or label_values."
             )
         return out

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, RandCropByLabelClassesd
 from monai.utils import ensure_tuple_rep
 from torch.nn import functional as F
 
@@ -16,7 +17,11 @@ from segbundles.data.frames import mask_classes
 from segbundles.errors import fail
 from segbundles.transforms.check import file_name
 
-__all__ = ["FrameHeightd", "MaskToClassd", "frame_size"]
+__all__ = ["FrameHeightd", "MaskToClassd", "RandCropByKnownClassesd", "frame_box", "frame_size"]
+
+_BLACK = 28  # grey level of 255 that no pixel of a border exceeds; those of CVC-ClinicDB reach 24
+_STEPS = 48  # by which a side's borders are counted, so that they do not change from frame to frame of a video
+_SMALLEST = 4  # a picture has at least this part of a frame's side
 
 
 class MaskToClassd(MapTransform):
@@ -76,6 +81,40 @@ def frame_size(size: tuple[int, int], height: int | None, max_pixels: int | None
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def frame_box(frame: torch.Tensor) -> tuple[int, int, int, int]:
+    """Find the picture inside the black borders of a frame.
+
+    A border is what rows or columns at an edge have in common that hold nothing brighter than 28 of 255 in any channel,
+    down to whole steps of 1/48 of the frame's side. Where the picture would be less than a quarter as wide or as high
+    as the frame, as of a frame that is black, the frame is taken as it is.
+
+    Args:
+        frame: (C, W, H), 0 .. 255.
+
+    Returns:
+        First column and the one behind the last, first row and the one behind the last.
+    """
+    bright = torch.as_tensor(frame).amax(0) > _BLACK
+    box: list[int] = []
+    for axis, size in enumerate(bright.shape):
+        lit = bright.any(1 - axis).nonzero().flatten().tolist()
+        step = max(1, size // _STEPS)
+        first, last = (lit[0], lit[-1]) if lit else (size, -1)
+        box += [first // step * step, size - (size - 1 - last) // step * step]
+        if (box[-1] - box[-2]) * _SMALLEST < size:
+            return 0, bright.shape[0], 0, bright.shape[1]
+    return box[0], box[1], box[2], box[3]
+
+
+class RandCropByKnownClassesd(RandCropByLabelClassesd):
+    """As MONAI's, and of a label without any of the classes, such as one wholly void, a crop from anywhere."""
+
+    def randomize(self, label: torch.Tensor, indices: Any = None, image: torch.Tensor | None = None) -> None:
+        """Draw the crops."""
+        known = bool((label < self.cropper.num_classes).any())
+        super().randomize(label if known else torch.zeros_like(label), indices, image)
+
+
 class FrameHeightd(MapTransform):
     """Scale frames to one height, their aspect kept; images by linear interpolation, labels by the nearest pixel.
 
@@ -83,6 +122,7 @@ class FrameHeightd(MapTransform):
         keys: frames (C, W, H).
         height: pixels; None leaves them as they are.
         label: whether a key is a label, one for all or one a key.
+        crop_borders: whether the black borders of the first key, see :func:`frame_box`, are cut off of all before.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -94,6 +134,7 @@ class FrameHeightd(MapTransform):
         keys: KeysCollection,
         height: int | None,
         label: bool | tuple[bool, ...] = False,
+        crop_borders: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         """See the class."""
@@ -102,11 +143,16 @@ class FrameHeightd(MapTransform):
             fail(f"height must be 1 pixel or more, or None, got {height}.")
         self.height = height
         self.label = ensure_tuple_rep(label, len(self.keys))
+        self.crop_borders = crop_borders
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """Return the data with scaled frames."""
         d = dict(data)
+        box = None
         for key, label in self.key_iterator(d, self.label):
+            if self.crop_borders:
+                box = box or frame_box(d[key])
+                d[key] = d[key][:, box[0] : box[1], box[2] : box[3]]
             frame = d[key]
             size = frame_size(tuple(frame.shape[1:]), self.height)
             if size == tuple(frame.shape[1:]):
