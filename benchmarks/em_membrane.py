@@ -95,7 +95,9 @@ def main() -> None:
     sections = list(parser.get_parsed_content("validate::dataset"))
     probabilities, truths = [], []
     for augmented in (False, True):
-        inferer = load(values, test_time_augmentation=augmented).get_parsed_content("validate::inferer")
+        inferer = load(values, "evaluate.json", test_time_augmentation=augmented).get_parsed_content(
+            "validate::inferer"
+        )
         tiles, spent = 0, 0.0
 
         def counted(x: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ TINY = {
     "patch_size": [32, 32],
     "border_pixels": 8,
     "tiles_per_batch": 16,
+    "test_time_augmentation": False,
     "amp": False,
     "device": "cpu",
 }
@@ -416,12 +417,15 @@ class TestContract:
     def test_files_say_the_same_where_they_must(self) -> None:
         train, infer, evaluate = map(config, ("train.json", "inference.json", "evaluate.json"))
         assert train["network_def"] == infer["network_def"]
-        assert {**train["validate"]["inferer"], "ckpt_dir": "@ckpt_dir"} == infer["inferer"]
+        scored = {**train["validate"]["inferer"], "ckpt_dir": "@ckpt_dir"}
+        setting = "test_time_augmentation"
+        scored["inferer"][setting] = evaluate[f"validate::inferer::inferer::{setting}"]
+        assert scored == infer["inferer"]
         for knob in set(train) & set(infer) - {"_desc_", "output_dir", "batch_size"}:
             if not isinstance(train[knob], dict) and not knob.startswith(("_section", "run", "initialize")):
                 assert train[knob] == infer[knob], knob
         knobs = [key for key in evaluate if key in infer and key not in ("_desc_", "run")]
-        assert len(knobs) == 11
+        assert len(knobs) == 12
         assert all(evaluate[knob] == infer[knob] for knob in knobs)
         scored, written = (c["transforms"] for c in (evaluate["validate::postprocessing"], infer["postprocessing"]))
         # a mask in the place of the probability is what MONAI Label returns; scores need both

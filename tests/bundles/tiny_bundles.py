@@ -141,7 +141,16 @@ TINY_BUNDLES = (
     ),
     TinyBundle(
         "em_membrane_unet",
-        {"base_channels": 2, "depth": 3, "patch_size": [32, 32], "border_pixels": 8, "amp": False, "device": "cpu"},
+        {
+            "base_channels": 2,
+            "depth": 3,
+            "patch_size": [32, 32],
+            "border_pixels": 8,
+            "smoothing_pixels": 0.5,
+            "test_time_augmentation": False,
+            "amp": False,
+            "device": "cpu",
+        },
         (1, 48, 56, 2),
         "stack.tif",
         None,

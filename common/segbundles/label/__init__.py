@@ -1,0 +1,6 @@
+"""MONAI Label serving the bundles: an environment of its own, and the server in it."""
+
+from .environment import MONAI_LABEL, default_environment, make_environment
+from .server import LabelServer, find_bundles
+
+__all__ = ["MONAI_LABEL", "LabelServer", "default_environment", "find_bundles", "make_environment"]

@@ -1,0 +1,235 @@
+"""Serving bundles by MONAI Label: what they need of a folder, and the server's process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+from segbundles.errors import fail
+from segbundles.files import check_writable
+from segbundles.label.environment import clean_environment, log_end
+
+__all__ = ["LabelServer", "find_bundles"]
+
+# MONAI Label's own list lacks some of these
+_IMAGES = ("nii.gz", "nii", "nrrd", "mha", "tif", "tiff", "png", "bmp", "jpg", "jpeg")
+_WORK = "segbundles_label"
+_APP = '''"""Written by `segbundles label`; the app is in the library."""
+
+from segbundles.label.app import BundlesApp  # noqa: F401
+'''
+_SHIPPED = "shipped.json"
+_STOP_SECONDS = 20
+
+
+def find_bundles(names: Sequence[str] = ()) -> tuple[dict[str, Path], list[str]]:
+    """Bundles to serve, by name.
+
+    Args:
+        names: folders of bundles, or names of this project's. None given takes this project's that have weights.
+
+    Returns:
+        Folders by name, and the names of this project's bundles left out as they have no weights.
+
+    Raises:
+        ValueError: when one is not there, has no weights, or two have one name, or when nothing is left.
+    """
+    ours = Path(__file__).resolve().parents[3] / "bundles"
+    known = {path.parents[1].name: path.parents[1] for path in sorted(ours.glob("*/configs/inference.json"))}
+    if not names:
+        found = {name: root for name, root in known.items() if _has_weights(root)}
+        without = [name for name in known if name not in found]
+        if not found:
+            fail(f"no bundle with weights in {ours}: {_training(ours / 'NAME')}, or give --bundles folders.")
+        return found, without
+    found = {}
+    for name in names:
+        root = known.get(name) or Path(name).expanduser().resolve()
+        if not (root / "configs" / "inference.json").is_file():
+            choice = f"one of {', '.join(known)}" if known else "it"
+            fail(f"there is no bundle {name!r}: give {choice}, or a folder with configs/inference.json.")
+        if not _has_weights(root):
+            fail(f"{root.name} has no weights, {root / 'models' / 'model.pt'}: {_training(root)}, or leave it out.")
+        if root.name in found:
+            fail(f"two bundles are named {root.name}, {found[root.name]} and {root}: rename one of the folders.")
+        found[root.name] = root
+    return found, []
+
+
+def _has_weights(root: Path) -> bool:
+    return (root / "models" / "model.pt").is_file()
+
+
+def _training(root: Path) -> str:
+    return (
+        f"train it (`python -m monai.bundle run training --bundle_root {root} --config_file {root}/configs/train.json "
+        "--dataset_dir FOLDER`)"
+    )
+
+
+class LabelServer:
+    """A MONAI Label server that segments and trains with bundles, as a process of its own.
+
+    To be used as a context: it is started at the beginning, and stopped, with a training that it runs, at the end.
+
+    It serves copies of the bundles in ``STUDIES/segbundles_label``: configs are taken anew at every start, weights
+    until a training there has replaced them.
+
+    Args:
+        python: Python of an environment, see :func:`segbundles.label.make_environment`.
+        studies: folder of images, in which MONAI Label keeps labels and a list of both.
+        bundles: folders of bundles by name.
+        host: address to listen on.
+        port: port to listen on.
+
+    Raises:
+        ValueError: when the folder is missing or cannot be written to, the port is taken, or the server ends, with the
+            end of its log.
+    """
+
+    def __init__(
+        self,
+        python: str | os.PathLike,
+        studies: str | os.PathLike,
+        bundles: Mapping[str, Path],
+        host: str = "127.0.0.1",
+        port: int = 8000,
+    ) -> None:
+        """See the class."""
+        self.python = Path(python)
+        self.studies = Path(studies).expanduser().absolute()
+        self.bundles = dict(bundles)
+        self.host = host
+        self.port = port
+        self.work = self.studies / _WORK
+        self.log = self.work / "server.log"
+        #: bundles whose weights a training from here has replaced
+        self.trained: list[str] = []
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def url(self) -> str:
+        """Address for clients on this machine."""
+        return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+
+    def bundle_root(self, name: str) -> Path:
+        """The copy of a bundle that is served."""
+        return self.work / "model" / name
+
+    def __enter__(self) -> LabelServer:
+        if not self.studies.is_dir():
+            fail(f"studies {str(self.studies)!r} is not a folder: give --studies one with the images to label.")
+        check_writable(self.studies, "studies")
+        self._check_port()
+        self._copy()
+        command = [str(self.python), "-m", "monailabel.main", "start_server", "--app", str(self.work)]
+        command += ["--studies", str(self.studies), "--host", self.host, "--port", str(self.port)]
+        command += ["--conf", "models", ",".join(self.bundles)]
+        variables = {
+            "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([f"*.{suffix}" for suffix in _IMAGES]),
+            "MONAI_LABEL_SESSION_PATH": str(self.work / "sessions"),
+            "PATH": os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")]),
+        }
+        with self.log.open("wb") as log:
+            # a session of its own: the server's trainings are stopped with it, and Ctrl-C reaches it through us alone
+            self._process = subprocess.Popen(
+                command,
+                cwd=self.work,
+                env={**clean_environment(), **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            # also what outlives it, such as a training
+            self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+            self._process.wait()
+
+    def wait_until_ready(self) -> dict[str, Any]:
+        """Wait until the server answers.
+
+        Returns:
+            What it says of itself: ``models`` and more.
+        """
+        opener = build_opener(ProxyHandler({}))
+        while True:
+            self._check_alive("did not start")
+            with suppress(URLError, OSError), opener.open(f"{self.url}/info/", timeout=60) as answer:
+                return json.load(answer)
+            time.sleep(0.5)
+
+    def wait(self) -> None:
+        """Wait until the server ends, which it should not."""
+        self._process.wait()
+        self._check_alive("ended")
+
+    def _check_alive(self, what: str) -> None:
+        status = self._process.poll()
+        if status is not None:
+            fail(f"the server {what} (status {status}). Its log, whole in {self.log}, ends with:\n{log_end(self.log)}")
+
+    def _check_port(self) -> None:
+        with socket.socket() as probe:
+            if os.name != "nt":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not held up by the server before
+            try:
+                probe.bind((self.host, self.port))
+            except (OSError, OverflowError) as error:
+                reason = getattr(error, "strerror", None) or error
+                fail(f"cannot listen on {self.host}, port {self.port} ({reason}): give another --port or --host.")
+
+    def _copy(self) -> None:
+        self.work.mkdir(exist_ok=True)
+        (self.work / "main.py").write_text(_APP, encoding="utf-8")
+        for name, root in self.bundles.items():
+            copy = self.bundle_root(name)
+            shutil.rmtree(copy / "configs", ignore_errors=True)
+            shutil.copytree(root / "configs", copy / "configs")
+            models = copy / "models"
+            models.mkdir(exist_ok=True)
+            # the weights that were copied, by which those that a training wrote since are told apart
+            record = copy / _SHIPPED
+            copied = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+            for weights in sorted((root / "models").glob("*.pt")):
+                mine = models / weights.name
+                if mine.is_file() and _digest(mine) != copied.get(weights.name):
+                    self.trained += [] if name in self.trained else [name]
+                    continue
+                shutil.copyfile(weights, mine)
+                copied[weights.name] = _digest(mine)
+            record.write_text(json.dumps(copied), encoding="utf-8")
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            if os.name == "nt":
+                self._process.send_signal(number)
+            else:
+                os.killpg(self._process.pid, number)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,284 @@
+"""Networks exported by the commands of docs/export.md, and inference on what they wrote."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundle_runs import ROOT, root_cause, table
+from monai.bundle import ConfigParser, load
+from monai.networks import trt_compiler
+from tiny_bundles import TINY_BUNDLES, TinyBundle, command_line
+
+from segbundles.networks import load_exported
+
+PAGE = (ROOT / "docs" / "export.md").read_text()
+BY_NAME = {bundle.name: bundle for bundle in TINY_BUNDLES}
+VALID_UNET = "bundles/em_membrane_unet/configs/args_valid_unet.json"
+NETWORKS = [
+    pytest.param("left_atrium_vnet", "network_def", {}, id="left_atrium_vnet"),
+    pytest.param("left_atrium_vnet", "network_def", {"attention": "sequential"}, id="left_atrium_vnet-bam"),
+    pytest.param("left_atrium_vnet", "locator_def", {}, id="left_atrium_vnet-locator"),
+    pytest.param("brain_flair_unet", "network_def", {}, id="brain_flair_unet"),
+    pytest.param("em_membrane_unet", "network_def", {}, id="em_membrane_unet"),
+    pytest.param("em_membrane_unet", "network_def", {"args_file": VALID_UNET, "base_channels": 2}, id="valid_unet"),
+    pytest.param("polyp_fcn8", "network_def", {}, id="polyp_fcn8"),
+]
+SLICES, VOLUMES = "brain_flair_unet", "left_atrium_vnet"  # whose ONNX commands the page shows
+
+
+def documented(*words: str, without: str = "\n") -> str:
+    """The one command of the page that holds all these words, and not that one."""
+    commands, root = [], ""
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("B="):
+                root = line[2:]
+            else:
+                commands.append(line.replace("$B", root))
+    (found,) = (one for one in commands if all(word in one for word in words) and without not in one)
+    return found
+
+
+def export_command(net_id: str) -> str:
+    """How the page exports a network of the left atrium to TorchScript."""
+    if net_id == "network_def":
+        return documented("ckpt_export", without="--net_id")
+    return documented("ckpt_export", net_id)
+
+
+def changed(command: str, **options: object) -> list[str]:
+    """Words of a command with other values, or more, of its options."""
+    words = shlex.split(command)
+    for name, value in options.items():
+        if f"--{name}" in words:
+            words[words.index(f"--{name}") + 1] = str(value)
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def example_shape(name: str, net_id: str) -> str:
+    """What the page's table exports the network of a bundle with."""
+    (row,) = re.findall(rf"\| `{name}` \| (.*?) \| `(\[.*?\])` \|", PAGE)
+    assert f"`{net_id}`" in row[0]
+    return row[1]
+
+
+def onnx(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    (name,) = (node.name for node in session.get_inputs())
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def assert_equal(
+    exported: Callable,
+    network: torch.nn.Module,
+    sizes: Sequence[Sequence[int]],
+    tolerance: float,
+    grey: tuple[float, float] = (0.0, 1.0),
+) -> None:
+    """What both give for noise of that mean and deviation."""
+    with torch.no_grad(), torch.jit.optimized_execution(False):  # its profiling would take seconds
+        for size in sizes:
+            x = grey[0] + grey[1] * torch.randn(*size)
+            expected = network(x)
+            assert expected.std() > 0.01
+            found = exported(x)
+            assert found.dtype == expected.dtype
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=min(tolerance, 0.1))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like the project's root, in which the page's commands run."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "net_id", "settings"), NETWORKS)
+def test_torchscript_and_onnx_equal_the_network_at_other_sizes(
+    name: str, net_id: str, settings: dict[str, Any], here: Path
+) -> None:
+    pytest.importorskip("onnx")
+    bundle = BY_NAME[name]
+    root = bundle.make(here)
+    file = dict(map(reversed, bundle.networks))[net_id]
+    weights, script, exported = (root / "models" / f"{file}.{suffix}" for suffix in ("pt", "ts", "onnx"))
+    values = {key: value for key, value in settings.items() if key != "args_file"}
+    if "args_file" in settings:
+        values = json.loads(Path(settings["args_file"]).read_text()) | values
+    bundle.make_weights(root, net_id, weights, **values)
+    assert {value.dtype for value in torch.load(weights, weights_only=True).values()} <= {torch.float16, torch.int64}
+    network = bundle.network(root, net_id, weights, **values)
+
+    command = export_command(net_id).replace(VOLUMES, name)
+    command_line(changed(command, **settings))
+    module, metadata, _ = load(name, bundle_dir="bundles", load_ts_module=True, model_file=f"models/{file}.ts")
+    assert not module.training
+    assert metadata["name"] == json.loads((root / "configs" / "metadata.json").read_text())["name"]
+
+    shape = example_shape(name, net_id)
+    command = documented("onnx_export", VOLUMES if shape.count(",") == 4 else SLICES)
+    command = command.replace(VOLUMES, name).replace(SLICES, name)
+    options = {"net_id": net_id, "input_shape": shape, "ckpt_file": weights, "filepath": exported}
+    command_line(changed(command, **options, **settings))
+
+    sizes = [ast.literal_eval(shape), bundle.size]
+    assert_equal(load_exported(script), network, sizes, 1e-5, bundle.grey)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # what amp is; logits have a deviation of 5
+        assert_equal(load_exported(script), network, sizes[1:], 0.5, bundle.grey)
+    assert_equal(onnx(exported), network, sizes, 1e-4, bundle.grey)
+
+
+@pytest.fixture(params=TINY_BUNDLES, ids=lambda bundle: bundle.name)
+def bundle(request: pytest.FixtureRequest) -> TinyBundle:
+    return request.param
+
+
+def infer(root: Path, output_dir: str, **options: object) -> dict[str, np.ndarray]:
+    """Segment ``scans`` by inference.json; what was written, by name."""
+    command = f"python -m monai.bundle run --bundle_root {root} --config_file {root}/configs/inference.json"
+    command_line(changed(command, dataset_dir="scans", output_dir=output_dir, **options))
+    return written(root.name, output_dir)
+
+
+def written(name: str, output_dir: str) -> dict[str, np.ndarray]:
+    (row,) = table(Path(output_dir) / "inference.csv")
+    assert row["status"] == "ok"
+    files = [path for path in Path(output_dir).iterdir() if path.suffix != ".csv"]
+    found = {path.name: BY_NAME[name].read(path) for path in files}
+    for array in found.values():
+        assert 0.01 < (array > 0).mean() < 0.99  # an empty mask would agree whatever happened
+    return found
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_inference_on_exported_networks_equals_that_on_weights(bundle: TinyBundle, here: Path) -> None:
+    """Without an exported network it names the command that writes one, which is done here until none is missing."""
+    root = bundle.make(here).relative_to(here)
+    bundle.write_image(here / "scans")
+    expected = infer(root, "eager")
+    command = documented("args_inference_ts.json").replace(VOLUMES, bundle.name)
+    command = changed(command, output_dir="exported")
+    missing = set()
+    for _ in bundle.networks:
+        with pytest.raises(RuntimeError) as caught:
+            command_line(command)
+        cause = root_cause(caught.value)
+        assert isinstance(cause, ValueError)
+        path, export = re.fullmatch(
+            r"there is no exported network at (\S+): this writes it.*: (.*)", str(cause)
+        ).groups()
+        command_line(export)
+        Path(path).with_suffix(".pt").unlink()
+        missing.add(path)
+    assert missing == {f"{root}/models/{file}.ts" for file, _ in bundle.networks}
+    command_line(command)
+    assert_same(written(bundle.name, "exported"), expected)
+
+
+def test_without_the_locator_none_has_to_be_exported(here: Path) -> None:
+    bundle = BY_NAME["left_atrium_vnet"]
+    root = bundle.make(here).relative_to(here)
+    bundle.write_image(here / "scans")
+    expected = infer(root, "eager", use_locator="false")
+    command_line(export_command("network_def"))
+    options = {"use_locator": "false", "output_dir": "exported"}
+    command_line(changed(documented("args_inference_ts.json"), **options))
+    assert_same(written(bundle.name, "exported"), expected)
+
+
+def test_handlers_on_exported_networks_are_those_of_inference_but_for_the_weights(bundle: TinyBundle) -> None:
+    configs = ROOT / "bundles" / bundle.name / "configs"
+    inference, exported = (
+        json.loads((configs / name).read_text()) for name in ("inference.json", "args_inference_ts.json")
+    )
+    others = [handler for handler in inference["handlers"] if "WeightsLoader" not in str(handler)]
+    assert exported["handlers"] == others
+
+
+@pytest.mark.parametrize("content", [b"no network", None])
+def test_a_file_that_is_no_torchscript(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "model.ts"
+    if content is None:
+        torch.save({"weight": torch.ones(1)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.ts cannot be read as TorchScript .*; this writes it.* --net_id n "):
+        load_exported(path, tmp_path, "n")
+
+
+class TestTensorRT:
+    """What can be known without a GPU."""
+
+    def test_the_patch_runs_without_tensorrt(
+        self, bundle: TinyBundle, here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trt_compiler, "trt_imported", False)
+        root = bundle.make(here).relative_to(here)
+        bundle.write_image(here / "scans")
+        expected = infer(root, "eager")
+        command = documented("inference_trt.json").replace(SLICES, bundle.name)
+        command_line(changed(command, output_dir="patched"))
+        assert_same(written(bundle.name, "patched"), expected)
+
+    def test_its_onnx_file_equals_the_network_in_the_profiles(
+        self, bundle: TinyBundle, here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The settings are the compiler's, and of its two halves the first is done."""
+        pytest.importorskip("onnx")
+        root = bundle.make(here)
+        parser = ConfigParser()
+        parser.read_config([str(root / "configs" / name) for name in ("inference.json", "inference_trt.json")])
+        network = parser.get_parsed_content("network_def").eval()
+        compiler = trt_compiler.TrtCompiler(network, str(here / "plan"), **parser.get_parsed_content("trt_args"))
+        monkeypatch.setattr(compiler, "_onnx_to_trt", lambda path: shutil.copy(path, here / "network.onnx") and None)
+
+        if compiler.profiles:
+            least, _, most = compiler.profiles[0]["x"]
+        else:
+            least, most = ([n, bundle.size[1], *bundle.settings["patch_size"]] for n in compiler.dynamic_batchsize[::2])
+        compiler._build_and_save(network, {"x": torch.randn(least)})
+        other = [min(a + 5, b) for a, b in zip(least, most, strict=True)]
+        assert other != least
+        assert_equal(onnx(here / "network.onnx"), network, [least, other], 1e-4, bundle.grey)
+
+
+def shipped() -> Iterator[Any]:
+    for name, net_id in ((VOLUMES, "network_def"), (VOLUMES, "locator_def"), (SLICES, "network_def")):
+        path = ROOT / "bundles" / name / "models" / f"{dict(map(reversed, BY_NAME[name].networks))[net_id]}.pt"
+        absent = pytest.mark.skipif(not path.is_file(), reason=f"no weights at {path}")
+        yield pytest.param(name, net_id, path, marks=absent, id=f"{name}-{net_id}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "net_id", "weights"), shipped())
+def test_shipped_weights_by_the_documented_commands(name: str, net_id: str, weights: Path, here: Path) -> None:
+    pytest.importorskip("onnx")
+    root = here / "bundles" / name
+    shutil.copytree(ROOT / "bundles" / name / "configs", root / "configs")
+    (root / "models").mkdir()
+    copied = shutil.copy(weights, root / "models")
+    network = BY_NAME[name].network(root, net_id, Path(copied))
+    sizes = [(1, 1, 40, 48, 50)] if name == VOLUMES else [(1, 3, 96, 128)]
+
+    command_line(export_command(net_id).replace(VOLUMES, name))
+    assert_equal(load_exported(Path(copied).with_suffix(".ts")), network, sizes, 1e-5)
+    if net_id == "network_def":
+        command_line(documented("onnx_export", name))
+        assert_equal(onnx(root / "models" / "model.onnx"), network, sizes, 1e-4)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_runs import root_cause
+from monai.bundle import create_workflow
+from tiny_bundles import AFFINE, TINY_BUNDLES, TinyBundle
+
+from segbundles.segmenter import Segmenter
+
+BY_NAME = {bundle.name: bundle for bundle in TINY_BUNDLES}
+
+
+@pytest.mark.parametrize("bundle", TINY_BUNDLES, ids=lambda bundle: bundle.name)
+def test_an_array_gives_what_its_file_gives(bundle: TinyBundle, tmp_path: Path) -> None:
+    root = bundle.make(tmp_path)
+    image = bundle.write_image(tmp_path / "in")
+    workflow = create_workflow(
+        config_file=str(root / "configs" / "inference.json"),
+        workflow_type="inference",
+        bundle_root=str(root),
+        dataset_dir=str(tmp_path / "in"),
+        output_dir=str(tmp_path / "out"),
+    )
+    assert workflow.check_properties() == []
+    workflow.run()
+    workflow.finalize()
+
+    before = image.copy()
+    found = Segmenter(root)(image, bundle.affine)
+    np.testing.assert_array_equal(image, before)
+    stem = bundle.file.split(".")[0]
+    names = {"pred": f"{stem}_seg.*", "cells": f"{stem}_cells.*"}
+    assert found.keys() == (names.keys() if bundle.name == "em_membrane_unet" else {"pred"})
+    for key, array in found.items():
+        (path,) = (tmp_path / "out").glob(names[key])
+        written = bundle.read(path)
+        if key == "pred":  # class 1 is 255 in a picture
+            written = written > 0
+        np.testing.assert_array_equal(array, written)
+        assert array.shape == bundle.shape[1:]
+        assert 0.01 < (array > 0).mean() < 0.99
+
+
+def test_settings_are_those_of_inference_json(tmp_path: Path) -> None:
+    bundle = BY_NAME["polyp_fcn8"]
+    root = bundle.make(tmp_path)
+    image = bundle.write_image(tmp_path / "in")
+    assert Segmenter(root, frame_height=20).inferer.height == 20
+    plain, small = (Segmenter(root, **settings)(image)["pred"] for settings in ({}, {"frame_height": 20}))
+    assert (plain != small).any()
+    with pytest.raises(RuntimeError) as caught:
+        Segmenter(root, frame_heigth=20)
+    assert "did you mean 'frame_height'?" in str(root_cause(caught.value))
+
+
+def test_one_segmenter_for_images_of_several_sizes(tmp_path: Path) -> None:
+    bundle = BY_NAME["left_atrium_vnet"]
+    segment = Segmenter(bundle.make(tmp_path))
+    image = bundle.write_image(tmp_path / "in")
+    first = segment(image, AFFINE)["pred"]
+    assert segment(image[:, :30, ::-1], AFFINE)["pred"].shape == (30, 36, 24)
+    np.testing.assert_array_equal(segment(image, AFFINE)["pred"], first)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "affine", "message"),
+    [
+        ("left_atrium_vnet", np.ones((1, 8, 8, 8)), None, r"left_atrium_vnet needs the affine \(4, 4\) of an image"),
+        (
+            "polyp_fcn8",
+            np.ones((3, 32, 32)),
+            None,
+            r"polyp_fcn8 takes images of uint8, got float64: convert it \(0 .. ",
+        ),
+        ("polyp_fcn8", np.ones((32, 32, 3), np.uint8), None, r"has 32 channels, 3 are due"),
+        ("em_membrane_unet", np.ones((1, 32, 32)), None, r"has 2 axes \(32, 32\), 3 are due"),
+    ],
+)
+def test_bad_arrays(name: str, image: np.ndarray, affine: Any, message: str, tmp_path: Path) -> None:
+    segment = Segmenter(BY_NAME[name].make(tmp_path))
+    with pytest.raises((ValueError, RuntimeError)) as caught:  # what a transform raises is wrapped by MONAI
+        segment(image, affine)
+    cause = root_cause(caught.value)
+    assert isinstance(cause, ValueError)
+    assert re.search(message, str(cause))
+
+
+def test_no_bundle_and_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is no bundle, it has no configs/inference\.json"):
+        Segmenter(tmp_path)
+    root = BY_NAME["polyp_fcn8"].make(tmp_path)
+    (root / "models" / "model.pt").unlink()
+    with pytest.raises(ValueError, match=r"there are no weights at .*model\.pt"):
+        Segmenter(root)
