@@ -7,7 +7,7 @@ source common/environment.sh
 bundle=${1:-left_atrium_vnet}
 [[ -f bundles/$bundle/configs/args_quickstart.json ]] ||
     die "there is no bundle '$bundle' to start with; choose from: $(cd bundles && echo */configs/args_quickstart.json | sed 's#/configs/args_quickstart.json##g')"
-install_segbundles dev,export
+install_segbundles dev,export,label
 
 root=$PWD/bundles/$bundle
 out=$PWD/output/quickstart/$bundle
