@@ -2,8 +2,8 @@
 
     python benchmarks/label_pictures.py --samples SAMPLES --out docs
 
-SAMPLES holds the folders `lasc18`, `kaggle_3m`, `isbi2012` and `CVC-ClinicDB`, each in its publisher's layout; what is
-missing, and bundles without weights, are left out. Starts `segbundles label`'s server on a free port, asks it as 3D
+SAMPLES holds the folders `Task02_Heart`, `kaggle_3m`, `isbi2012` and `CVC-ClinicDB`, in their publishers' layouts; what
+is missing, and bundles without weights, are left out. Starts `segbundles label`'s server on a free port, asks it as 3D
 Slicer does, and writes `monai_label_<bundle>.jpeg`; prints a table of the cases, Dice and the seconds of the answer.
 """
 
@@ -22,14 +22,15 @@ import requests
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 
+from segbundles.data import file_suffix
 from segbundles.label import LabelServer, find_bundles, make_environment
 from segbundles.report import case_figure
 
 
 def cases(samples: Path) -> Iterator[tuple[str, Path, sitk.Image, np.ndarray]]:
     """Bundle, file, image, and truth in ITK's order of axes, (z, y, x) or (y, x)."""
-    for path in sorted((samples / "lasc18").rglob("lgemri.nrrd"))[:1]:
-        truth = sitk.GetArrayFromImage(sitk.ReadImage(str(path.with_name("laendo.nrrd"))))
+    for path in sorted((samples / "Task02_Heart" / "imagesTr").glob("la_*.nii.gz"))[:1]:
+        truth = sitk.GetArrayFromImage(sitk.ReadImage(str(path.parents[1] / "labelsTr" / path.name)))
         yield "left_atrium_vnet", path, sitk.ReadImage(str(path)), truth > 0
     masks = {path: tifffile.imread(path) > 0 for path in sorted((samples / "kaggle_3m").rglob("*_mask.tif"))}
     if masks:
@@ -59,7 +60,7 @@ def main() -> None:
         probe.close()
         found = [case for case in cases(options.samples) if case[0] in bundles]
         for bundle, path, image, _ in found:
-            sitk.WriteImage(image, str(Path(studies) / f"{bundle}{path.suffix}"))
+            sitk.WriteImage(image, str(Path(studies) / f"{bundle}{file_suffix(path)}"))
         with LabelServer(python, studies, bundles, port=port) as server:
             server.wait_until_ready()
             print("| bundle | case | Dice | seconds |\n|---|---|---|---|")
