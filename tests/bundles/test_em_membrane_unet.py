@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, load, run, verify_metadata, verify_net_in_out
+from bundle_runs import BundleRuns, root_cause, table
+from monai.bundle import ConfigParser, ConfigWorkflow, load, verify_metadata, verify_net_in_out
 from monai.transforms import SaveImaged
 from PIL import Image
 from scipy import ndimage
@@ -36,51 +36,9 @@ TINY = {
     "device": "cpu",
 }
 TINY_TRAINING = {**TINY, "max_epochs": 2, "batch_size": 4, "learning_rate": 0.02, "patches_per_section": 2}
-EVALUATE = [str(CONFIGS / "train.json"), str(CONFIGS / "evaluate.json")]
-
-
-def config(name: str) -> dict:
-    return json.loads((CONFIGS / name).read_text())
-
-
-def bundle_run(run_id: str | None, config_file: str | list[str], **settings: object) -> None:
-    run(
-        run_id=run_id,
-        config_file=config_file if isinstance(config_file, list) else str(CONFIGS / config_file),
-        bundle_root=str(BUNDLE),
-        logging_file=False,
-        **{key: str(value) if isinstance(value, Path) else value for key, value in settings.items()},
-    )
-
-
-def train(dataset_dir: Path, out: Path, **settings: object) -> None:
-    """Train the tiny network into ``out`` and ``out/models``."""
-    common = {"dataset_dir": dataset_dir, "output_dir": out, "ckpt_dir": out / "models"}
-    bundle_run("training", "train.json", **{**common, **TINY_TRAINING, **settings})
-
-
-def evaluate(trained: Path, dataset_dir: Path, out: Path, **settings: object) -> list[dict[str, str]]:
-    """Score with the tiny network; the rows of metrics.csv."""
-    common = {"dataset_dir": dataset_dir, "output_dir": out, "ckpt_dir": trained / "models"}
-    bundle_run("evaluating", EVALUATE, **{**common, **TINY, **settings})
-    return table(out / "metrics.csv")
-
-
-def infer(trained: Path, dataset_dir: Path, output_dir: Path, **settings: object) -> None:
-    """Segment with the tiny network, by ``run`` without an id."""
-    common = {"dataset_dir": dataset_dir, "output_dir": output_dir, "ckpt_dir": trained / "models"}
-    bundle_run(None, "inference.json", **common, **{**TINY, **settings})
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+RUNS = BundleRuns("em_membrane_unet", TINY, TINY_TRAINING)
+EVALUATE, config, bundle_run = RUNS.evaluate_files, RUNS.config, RUNS.run
+train, evaluate, infer = RUNS.train, RUNS.evaluate, RUNS.infer
 
 
 @pytest.fixture(scope="module")
