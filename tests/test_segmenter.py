@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_runs import root_cause
+from dicom_series import write_series
 from monai.bundle import create_workflow
 from tiny_bundles import AFFINE, TINY_BUNDLES, TinyBundle
 
@@ -16,7 +17,7 @@ BY_NAME = {bundle.name: bundle for bundle in TINY_BUNDLES}
 
 
 @pytest.mark.parametrize("bundle", TINY_BUNDLES, ids=lambda bundle: bundle.name)
-def test_an_array_gives_what_its_file_gives(bundle: TinyBundle, tmp_path: Path) -> None:
+def test_an_array_or_a_path_gives_what_its_file_gives(bundle: TinyBundle, tmp_path: Path) -> None:
     root = bundle.make(tmp_path)
     image = bundle.write_image(tmp_path / "in")
     workflow = create_workflow(
@@ -31,7 +32,8 @@ def test_an_array_gives_what_its_file_gives(bundle: TinyBundle, tmp_path: Path) 
     workflow.finalize()
 
     before = image.copy()
-    found = Segmenter(root)(image, bundle.affine)
+    segment = Segmenter(root)
+    found, by_path = segment(image, bundle.affine), segment(tmp_path / "in" / bundle.file)
     np.testing.assert_array_equal(image, before)
     stem = bundle.file.split(".")[0]
     names = {"pred": f"{stem}_seg.*", "cells": f"{stem}_cells.*"}
@@ -44,6 +46,7 @@ def test_an_array_gives_what_its_file_gives(bundle: TinyBundle, tmp_path: Path) 
         np.testing.assert_array_equal(array, written)
         assert array.shape == bundle.shape[1:]
         assert 0.01 < (array > 0).mean() < 0.99
+        np.testing.assert_array_equal(by_path[key], written)
 
 
 def test_settings_are_those_of_inference_json(tmp_path: Path) -> None:
@@ -65,6 +68,19 @@ def test_one_segmenter_for_images_of_several_sizes(tmp_path: Path) -> None:
     first = segment(image, AFFINE)["pred"]
     assert segment(image[:, :30, ::-1], AFFINE)["pred"].shape == (30, 36, 24)
     np.testing.assert_array_equal(segment(image, AFFINE)["pred"], first)
+
+
+def test_a_series_of_slices_gives_what_its_array_gives(tmp_path: Path) -> None:
+    bundle = BY_NAME["left_atrium_vnet"]
+    segment = Segmenter(bundle.make(tmp_path))
+    image = bundle.write_image(tmp_path / "in").astype(np.int16)
+    write_series(tmp_path / "series", image[0], AFFINE)
+    np.testing.assert_array_equal(segment(str(tmp_path / "series"))["pred"], segment(image, AFFINE)["pred"])
+    (tmp_path / "series" / "IM0003").unlink()
+    with pytest.raises(ValueError, match="a slice is missing between IM0002 and IM0004"):
+        segment(tmp_path / "series")
+    with pytest.raises(ValueError, match="brings its own affine: leave affine out"):
+        segment(tmp_path / "series", AFFINE)
 
 
 @pytest.mark.parametrize(

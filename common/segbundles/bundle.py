@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.fl.client import MonaiAlgo
 
 from segbundles.errors import fail
 
@@ -27,6 +28,8 @@ MONAI_KEYS = {
     "is_not_rank0",
     "use_click",
 }
+# settings that put other weights in the place of those that a federation's server sends
+_OWN_WEIGHTS = ("resume", "initial_weights", "vgg16_weights")
 
 
 def check_overrides(bundle_root: str | Path) -> None:
@@ -38,27 +41,34 @@ def check_overrides(bundle_root: str | Path) -> None:
     ``bundle_root/configs`` holds it (args files apart), or when another entry of the config refers by ``@key`` to it or
     to the whole section it is in. Keyword arguments of components (inside a ``_target_``) are left to the component.
 
+    In a client of a federation (MONAI's ``MonaiAlgo``) the weights come from the server: settings that load others are
+    refused, and evaluation does not read ``model.pt``.
+
     Args:
         bundle_root: folder of the bundle, whose ``configs`` are read.
 
     Raises:
-        ValueError: when a key is unknown (naming the nearest known one), or when a setting whose default is a number,
-            a boolean or a list is given something else.
+        ValueError: when a key is unknown (naming the nearest known one), when a setting whose default is a number,
+            a boolean or a list is given something else, or when a federated client is to load weights of its own.
     """
-    parser, workflow = _running_config()
+    parser, workflow, client = _running_config()
     if parser is None or not isinstance(parser.config, dict):
         return
-    folders = {Path(bundle_root) / "configs"}
+    folders = [Path(bundle_root) / "configs"]
     if workflow is not None:
-        folders.add(Path(workflow.config_root_path))
-    files = read_configs(folders)
+        folders.append(Path(workflow.config_root_path))
+    files = read_configs(set(folders))
     if not files:
         return
     for key, hint in unknown_settings(parser.config, files):
-        fail(f"there is no setting {key!r} in the configs of {_name(bundle_root)}: {hint}")
+        name = next(folder for folder in folders if folder.is_dir()).resolve().parent.name
+        fail(f"there is no setting {key!r} in the configs of {name}: {hint}")
     read_words(parser)
     for key, problem in wrong_types(parser, files):
         fail(f"setting {key!r} {problem}.")
+    mend_tracked_file(parser)
+    if client is not None:
+        _leave_weights_to_server(parser, client)
 
 
 def unknown_settings(config: dict, files: list[dict]) -> Iterator[tuple[str, str]]:
@@ -78,21 +88,20 @@ def unknown_settings(config: dict, files: list[dict]) -> Iterator[tuple[str, str
         yield key, f"did you mean {near[0]!r}?" if near else "section 1 of the JSON shows what can be set."
 
 
-def _running_config() -> tuple[ConfigParser | None, ConfigWorkflow | None]:
-    """The parser and the workflow that are evaluating the expression which called us."""
+def _running_config() -> tuple[ConfigParser | None, ConfigWorkflow | None, MonaiAlgo | None]:
+    """The parser and the workflow that are evaluating the expression which called us, and their federated client."""
     parser = workflow = None
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
         if parser is None and isinstance(owner, ConfigParser):
             parser = owner
-        if isinstance(owner, ConfigWorkflow):
+        if workflow is None and isinstance(owner, ConfigWorkflow):
             workflow = owner
-            break
+        if isinstance(owner, MonaiAlgo):
+            return parser, workflow, owner
         frame = frame.f_back
-    if parser is None and workflow is not None:
-        parser = workflow.parser
-    return parser, workflow
+    return parser, workflow, None
 
 
 def read_configs(folders: set[Path]) -> list[dict]:
@@ -171,6 +180,34 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str) and value.lower() in _WORDS
 
 
+def mend_tracked_file(parser: ConfigParser) -> None:
+    """Make a path of the name of the config's copy that experiment tracking keeps.
+
+    ``--tracking mlflow`` joins ``output_dir`` and that name as an expression, and leaves it text where ``output_dir``
+    is a plain path: the copy would not become part of the tracked run.
+    """
+    item = parser.ref_resolver.items.get("save_execute_config")
+    joined = re.fullmatch(r"([^$@%].*) \+ '/(config_\w+\.json)'", str(item and item.get_config()))
+    if joined:
+        item.update_config(str(Path(joined[1], joined[2])))
+
+
+def _leave_weights_to_server(parser: ConfigParser, client: MonaiAlgo) -> None:
+    for key in _OWN_WEIGHTS:
+        item = parser.ref_resolver.items.get(key)
+        if item is not None and item.get_config():
+            fail(
+                f"setting {key!r} is {item.get_config()!r}, but the weights of a federated client come from the "
+                "server: leave it as it is in train.json, and give the server the weights to start from."
+            )
+    if not client.disable_ckpt_loading:
+        return
+    for handler in parser.get("validate::handlers", []):
+        # as MonaiAlgo does with MONAI's CheckpointLoader; it parses the config again
+        if isinstance(handler, dict) and str(handler.get("_target_")).endswith(".WeightsLoader"):
+            handler["_disabled_"] = True
+
+
 def wrong_types(parser: ConfigParser, files: list[dict]) -> Iterator[tuple[str, str]]:
     """Settings of a parsed config that are of another kind than in the bundle's files, each with what is wrong."""
     defaults: dict[str, list[Any]] = {}
@@ -196,7 +233,3 @@ def _kind(value: Any) -> str | None:
     if isinstance(value, list):
         return "a list"
     return None  # text, null, expressions and sections are not judged
-
-
-def _name(bundle_root: str | Path) -> str:
-    return Path(bundle_root).resolve().name

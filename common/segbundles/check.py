@@ -135,8 +135,10 @@ class _Checker:
     def check_all(self) -> Iterator[Checked]:
         for path in self.alone:
             yield self.check([path])
-            for patch in self.patches if path == self.alone[0] else ():
-                yield self.check([path, patch])
+            for patch in self.patches:
+                below = self.below(patch)
+                if below[0] == path:
+                    yield self.check([*below, patch])
         for path in self.args:
             try:
                 yield self.check(args=path)
@@ -146,6 +148,13 @@ class _Checker:
             shared = {key.split("::")[0] for key in settings} & {*(self.read(inference)[0] or {})} - {"_desc_"}
             if shared and "config_file" not in settings and self.base_of(path).stem == "train":
                 yield self.check([inference], path)
+
+    def below(self, patch: Path) -> list[Path]:
+        """What a patch is laid over: multi_gpu_x.json over x.json, and that over what x.json is laid over."""
+        base = patch.with_name(patch.name.removeprefix("multi_gpu_"))
+        if base != patch and base in self.patches:
+            return [*self.below(base), base]
+        return [base if base != patch and base in self.alone else self.alone[0]]
 
     def base_of(self, args: Path | None) -> Path:
         """args_x_locator.json belongs to train_locator.json, where there is one."""

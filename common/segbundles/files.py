@@ -52,7 +52,7 @@ def check_writable(folder: str | os.PathLike, setting: str) -> None:
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a process of another machine may have the same number
     except OSError as error:
         reason = error.strerror or error
         fail(f"{setting} {str(folder)!r} cannot be written to ({reason}): give --{setting} another folder.")

@@ -1,7 +1,8 @@
-"""A bundle as a function of arrays."""
+"""A bundle as a function of arrays and files."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,7 @@ __all__ = ["Segmenter"]
 class Segmenter:
     """Segment arrays as a bundle's ``inference.json`` segments files.
 
-    Networks, weights, preprocessing, inferer and postprocessing are those of the JSON; what reads and writes files is
-    left out. Networks are loaded once, when it is made.
+    Networks, weights, preprocessing, inferer and postprocessing are those of the JSON; nothing is written. Networks are loaded once, when it is made.
 
     Args:
         bundle_root: folder of the bundle.
@@ -69,11 +69,12 @@ class Segmenter:
         self.keys = [key for step in steps if isinstance(step, SaveSegmentationd) for key in step.keys]
         self.postprocessing = Compose([step for step in steps if not isinstance(step, SaveSegmentationd)])
 
-    def __call__(self, image: np.ndarray, affine: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def __call__(self, image: np.ndarray | PathLike, affine: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Segment one image.
 
         Args:
-            image: (channels, x, y) or (channels, x, y, z), grey levels or colours as they are in a file. Of an array
+            image: path of a file, or of the folder of a DICOM series, in the bundle's formats; or an array,
+                (channels, x, y) or (channels, x, y, z), grey levels or colours as they are in a file. Of an array
                 with rows first, such as ``numpy.asarray`` of a PIL image gives, this is the transpose.
             affine: (4, 4), from voxels to mm with the axes right, anterior, superior, as nibabel has it. May be left
                 out for images that are not in a patient's axes.
@@ -83,23 +84,33 @@ class Segmenter:
             ``"cells"``, numbered from 1, where the bundle makes them.
 
         Raises:
-            ValueError: when the type is not the bundle's, or the affine is missing.
+            ValueError: when the file cannot be read, the type is not the bundle's, or the affine is missing.
             RuntimeError: of MONAI, when preprocessing refuses the image; the ``ValueError`` is its cause.
         """
-        dtype, given = np.dtype(self.reads._loader.dtype), np.asarray(image)
-        if dtype.kind == "u" and given.dtype != dtype:
-            fail(f"{self.name} takes images of {dtype}, got {given.dtype}: convert it (0 .. {np.iinfo(dtype).max}).")
-        if affine is None and self.oriented:
-            fail(f"{self.name} needs the affine (4, 4) of an image, from voxels to mm in RAS: an array has no axes.")
-        tensor = MetaTensor(
-            torch.from_numpy(given.astype(dtype)),
-            affine=None if affine is None else torch.as_tensor(np.array(affine, dtype=np.float64)),
-            meta={MetaKeys.ORIGINAL_CHANNEL_DIM: 0},
-        )
+        if isinstance(image, str | os.PathLike):
+            if affine is not None:
+                fail(f"{image} is a file and brings its own affine: leave affine out.")
+            tensor = self.reads({Keys.IMAGE: image})[Keys.IMAGE]
+            rank = len(tensor.meta[MetaKeys.SPATIAL_SHAPE])
+        else:
+            tensor = self._tensor(image, affine)
+            rank = tensor.ndim - 1
         batch = list_data_collate([self.preprocessing({Keys.IMAGE: tensor})])
         with torch.no_grad():
             batch[Keys.PRED] = self.inferer(batch[Keys.IMAGE].to(self.device), self.network)
         (item,) = decollate_batch(batch)
         item = self.postprocessing(item)
         # (1, spatial), or (spatial) where the JSON has squeezed it for MONAI Label
-        return {key: item[key].numpy(force=True).reshape(item[key].shape[-given.ndim + 1 :]) for key in self.keys}
+        return {key: item[key].numpy(force=True).reshape(item[key].shape[-rank:]) for key in self.keys}
+
+    def _tensor(self, image: np.ndarray, affine: np.ndarray | None) -> MetaTensor:
+        dtype, given = np.dtype(self.reads._loader.dtype), np.asarray(image)
+        if dtype.kind == "u" and given.dtype != dtype:
+            fail(f"{self.name} takes images of {dtype}, got {given.dtype}: convert it (0 .. {np.iinfo(dtype).max}).")
+        if affine is None and self.oriented:
+            fail(f"{self.name} needs the affine (4, 4) of an image, from voxels to mm in RAS: an array has no axes.")
+        return MetaTensor(
+            torch.from_numpy(given.astype(dtype)),
+            affine=None if affine is None else torch.as_tensor(np.array(affine, dtype=np.float64)),
+            meta={MetaKeys.ORIGINAL_CHANNEL_DIM: 0},
+        )

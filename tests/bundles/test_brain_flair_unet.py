@@ -15,6 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 import tifffile
 import torch
 from bundle_runs import SCHEMA, BundleRuns, root_cause, table
+from dicom_series import write_series
 from monai.bundle import ConfigParser, ConfigWorkflow, load, verify_metadata, verify_net_in_out
 from PIL import Image
 
@@ -710,7 +711,7 @@ class TestUnusualInput:
         back = mask.as_reoriented(nib.orientations.ornt_transform(wanted, current))
         np.testing.assert_array_equal(np.asarray(back.dataobj), stacked)
 
-    @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+    @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".dicom"])
     def test_a_lone_flair_volume_fills_the_three_channels_with_a_warning(
         self, suffix: str, trained: Path, patient: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -720,16 +721,20 @@ class TestUnusualInput:
             image = sitk.GetImageFromArray(flair.T)
             image.SetSpacing((0.9, 0.9, 5.0))
             sitk.WriteImage(image, str(tmp_path / "flair.nrrd"))
+        elif suffix == ".dicom":  # a folder, of slices to the left, to the back, up
+            write_series(tmp_path / "flair.dicom", flair.astype(np.int16), axial(flair).affine)
         else:
             nib.save(axial(flair), tmp_path / f"flair{suffix}")
         infer(trained, tmp_path, tmp_path / "out", **self.MUCH)
-        path = tmp_path / "out" / f"flair_seg{suffix}"
+        name = "flair.dicom_seg.nii.gz" if suffix == ".dicom" else f"flair_seg{suffix}"
+        path = tmp_path / "out" / name
         if suffix == ".nrrd":
             written = sitk.ReadImage(str(path))
             assert written.GetSpacing() == (0.9, 0.9, 5.0)
             mask = sitk.GetArrayFromImage(written).T
         else:
             mask = np.asarray(nib.load(path).dataobj)
+            np.testing.assert_allclose(nib.load(path).affine, axial(flair).affine, atol=1e-6)
         np.testing.assert_array_equal(mask, read_slices(tmp_path / "out" / "three", 6) // 255)
         rows = {row["file"]: row for row in table(tmp_path / "out" / "inference.csv")}
         assert rows[f"flair{suffix}"]["notes"] == ONE_CHANNEL

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from dicom_series import PATIENT, PATIENT_ID, write_series
 from monai.bundle import ConfigParser, ConfigWorkflow, load, run, verify_metadata, verify_net_in_out
 
 from segbundles.datasets import get_data_set, prepare
@@ -558,6 +561,13 @@ class TestBadInput:
         assert "no image under" in str(root_cause(caught.value))
 
 
+def _counted_back(axis: int, count: int) -> np.ndarray:
+    """From indices of an array flipped along an axis to its own."""
+    affine = np.eye(4)
+    affine[axis, axis], affine[axis, 3] = -1, count - 1
+    return affine
+
+
 class TestUnusualInput:
     def test_small_anisotropic_and_oblique_volumes_work(
         self, trained: Path, left_atrium_phantom: Path, tmp_path: Path
@@ -576,6 +586,47 @@ class TestUnusualInput:
             written = nib.load(tmp_path / "out" / name)
             assert written.shape == size
             np.testing.assert_allclose(written.affine, affine, rtol=0, atol=1e-5)
+
+    def test_dicom_series_come_out_as_the_same_volumes_in_nifti(
+        self, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Patients' names stay in the slices, and a folder with two series does not stop the others."""
+        data, out = tmp_path / "data", tmp_path / "out"
+        data.mkdir()
+        image = scene((25, 28, 12))[0].astype(np.int16)
+        affine = np.eye(4)
+        affine[:3, :3] = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, -1.0]]) * [2.0, 2.5, 5.0]
+        affine[:3, 3] = [-31.0, 12.5, 40.0]
+        volume(data / "volume.nii.gz", image, affine)
+        # counted the other way: slices come in the order of the normal x cross y
+        write_series(data / "PA1" / "SE.1", image[:, :, ::-1], affine @ _counted_back(2, 12))
+        write_series(data / "PA1" / "SE2", image, affine, SeriesDescription="cine")
+        write_series(data / "PA1" / "SE2", image[:, :, :1], affine, ["loc"], SeriesInstanceUID="9", SeriesNumber=1)
+        with caplog.at_level(logging.INFO), pytest.raises(RuntimeError) as caught:
+            infer(trained, data, out, use_locator=False, largest_component=False)
+        assert "1 of 3 images failed: PA1/SE2." in str(root_cause(caught.value))
+        rows = {row["file"]: row for row in csv.DictReader((out / "inference.csv").open())}
+        assert {file: row["status"] for file, row in rows.items()} == {
+            "PA1/SE.1": "ok",
+            "PA1/SE2": "failed",
+            "volume.nii.gz": "ok",
+        }
+        assert "it holds 2 series, 'cine' of 12 slices, '' (number 1) of 1 slice" in rows["PA1/SE2"]["notes"]
+        of_series, of_volume = (nib.load(out / name) for name in ("PA1/SE.1_seg.nii.gz", "volume_seg.nii.gz"))
+        np.testing.assert_allclose(of_series.affine, affine @ _counted_back(2, 12), atol=1e-5)
+        mask = np.asarray(of_volume.dataobj)
+        assert 0.01 < mask.mean() < 0.99
+        np.testing.assert_array_equal(np.asarray(of_series.dataobj)[:, :, ::-1], mask)
+
+        infer(trained, data / "PA1" / "SE.1", tmp_path / "alone", use_locator=False, largest_component=False)
+        assert [row["file"] for row in csv.DictReader((tmp_path / "alone" / "inference.csv").open())] == ["SE.1"]
+        np.testing.assert_array_equal(nib.load(tmp_path / "alone" / "SE.1_seg.nii.gz").dataobj, of_series.dataobj)
+        written = [path.read_bytes() for path in out.rglob("*") if path.suffix == ".csv"]
+        written += [gzip.decompress(path.read_bytes()) for path in out.rglob("*.nii.gz")]
+        assert len(written) == 3
+        for secret in (PATIENT, PATIENT_ID):
+            assert secret not in caplog.text
+            assert not any(secret.encode() in content for content in written)
 
     def test_a_volume_smaller_than_the_patch_is_trained_on(self, tmp_path: Path) -> None:
         image, label = scene((20, 20, 10))

@@ -418,6 +418,11 @@ class TestResume:
         assert state["trainer"]["epoch"] < 6
 
 
+# where torchvision's two files of VGG-16 keep its convolutions
+PLAIN = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+NORMED = [0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40]
+
+
 class TestStart:
     @pytest.fixture
     def vgg(self, tmp_path: Path) -> Path:
@@ -437,13 +442,28 @@ class TestStart:
 
     def test_convolutions_start_from_a_file_of_vgg16(self, vgg: Path, phantom: Path, tmp_path: Path) -> None:
         out = tmp_path / "t"
-        train(phantom, out, vgg16_weights=vgg, max_epochs=1, learning_rate=0.0)
+        # also where --resume true finds nothing to go on from
+        train(phantom, out, vgg16_weights=vgg, resume=True, max_epochs=1, learning_rate=0.0)
         state = torch.load(out / "training.ckpt", weights_only=True)["network"]
         theirs = torch.load(vgg, weights_only=True)["features.0.weight"]
-        assert torch.equal(state["blocks.0.0.conv.weight"], theirs)
+        assert torch.equal(state["blocks.0.0.conv.weight"], theirs.mT)  # frames are width by height here
         vgg.unlink()  # a resumed run has no need of it
         train(phantom, out, vgg16_weights=vgg, resume=True, learning_rate=0.0, max_epochs=2, lr_epochs=2)
         assert torch.load(out / "training.ckpt", weights_only=True)["trainer"]["epoch"] == 2
+
+    def test_a_file_without_batch_norm_is_fitted_to_the_crops(self, vgg: Path, phantom: Path, tmp_path: Path) -> None:
+        state = torch.load(vgg, weights_only=True)
+        plain = {}
+        for new, old in zip(PLAIN, NORMED, strict=True):
+            plain |= {f"features.{new}.{name}": state[f"features.{old}.{name}"] for name in ("weight", "bias")}
+        torch.save(plain, vgg)
+        parser = parsed(dataset_dir=str(phantom), vgg16_weights=str(vgg))
+        parser.get_parsed_content("run::0")
+        network = parser.get_parsed_content("network_def").state_dict()
+        scale = (network["blocks.0.0.adn.N.running_var"] + 1e-5).sqrt()
+        assert (scale > 2).all()
+        expected = plain["features.2.weight"].mT * scale[:, None, None]
+        torch.testing.assert_close(network["blocks.0.1.conv.weight"], expected)
 
     def test_a_missing_file_is_refused_before_training(self, phantom: Path, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError) as caught:
@@ -452,7 +472,8 @@ class TestStart:
         assert not (tmp_path / "t").exists()
 
     def test_imagenet_means_the_published_file(self) -> None:
-        assert parsed(vgg16_weights="imagenet").get_parsed_content("vgg16_source") is None
+        source = parsed(vgg16_weights="imagenet").get_parsed_content("vgg16_source")
+        assert source == "https://download.pytorch.org/models/vgg16-397923af.pth"
         assert parsed(vgg16_weights="a.pth").get_parsed_content("vgg16_source") == "a.pth"
 
 
@@ -563,6 +584,7 @@ class TestContract:
     def test_files_say_the_same_where_they_must(self) -> None:
         train, infer = map(config, ("train.json", "inference.json"))
         assert train["network_def"] == infer["network_def"]
+        assert infer["inferer"]["inferer"].pop("ckpt_dir") == "@ckpt_dir"  # where weights did not fit, for MONAI Label
         assert train["validate"]["inferer"] == infer["inferer"]
         assert train["train"]["inferer"]["inferer"] == infer["inferer"]["inferer"]
         for knob in set(train) & set(infer) - {"_desc_", "output_dir", "batch_size"}:

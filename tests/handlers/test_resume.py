@@ -15,7 +15,7 @@ from monai.transforms import Compose, EnsureTyped, RandAffined, RandGaussianNois
 from torch import nn
 from torch.optim import lr_scheduler as schedules
 
-from segbundles.handlers import BestWeightsSaver, EarlyStopHandler, LrScheduleHandler, RunLoader, RunSaver
+from segbundles.handlers import BestWeightsSaver, EarlyStopHandler, LrScheduleHandler, RunLoader, RunSaver, can_resume
 from segbundles.transforms import LogitsToClassd
 
 SCHEDULES = {
@@ -269,6 +269,16 @@ def test_another_batch_size_gives_whole_epochs(tmp_path):
     made = run(tmp_path, 5, resume=True, batch_size=1, handlers=(Count(),))
     assert seen == [4] * 4 + [5] * 4
     assert made.trainer.state.iteration == 20
+
+
+@pytest.mark.parametrize(
+    ("resume", "there", "expected"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_initial_weights_are_for_runs_that_start_afresh(tmp_path, resume, there, expected):
+    path = tmp_path / "training.ckpt"
+    if there:
+        path.touch()
+    assert can_resume(path, resume) is expected
 
 
 def test_nothing_to_resume_warns_and_starts_afresh(tmp_path, unstopped, caplog):

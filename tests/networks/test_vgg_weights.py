@@ -98,6 +98,45 @@ def test_convolutions_and_fc_give_what_vgg16_gives(saved, caplog, normed):
             assert torch.equal(after[name], before[name]), name
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_batch_norm_is_set_by_what_a_batch_shows_it(saved, transposed):
+    """The file without batch norm in a network with it: each channel as in the file, divided by its deviation."""
+    state, net = vgg(), small(norm="batch")
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    load_vgg16_weights(net, saved(state), transposed=transposed, forward=lambda: net(x))
+    assert not net.training
+    y = x
+    for block in net.blocks:
+        y = net.pool(block(y))
+    expected = features(state, x.mT if transposed else x, normed=False)
+    hidden = torch.relu(expected.flatten(1) @ state["classifier.0.weight"].T + state["classifier.0.bias"])
+    expected = expected.mT if transposed else expected
+    for got, plain in ((y, expected), (net.fc6(y)[:, :, 3, 3], hidden)):
+        scale = (got.sum(0) / plain.sum(0)).flatten(1).mean(1) if got.ndim == 4 else (got / plain).mean(0)
+        shape = (1, -1, 1, 1) if got.ndim == 4 else (1, -1)
+        torch.testing.assert_close(got, plain * scale.reshape(shape), atol=1e-4, rtol=1e-4)
+        assert (scale > 0).all()
+
+    seen = []
+    hook = net.blocks[2][1].adn.N.register_forward_hook(lambda _norm, _inputs, output: seen.append(output))
+    net(x)
+    before = seen[0]
+    net.train()(x)  # by the batch's own statistics: the same, as these were taken from it
+    hook.remove()
+    torch.testing.assert_close(seen[1], before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(before.std(dim=(0, 2, 3)), torch.ones(4 * BASE), atol=5e-3, rtol=0)
+
+
+def test_transposed_weights_give_transposed_features(saved):
+    state, net = vgg(), small()
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    load_vgg16_weights(net, saved(state), transposed=True)
+    y = x
+    for block in net.blocks:
+        y = net.pool(block(y))
+    torch.testing.assert_close(y.mT, features(state, x.mT, normed=False), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "messages"),
     [

@@ -13,7 +13,7 @@ from segbundles.metrics import higher_is_better
 from segbundles.report import case_figure, distribution_svg, write_report
 
 NAN = math.nan
-VOID = {"meta", "img", "input", "link", "br"}
+VOID = {"meta", "img", "input", "link", "br", "wbr"}
 
 
 class Page(HTMLParser):

@@ -1,8 +1,9 @@
 """Reading and writing images, lists of cases, volumes slice by slice, and loading images of which some may be bad."""
 
 from .cases import Datalist, FolderImages
+from .dicom import DicomReader, is_dicom_slice
 from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
-from .loader import TolerantDataLoader
+from .loader import SharedDataLoader, TolerantDataLoader, validation_sampler
 from .readers import SimpleITKReader, StackReader, SuffixReader, TiffReader, file_stem, file_suffix
 from .stacks import SliceDataset, SliceStacks, lesion_weights, slice_sampler
 from .writers import SimpleITKWriter, TiffWriter
@@ -10,9 +11,11 @@ from .writers import SimpleITKWriter, TiffWriter
 __all__ = [
     "VOID",
     "Datalist",
+    "DicomReader",
     "FolderImages",
     "FrameReader",
     "MaskReader",
+    "SharedDataLoader",
     "SimpleITKReader",
     "SimpleITKWriter",
     "SliceDataset",
@@ -24,9 +27,11 @@ __all__ = [
     "TolerantDataLoader",
     "file_stem",
     "file_suffix",
+    "is_dicom_slice",
     "lesion_weights",
     "mask_classes",
     "read_frame",
     "read_mask",
     "slice_sampler",
+    "validation_sampler",
 ]

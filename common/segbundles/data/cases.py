@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from monai.config import PathLike
 
-from segbundles.data.readers import SuffixReader, file_stem, file_suffix
+from segbundles.data.dicom import is_dicom_slice
+from segbundles.data.readers import DICOM, SuffixReader, file_stem, file_suffix
 from segbundles.errors import fail
 
 __all__ = ["Datalist", "FolderImages"]
@@ -119,12 +121,14 @@ def _unlinked(path: PathLike) -> Path:
 class FolderImages(_LazyCases):
     """Every image under a folder, or one file, as ``{"image": path}``.
 
+    A folder that holds DICOM slices, whatever their names, is one image; so is ``dataset_dir`` itself if it does.
+
     Args:
         dataset_dir: folder searched with its sub-folders, or a single image.
         output_dir: not searched when it lies inside ``dataset_dir``.
         skip: patterns of paths relative to ``dataset_dir`` to leave out (labels of a publisher's layout, say), as
             ``fnmatch`` reads them, in capitals or not; hidden files, ``*_seg.*`` and ``*_cells.*`` are always left out.
-        suffixes: endings taken as images; None takes all that can be read.
+        suffixes: endings taken as images, ``.dcm`` for folders of DICOM slices; None takes all that can be read.
 
     Raises:
         ValueError: at first use, when nothing is found, or when two images would be written to one output name.
@@ -165,13 +169,31 @@ class FolderImages(_LazyCases):
             return [{"image": str(given)}]
         if not given.is_dir():
             fail(f"dataset_dir {str(self.dataset_dir)!r} is neither a folder nor a file: name images to segment.")
-        files = (path for path in given.rglob("*") if file_suffix(path) in self.suffixes and path.is_file())
-        found = [path for path in files if not self._skipped(path)]
+        endings = [suffix for suffix in self.suffixes if suffix not in DICOM]
+        series = endings != [*self.suffixes]
+        files = (path for path in given.rglob("*") if series or file_suffix(path) in endings)
+        files = [path for path in files if path.is_file() and not self._skipped(path)]
+        found = [path for path in files if file_suffix(path) in endings]
+        if series:
+            found += _series_folders(path for path in files if file_suffix(path) not in endings)
         if not found:
-            fail(f"no image under {str(given)!r}: names must end in one of {', '.join(self.suffixes)}.")
+            also = ", or files be slices of a DICOM series" if series else ""
+            fail(f"no image under {str(given)!r}: names must end in one of {', '.join(endings)}{also}.")
         by_output: dict[Path, Path] = {}
         for path in sorted(found):
-            twin = by_output.setdefault(path.parent / file_stem(path), path)
+            folder = path.parent if path != given else given  # a series in dataset_dir itself
+            name = path.name if path.is_dir() else file_stem(path)
+            twin = by_output.setdefault(folder / name, path)
             if twin != path:
-                fail(f"{twin} and {path} would both be written as {file_stem(path)}_seg: rename one of them.")
+                fail(f"{twin} and {path} would both be written as {name}_seg: rename one of them.")
         return [{"image": str(path)} for path in sorted(found)]
+
+
+def _series_folders(files: Iterable[Path]) -> set[Path]:
+    """Folders in which at least one of the files is a DICOM slice."""
+    found: set[Path] = set()
+    for path in files:
+        with suppress(OSError):  # of others' files; a series that lacks a slice is told by its reader
+            if path.parent not in found and is_dicom_slice(path):
+                found.add(path.parent)
+    return found

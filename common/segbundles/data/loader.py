@@ -1,4 +1,4 @@
-"""A data loader that hands over bad images by name instead of stopping at them."""
+"""Data loaders: one that hands over bad images by name instead of stopping at them, and shares of processes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from monai.data import DataLoader, Dataset, list_data_collate
+from monai.utils import ensure_tuple
 
-from segbundles.errors import innermost
+from segbundles.distributed import process_count, share
+from segbundles.errors import fail, innermost
 
-__all__ = ["TolerantDataLoader"]
+__all__ = ["SharedDataLoader", "TolerantDataLoader", "validation_sampler"]
 
 IMAGE = "image"
 # metadata that only some images have; MONAI's collation drops what is not in all of a batch
@@ -125,12 +127,16 @@ class TolerantDataLoader:
     is shorter than its length again. Images of one shape share a batch: up to twice ``batch_size`` of them wait for
     others of theirs, so batches may come in another order than the images.
 
+    Where a process group stands, each process has its share of the images (:func:`segbundles.distributed.share`).
+
     Args:
         dataset: MONAI dataset over a list of ``{"image": path}``; the path of a stack is a list, and so are other
             values with one element a slice.
         on_failure: called with (path, reason) for each file that cannot be read or prepared.
         batch_size: images a batch at most.
         num_workers: processes that read ahead.
+        skip: called with the files of each image of this process before any is read; one for which it gives True is
+            left out.
     """
 
     def __init__(
@@ -139,15 +145,29 @@ class TolerantDataLoader:
         on_failure: Callable[[str, str], None],
         batch_size: int = 1,
         num_workers: int = 0,
+        skip: Callable[[Sequence[str]], bool] | None = None,
     ) -> None:
         """See the class."""
         self.dataset = dataset
         self.on_failure = on_failure
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.skip = skip
+
+    def _chosen(self) -> list[int]:
+        mine = share(len(self.dataset))
+        if self.skip is None:
+            return list(mine)
+        return [index for index in mine if not self.skip(ensure_tuple(self.dataset.data[index][IMAGE]))]
 
     def __iter__(self) -> Iterator[Any]:
-        loader = DataLoader(_Guarded(self.dataset), batch_size=1, num_workers=self.num_workers, collate_fn=_as_it_is)
+        loader = DataLoader(
+            _Guarded(self.dataset),
+            batch_size=1,
+            sampler=self._chosen(),
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+        )
         waiting: list[list[Any]] = []  # what may share a batch, the longest waiting first
         for [(items, failures)] in loader:
             for failure in failures:
@@ -163,3 +183,43 @@ class TolerantDataLoader:
                 elif sum(map(len, waiting)) == 2 * self.batch_size:
                     yield _collate(waiting.pop(0))
         yield from map(_collate, waiting)
+
+
+class SharedDataLoader:
+    """Iterate over this process's share of a data set; over all of it where no process group stands.
+
+    Item k is that of process ``k % processes``. It has no length: MONAI's engines do not even start at a loader of
+    length 0, and the other processes would wait for the one that has no item.
+
+    Args:
+        dataset: data set, the same in all processes.
+        batch_size: items a batch.
+        num_workers: processes that read ahead.
+    """
+
+    def __init__(self, dataset: torch.utils.data.Dataset, batch_size: int = 1, num_workers: int = 0) -> None:
+        """See the class."""
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def __iter__(self) -> Iterator[Any]:
+        mine = share(len(self.dataset))
+        yield from DataLoader(self.dataset, batch_size=self.batch_size, sampler=mine, num_workers=self.num_workers)
+
+
+def validation_sampler(dataset: torch.utils.data.Dataset) -> range:
+    """This process's share of the validation cases: each case is that of one process, so that means are over all once.
+
+    Args:
+        dataset: data set of the cases, the same in all processes; it may be empty.
+
+    Raises:
+        ValueError: when there are fewer cases than processes: metrics cannot be brought together without any.
+    """
+    if 0 < len(dataset) < process_count():
+        fail(
+            f"{len(dataset)} validation cases cannot be shared out to {process_count()} processes: start "
+            f"{len(dataset)} processes at most, or put more cases into the validation section."
+        )
+    return share(len(dataset))

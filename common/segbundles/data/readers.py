@@ -1,4 +1,4 @@
-"""Image readers for the formats that people bring: NRRD and MetaImage, NIfTI, TIFF, and what PIL opens."""
+"""Image readers for the formats that people bring: NRRD and MetaImage, NIfTI, DICOM, TIFF, and what PIL opens."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from monai.data import ImageReader, NibabelReader, PILReader
 from monai.data.utils import orientation_ras_lps
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
+from segbundles.data.dicom import DicomReader, is_dicom_slice, no_itk_warnings
 from segbundles.errors import fail
 
 __all__ = ["NiftiReader", "SimpleITKReader", "StackReader", "SuffixReader", "TiffReader", "file_stem", "file_suffix"]
@@ -26,6 +27,7 @@ NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 TIFF = (".tif", ".tiff")
 PIL = (".png", ".bmp", ".jpg", ".jpeg")
+DICOM = (".dcm",)  # stands for folders of slices, whatever their names
 GRID_TOLERANCE = 1e-3  # of a voxel
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
@@ -147,15 +149,12 @@ class SimpleITKReader(ImageReader):
             ValueError: when the file cannot be decoded.
         """
         path = str(_one(data))
-        level = sitk.ProcessObject.GetGlobalWarningDisplay()
-        sitk.ProcessObject.SetGlobalWarningDisplay(False)
         try:
-            return sitk.ReadImage(path, **kwargs)
+            with no_itk_warnings():
+                return sitk.ReadImage(path, **kwargs)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"cannot read {path}: it is truncated or damaged ({reason}).") from None
-        finally:
-            sitk.ProcessObject.SetGlobalWarningDisplay(level)
 
     def get_data(self, img: sitk.Image) -> tuple[np.ndarray, dict]:
         """Array and metadata of an image that ``read`` gave."""
@@ -296,10 +295,11 @@ def _next_page(file: tifffile.TiffFile) -> int:
 
 
 class SuffixReader(ImageReader):
-    """Read an image by the reader that fits the file's suffix.
+    """Read an image by the reader that fits the file's suffix, or a folder as a DICOM series.
 
-    NIfTI by nibabel, NRRD and MetaImage by SimpleITK, TIFF by tifffile, PNG, BMP and JPEG by PIL. MONAI's ``LoadImage``
-    given several readers tries each in turn, which turns one damaged file into a page of unrelated errors.
+    NIfTI by nibabel, NRRD, MetaImage and DICOM by SimpleITK, TIFF by tifffile, PNG, BMP and JPEG by PIL. MONAI's
+    ``LoadImage`` given several readers tries each in turn, which turns one damaged file into a page of unrelated
+    errors.
     """
 
     def __init__(self) -> None:
@@ -311,21 +311,22 @@ class SuffixReader(ImageReader):
             **dict.fromkeys(TIFF, TiffReader()),
             **dict.fromkeys(PIL, PILReader()),
         }
+        self._dicom = DicomReader()
 
     @staticmethod
     def suffixes() -> tuple[str, ...]:
-        """Every suffix that can be read."""
-        return (*NIFTI, *ITK, *TIFF, *PIL)
+        """Every suffix that can be read; ``.dcm`` stands for folders of DICOM slices, whatever their names."""
+        return (*NIFTI, *ITK, *TIFF, *PIL, *DICOM)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every file has a suffix that can be read."""
-        return all(file_suffix(name) in self._readers for name in ensure_tuple(filename))
+        """Whether every file has a suffix that can be read, or is a folder."""
+        return all(Path(name).is_dir() or file_suffix(name) in self._readers for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, dict[str, Any]]:
         """Take one file; ``get_data`` reads it, as ``LoadImage`` buries an error raised here in a text of its own.
 
         Args:
-            data: path of the file.
+            data: path of the file, or of the folder of a DICOM series.
             kwargs: passed to the ``read`` of the reader that fits.
         """
         return Path(_one(data)), kwargs
@@ -334,14 +335,16 @@ class SuffixReader(ImageReader):
         """Array and metadata of what ``read`` took.
 
         Raises:
-            ValueError: when the suffix is unknown, the file does not exist or cannot be decoded, or its header
-                contradicts itself.
+            ValueError: when the suffix is unknown, the file does not exist or cannot be decoded, its header
+                contradicts itself, or a folder is not one whole DICOM series.
         """
         path, kwargs = img
-        reader = self._readers.get(file_suffix(path))
+        reader = self._dicom if path.is_dir() else self._readers.get(file_suffix(path))
+        if reader is None and path.is_file() and is_dicom_slice(path):
+            fail(f"cannot read {path}: it is a slice of a DICOM series; give the folder that holds the whole series.")
         if reader is None:
             fail(f"cannot read {path}: its name must end in one of {', '.join(self._readers)}.")
-        if not path.is_file():
+        if not path.exists():
             fail(f"cannot read {path}: there is no such file.")
         try:
             return reader.get_data(reader.read(path, **kwargs))
@@ -351,7 +354,7 @@ class SuffixReader(ImageReader):
 
 
 class StackReader(SuffixReader):
-    """Read a volume: a file that holds one, or 2D images that lie on one another.
+    """Read a volume: a file that holds one, a folder with a DICOM series, or 2D images that lie on one another.
 
     Arrays have three spatial axes, (W, H, D), and a last axis of channels where there are several. 2D images (TIFF,
     PNG, BMP, JPEG) become slices along the last spatial axis in the order given; one image gives D = 1, the pages of a
@@ -375,7 +378,7 @@ class StackReader(SuffixReader):
         """Take the files of one volume; ``get_data`` reads them.
 
         Args:
-            data: path of a volume file or of a 2D image, or paths of 2D images in their order.
+            data: path of a volume file, a series' folder or a 2D image, or paths of 2D images in their order.
             kwargs: passed to the ``read`` of the reader that fits.
         """
         return [Path(path) for path in ensure_tuple(data)], kwargs
@@ -393,7 +396,7 @@ class StackReader(SuffixReader):
                 fail(f"page {self.page!r} of {paths[0]} is asked for: pages are those of a single TIFF, leave it out.")
             kwargs = {**kwargs, "page": self.page}
         array, meta = super().get_data((paths[0], kwargs))
-        if len(paths) == 1 and file_suffix(paths[0]) not in (*TIFF, *PIL):
+        if len(paths) == 1 and (paths[0].is_dir() or file_suffix(paths[0]) not in (*TIFF, *PIL)):
             vector = array.ndim == 5 and array.shape[3] == 1
             return (array[:, :, :, 0] if vector else array), {**meta, "has_spacing": True}
         slices = {}

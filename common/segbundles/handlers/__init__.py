@@ -4,7 +4,7 @@ from .evaluation import EvaluationReport
 from .frames import FrameReport
 from .logging import EpochLog, LossTerms, OverlayImageHandler, TensorBoardWriter
 from .results import InferenceResults
-from .resume import RunLoader, RunSaver
+from .resume import RunLoader, RunSaver, can_resume
 from .schedule import EarlyStopHandler, LrScheduleHandler
 from .sections import SectionReport
 from .weights import BestWeightsSaver, WeightsLoader, save_weights
@@ -24,5 +24,6 @@ __all__ = [
     "SectionReport",
     "TensorBoardWriter",
     "WeightsLoader",
+    "can_resume",
     "save_weights",
 ]

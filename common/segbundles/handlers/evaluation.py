@@ -18,6 +18,7 @@ from monai.config import PathLike
 from monai.data import MetaTensor
 
 from segbundles.data import file_stem
+from segbundles.distributed import gather, process_rank
 from segbundles.errors import fail
 from segbundles.files import atomic_path, check_writable
 from segbundles.handlers.results import join_notes
@@ -44,6 +45,9 @@ class EvaluationReport:
     (lesion-free ones with any predicted voxel); the summary also has ``slice_dice_all``, over the slices of all cases,
     and the sums of the counts; and ``slices.csv`` has a row a slice.
 
+    Where a process group stands, each process scores its share of the cases, in turns as
+    :class:`segbundles.data.SharedDataLoader` gives them, and the first writes those of all.
+
     Args:
         output_dir: folder to write to.
         num_classes: number of classes, background included.
@@ -62,6 +66,7 @@ class EvaluationReport:
 
     sort_by = "dice"  # metric that orders the cases of the report
     outlines = True  # whether figures outline truth and prediction
+    by_row = ("rows", "_origins", "_slices", "_figures")  # lists with an element a row, or with none
 
     def __init__(
         self,
@@ -89,8 +94,10 @@ class EvaluationReport:
 
     def _start(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._slices: list[dict[str, Any]] = []
+        self._origins: list[tuple[int, str]] = []  # place of the case among this process's, and a longer name
+        self._slices: list[list[dict[str, Any]]] = []
         self._figures: list[bytes] = []
+        self._cases = 0
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose batches and outputs are decollated."""
@@ -108,10 +115,11 @@ class EvaluationReport:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             image = batch[self.image_key]
             file = file_name(image)
-            short = batch.get("case") or f"{Path(file).parent.name}/{file_stem(file)}".strip("/")
-            taken = {row["case"] for row in self.rows}
-            name = next(n for n in (str(short), file, f"{file} ({len(taken) + 1})") if n not in taken)
+            name = str(batch.get("case") or f"{Path(file).parent.name}/{file_stem(file)}".strip("/"))
             self.add_output(name, image, output)
+            added = self.rows[len(self._origins) :]
+            self._origins += [(self._cases, file + row["case"][len(name) :]) for row in added]
+            self._cases += 1
 
     def add_output(self, name: str, image: torch.Tensor, output: Mapping[str, Any]) -> None:
         """Score what the engine gave for one image (C, spatial)."""
@@ -127,7 +135,7 @@ class EvaluationReport:
         if "box_start" in meta:
             row["truth_in_box"] = _kept(plain_truth > 0, meta["box_start"], meta["box_end"])
         if self.slice_axis is not None:
-            row.update(self._add_slices(name, image, plain_truth, plain_pred))
+            row.update(self._add_slices(image, plain_truth, plain_pred))
         row["spacing_mm"] = " x ".join(f"{s:.4g}" for s in spacing) if has_spacing else "unknown"
         row["notes"] = join_notes(_meta(image).get("notes"), meta.get("notes"))
         self.rows.append(row)
@@ -145,12 +153,12 @@ class EvaluationReport:
             )
             self._figures.append(figure)
 
-    def _add_slices(self, name: str, image: torch.Tensor, truth: torch.Tensor, pred: torch.Tensor) -> dict[str, Any]:
+    def _add_slices(self, image: torch.Tensor, truth: torch.Tensor, pred: torch.Tensor) -> dict[str, Any]:
         """Keep the rows of a case's slices, and return what the case's row says of them."""
         slices = slice_metrics(pred, truth, self.slice_axis, self.num_classes)
         files = slice_files(_meta(image)) if self.slice_axis in (-1, 2) else []
         names = [Path(file).name for file in files] if len(files) == len(slices) else range(1, len(slices) + 1)
-        self._slices += [{"case": name, "slice": n, **s} for n, s in zip(names, slices, strict=True)]
+        self._slices.append([{"slice": n, **s} for n, s in zip(names, slices, strict=True)])
         defined = [s["dice"] for s in slices if s["truth_pixels"]]
         return {
             "slice_dice": fmean(defined) if defined else math.nan,
@@ -167,14 +175,40 @@ class EvaluationReport:
         return image[self.channel]
 
     def write(self, engine: Engine | None = None) -> None:
-        """Write the files."""
+        """Write the files, in the first process, with the cases of all."""
+        self._gather()
+        if process_rank() == 0:
+            self._name_rows()
+            self._write()
+
+    def _gather(self) -> None:
+        """Take over the cases of the other processes, in the order of the data set."""
+        shares = gather({name: getattr(self, name) for name in self.by_row})
+        if len(shares) < 2:
+            return
+        order = sorted((case, p, k) for p, one in enumerate(shares) for k, (case, _) in enumerate(one["_origins"]))
+        for name in self.by_row:
+            lists = [one[name] for one in shares]
+            setattr(self, name, [lists[p][k] for _, p, k in order] if any(lists) else [])
+
+    def _name_rows(self) -> None:
+        """Give rows of one name the names of their files."""
+        taken: set[str] = set()
+        for number, (row, (_, longer)) in enumerate(zip(self.rows, self._origins, strict=False), 1):
+            names = (row["case"], longer, f"{longer} ({number})")
+            row["case"] = next(name for name in names if name not in taken)
+            taken.add(row["case"])
+
+    def _write(self) -> None:
         # cases without distances have fewer columns than those with
         columns = list(dict.fromkeys(key for row in sorted(self.rows, key=len, reverse=True) for key in row))
         rows = [{key: row.get(key, math.nan) for key in columns} for row in self.rows]
         summary = self._summary(rows)
         _write_csv(self.output_dir / "metrics.csv", columns, rows)
         if self.slice_axis is not None:
-            _write_csv(self.output_dir / "slices.csv", SLICE_COLUMNS, self._slices)
+            by_case = zip(self.rows, self._slices, strict=True)
+            slices = [{"case": row["case"], **one} for row, found in by_case for one in found]
+            _write_csv(self.output_dir / "slices.csv", SLICE_COLUMNS, slices)
         with atomic_path(self.output_dir / "summary.json") as part:
             part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         from segbundles.report import write_report
@@ -210,7 +244,7 @@ class EvaluationReport:
         for key, value in summarize(rows).items():
             summary[key] = value
             if key == "slice_dice":
-                pooled = summarize([{"slice_dice_all": s["dice"]} for s in self._slices])
+                pooled = summarize([{"slice_dice_all": s["dice"]} for found in self._slices for s in found])
                 summary["slice_dice_all"] = pooled["slice_dice_all"]
         return summary
 

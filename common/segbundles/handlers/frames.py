@@ -32,6 +32,8 @@ class FrameReport(EvaluationReport):
     :data:`segbundles.data.VOID` are in no figure. Arguments are those of :class:`EvaluationReport`.
     """
 
+    by_row = (*EvaluationReport.by_row, "_counts")
+
     def _start(self) -> None:
         super()._start()
         self._counts: list[torch.Tensor] = []
@@ -55,9 +57,8 @@ class FrameReport(EvaluationReport):
         row.pop("spacing_mm", None)
         row["notes"] = row.pop("notes", "")
 
-    def write(self, engine: Engine | None = None) -> None:
-        """Write the files."""
-        super().write(engine)
+    def _write(self) -> None:
+        super()._write()
         _write_csv(self.output_dir / "sequences.csv", SEQUENCE_COLUMNS, self._sequences())
         scores = self._pooled()
         logger.info(

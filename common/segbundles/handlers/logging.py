@@ -14,6 +14,8 @@ from ignite.engine import Engine, Events
 from monai.config import PathLike
 from torch import nn
 
+from segbundles.distributed import gather, process_rank
+
 __all__ = ["EpochLog", "LossTerms", "OverlayImageHandler", "TensorBoardWriter"]
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class LossTerms:
 
 class EpochLog:
     """Log one line an epoch: mean loss and its terms, validation, learning rate, time taken and time left.
+
+    Where a process group stands, the means are over all processes, and the first one logs.
 
     Args:
         terms: gives the values of an iteration by name.
@@ -87,11 +91,14 @@ class EpochLog:
 
     def write(self, engine: Engine) -> None:
         """Log the line."""
-        if idist.get_rank() > 0:
+        shares = gather((self._sums, self._count))
+        if process_rank() > 0:
             return
+        count = sum(number for _, number in shares)
+        names = dict.fromkeys(name for sums, _ in shares for name in sums)
         epoch, epochs = engine.state.epoch, engine.state.max_epochs
         parts = [f"epoch {epoch}/{epochs}"]
-        parts += [f"{name} {total / self._count:.4f}" for name, total in self._sums.items()]
+        parts += [f"{name} {sum(sums.get(name, 0.0) for sums, _ in shares) / count:.4f}" for name in names]
         if self.validator is not None and self.validator.state.epoch == epoch:
             state = self.validator.state
             parts += [f"{name} {value:.4f}" for name, value in state.metrics.items()]

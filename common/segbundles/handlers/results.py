@@ -17,13 +17,17 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
 
+from segbundles.distributed import gather, process_rank
 from segbundles.errors import fail, innermost
 from segbundles.files import atomic_path, check_writable
-from segbundles.transforms.io import slice_files
+from segbundles.transforms.io import SaveSegmentationd, slice_files
 
 __all__ = ["InferenceResults", "join_notes"]
 
 logger = logging.getLogger("segbundles")
+
+COLUMNS = ("file", "status", "seconds", "notes")
+FINISHED = "finished before"
 
 
 def join_notes(*notes: Any) -> str:
@@ -42,21 +46,39 @@ class InferenceResults:
     image's and of the prediction's ``meta["notes"]``. The table is written at the end, also when the run ends with an
     error. ``close`` then makes the exit status tell whether all images came out.
 
+    Where a process group stands, each process keeps the rows of its images, and the first writes those of all and tells
+    how it went.
+
+    An image is finished when all its outputs are there, a stack when those of all its slices are, unless the table of
+    the earlier run says that it failed. Whether the image or the settings have changed since is not looked at.
+
     Args:
         output_dir: folder of the table.
         dataset_dir: folder that file names are given relative to.
         key: output of the network.
+        skip_finished: whether :meth:`finished` says so of images that an earlier run has finished, and adds their rows.
+        postfixes: ends of the stems of an image's outputs, see :class:`segbundles.transforms.SaveSegmentationd`.
 
     Raises:
         ValueError: when the run starts and ``output_dir`` cannot be written to.
     """
 
-    def __init__(self, output_dir: PathLike, dataset_dir: PathLike = "", key: str = "pred") -> None:
+    def __init__(
+        self,
+        output_dir: PathLike,
+        dataset_dir: PathLike = "",
+        key: str = "pred",
+        skip_finished: bool = False,
+        postfixes: Sequence[str] = ("seg",),
+    ) -> None:
         """See the class."""
         self.output_dir = Path(output_dir)
         root = Path(dataset_dir).resolve()
         self.root = root.parent if root.is_file() else root
         self.key = key
+        self.skip_finished = skip_finished
+        self._outputs = [SaveSegmentationd(key, output_dir, dataset_dir, postfix) for postfix in postfixes]
+        self._earlier: dict[str, dict[str, str]] = {}
         self.rows: list[dict[str, Any]] = []
         self._notes: list[str] = []
         self._since = time.perf_counter()
@@ -78,7 +100,34 @@ class InferenceResults:
         """Begin a table."""
         check_writable(self.output_dir, "output_dir")
         self.rows = []
+        self._earlier = self._read() if self.skip_finished else {}
         self._since = time.perf_counter()
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        if not self.path.is_file():
+            return {}
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}
+
+    def finished(self, files: Sequence[str]) -> bool:
+        """Whether these files of one image are to be skipped. If so, their rows are added: those of the earlier run.
+
+        Args:
+            files: the image, or the slices of a stack.
+        """
+        if not self.skip_finished:
+            return False
+        earlier = {self._name(file): self._earlier.get(self._name(file), {}) for file in files}
+        if any(row.get("status") == "failed" for row in earlier.values()) or not all(map(self._written, files)):
+            return False
+        for name, row in earlier.items():
+            notes = join_notes(row.get("notes"), FINISHED)
+            self.rows.append({"file": name, "status": "ok", "seconds": row.get("seconds", ""), "notes": notes})
+        return True
+
+    def _written(self, file: str) -> bool:
+        paths = ([output.output_path(file, pages) for pages in (False, True)] for output in self._outputs)
+        return all(any(path.is_file() for path in either) for either in paths)
 
     def add_failure(self, file: str, reason: str) -> None:
         """Add the row of an image that could not be segmented."""
@@ -144,33 +193,46 @@ class InferenceResults:
             logger.info(f"{self._name(files[0])}{more} segmented in {seconds} s{f' ({notes})' if notes else ''}")
 
     def stop(self, engine: Engine, error: BaseException) -> None:
-        """Write what there is."""
-        with suppress(ValueError):  # the error to be seen is the one that stopped the run
-            self.write(engine)
+        """Write what there is in the first process; the others are not waited for."""
+        if process_rank() == 0:
+            with suppress(ValueError):  # the error to be seen is the one that stopped the run
+                self._write()
         raise error
 
     def write(self, engine: Engine | None = None) -> None:
-        """Write the table."""
+        """Write the table, in the first process, with the rows of all."""
+        shares = gather(self.rows)
+        if process_rank() == 0:
+            self.rows = [row for rows in shares for row in rows]
+            self._write()
+
+    def _write(self) -> None:
         with atomic_path(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["file", "status", "seconds", "notes"])
+            writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(sorted(self.rows, key=lambda row: row["file"]))
 
     def close(self) -> None:
-        """Say how it went; to be called when the run is over.
+        """Say how it went, in the first process; to be called when the run is over.
 
         Raises:
-            ValueError: when an image failed, naming the first ones.
+            ValueError: in the first process, when an image failed in any, naming the first ones.
         """
+        if process_rank() > 0:
+            return
         failed = [row["file"] for row in self.rows if row["status"] == "failed"]
-        done = len(self.rows) - len(failed)
+        before = sum(FINISHED in row["notes"] for row in self.rows)
+        done = len(self.rows) - len(failed) - before
         if failed:
             more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
             fail(f"{len(failed)} of {len(self.rows)} images failed: {', '.join(failed[:3])}{more}. See {self.path}.")
-        logger.info(f"{done} images segmented. Results: {self.output_dir}")
+        also = f", {before} finished before" if before else ""
+        logger.info(f"{done} images segmented{also}. Results: {self.output_dir}")
 
     def _name(self, file: str) -> str:
         path = Path(file)
+        if path == self.root:  # a DICOM series
+            return path.name
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
 
     def _lap(self, images: int) -> float:

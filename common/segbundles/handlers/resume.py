@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from segbundles.errors import fail
 from segbundles.files import atomic_path, check_writable
 
-__all__ = ["RunLoader", "RunSaver"]
+__all__ = ["RunLoader", "RunSaver", "can_resume"]
 
 logger = logging.getLogger("segbundles")
 
@@ -29,6 +29,11 @@ def resumable(engine: Engine) -> dict[str, Any]:
     if not hasattr(engine.state, "resumable"):
         engine.state.resumable = {}
     return engine.state.resumable
+
+
+def can_resume(path: PathLike, resume: bool) -> bool:
+    """Whether a run will go on from ``path``: otherwise it starts afresh, from initial weights if there are any."""
+    return resume and Path(path).is_file()
 
 
 class RunLoader:
@@ -91,7 +96,8 @@ class RunLoader:
 
     def put_aside(self, engine: Engine) -> None:
         """Keep the state of an earlier run that this one would replace."""
-        if idist.get_rank() == 0 and self.path.is_file():
+        own = engine.state.epoch > 0  # run again: a later round of a federation
+        if idist.get_rank() == 0 and not own and self.path.is_file():
             aside = self.path.with_name(f"{self.path.stem}_previous{self.path.suffix}")
             self.path.replace(aside)
             logger.info(f"An earlier run's state is kept as {aside}; --resume true would have gone on with it.")

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine
 from monai.config import PathLike
 
 from segbundles.handlers.evaluation import EvaluationReport, _meta, _write_csv
@@ -53,6 +52,7 @@ class SectionReport(EvaluationReport):
 
     sort_by = "v_rand_cells"
     outlines = False
+    by_row = (*EvaluationReport.by_row, "_scores")
 
     def __init__(
         self,
@@ -86,8 +86,6 @@ class SectionReport(EvaluationReport):
         pages = stacks[0].shape[-1]
         for page in range(pages):
             section = name if pages == 1 else f"{name}_page_{page:02d}"
-            if section in {row["case"] for row in self.rows}:
-                section += f" ({len(self.rows) + 1})"
             self.add_section(section, *(stack[..., page] for stack in stacks), notes=notes)
 
     def add_section(
@@ -124,8 +122,7 @@ class SectionReport(EvaluationReport):
 
             self._figures.append(section_figure(image, truth, prediction, membrane_probability, cells))
 
-    def write(self, engine: Engine | None = None) -> None:
-        """Write the files."""
+    def _write(self) -> None:
         means = []
         for number, threshold in enumerate(self.thresholds):
             found = {key: [scores[number][key] for scores in self._scores] for key in SCORES}
@@ -137,7 +134,7 @@ class SectionReport(EvaluationReport):
             for row, scores in zip(self.rows, self._scores, strict=True):
                 row[key] = scores[best][key]
         _write_csv(self.output_dir / "thresholds.csv", ("threshold", *SCORES), means)
-        super().write(engine)
+        super()._write()
 
     def _summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return super()._summary(rows) | {f"{key}_threshold": value for key, value in self._best.items()}

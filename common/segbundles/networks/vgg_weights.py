@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
 from monai.config import PathLike
+from monai.networks.blocks import Convolution
+from torch import nn
 
 from segbundles.errors import fail
 
@@ -31,7 +35,12 @@ _SHA256 = {
 }
 
 
-def load_vgg16_weights(network: FCN, source: PathLike | None = None) -> FCN:
+def load_vgg16_weights(
+    network: FCN,
+    source: PathLike | None = None,
+    transposed: bool = False,
+    forward: Callable[[], Any] | None = None,
+) -> FCN:
     """Load torchvision's ImageNet VGG-16 into an FCN, and return it.
 
     All thirteen convolutions are loaded, with batch norm those of ``vgg16_bn`` and its statistics. The first two fully
@@ -39,11 +48,19 @@ def load_vgg16_weights(network: FCN, source: PathLike | None = None) -> FCN:
     fc7 keep their values and the log says so. Scores and transposed convolutions are never touched. These weights
     expect RGB in 0..1, less the mean (0.485, 0.456, 0.406) and divided by (0.229, 0.224, 0.225).
 
+    A network with batch norm takes the file without it too, as the two were trained apart: with ``forward``, which puts
+    a batch of typical images through the network once, every norm is set to the mean and deviation that its channels
+    have there, and the next convolution to that scale. The convolutions then give what the file's give, each channel of
+    them divided by its deviation, and training starts from values of unit scale.
+
     Args:
         network: FCN whose parameters are replaced, with ``in_channels=3`` and ``base_channels=64``.
         source: file with a state_dict named as torchvision's ``vgg16`` (or ``vgg16_bn``, where the network has batch
             norm); or a URL of one, whose name ends in ``-<first digits of its sha256>.pth``, downloaded once to
             ``torch.hub``'s folder; or None for the published file that fits, of :py:data:`VGG16_URLS` (528 MiB).
+        transposed: whether the network sees images as MONAI's readers give them, (channel, width, height): kernels are
+            then transposed too, so that the features are those of the published network on upright images.
+        forward: computes ``network`` on a batch; only called where the network has batch norm and the file has not.
 
     Raises:
         ValueError: When the file is missing, cannot be downloaded, has another hash, is no such state_dict, or does not
@@ -57,7 +74,8 @@ def load_vgg16_weights(network: FCN, source: PathLike | None = None) -> FCN:
         fail(f"there are no VGG-16 weights at {path}: download {VGG16_URLS[kind]} and give the path of that file.")
     state, own = read_weights(path), network.state_dict()
 
-    names = _feature_names(network)
+    calibrated = network.norm is not None and forward is not None and "features.1.running_mean" not in state
+    names = _feature_names(network, network.norm is not None and not calibrated)
     faults = [f"{name} is missing in the file" for name in names.values() if name not in state]
     faults += [
         f"{theirs} has shape {tuple(state[theirs].shape)} in the file and {tuple(own[name].shape)} in the network"
@@ -72,14 +90,16 @@ def load_vgg16_weights(network: FCN, source: PathLike | None = None) -> FCN:
             "with in_channels=3 and base_channels=64."
         )
     new = {name: state[theirs] for name, theirs in names.items()}
-    if network.norm is not None:
+    if transposed:
+        new = {name: value.transpose(2, 3) if value.ndim == 4 else value for name, value in new.items()}
+    if network.norm is not None and not calibrated:
         for name in [name for name in new if name.endswith("conv.bias")]:
             # there is no such bias here: the norm takes its mean off, so the mean takes the bias off
             mean = name.replace("conv.bias", "adn.N.running_mean")
             new[mean] = new[mean] - new.pop(name)
 
     loaded = ["convolutions"]
-    bias = "conv.bias" if network.norm is None else "adn.N.bias"
+    bias = "conv.bias" if network.norm is None or calibrated else "adn.N.bias"
     for layer, theirs in (("fc6", "classifier.0"), ("fc7", "classifier.3")):
         weight = own[f"{layer}.conv.weight"]
         given = state.get(f"{theirs}.weight")
@@ -90,16 +110,51 @@ def load_vgg16_weights(network: FCN, source: PathLike | None = None) -> FCN:
         elif layer == "fc7" and "fc6" not in loaded:
             reason = "fc6 does"
         else:
-            new |= {f"{layer}.conv.weight": given.reshape(weight.shape), f"{layer}.{bias}": state[f"{theirs}.bias"]}
+            given = given.reshape(weight.shape)
+            given = given.transpose(2, 3) if transposed else given
+            new |= {f"{layer}.conv.weight": given, f"{layer}.{bias}": state[f"{theirs}.bias"]}
             loaded.append(layer)
             continue
         logger.info(f"{layer} keeps its values: {reason}.")
+    biases = [new.pop(name) for name in list(new) if calibrated and name.endswith("conv.bias")]
     network.load_state_dict(new, strict=False)
+    if calibrated:
+        units = [*(unit for block in network.blocks for unit in block), network.fc6, network.fc7][: len(biases)]
+        _calibrate(network, units, biases, forward)
     logger.info(f"Loaded VGG-16's {', '.join(loaded)} from {path}")
     return network
 
 
-def _feature_names(network: FCN) -> dict[str, str]:
+def _calibrate(network: FCN, units: list[Convolution], biases: list[torch.Tensor], forward: Callable[[], Any]) -> None:
+    """Set each unit's norm by what ``forward`` shows it, as if its convolution had the bias, and scale the next."""
+    hooks = []
+    for unit, bias, after in zip(units, biases, [*units[1:], None], strict=True):
+
+        def set_norm(
+            norm: nn.Module, inputs: tuple, bias: torch.Tensor = bias, after: nn.Module | None = after
+        ) -> None:
+            var, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+            scale = (var + norm.eps).sqrt()
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
+            norm.weight.fill_(1)
+            norm.bias.copy_((mean + bias.to(mean.device)) / scale)
+            if after is not None:
+                after.conv.weight.mul_(scale[:, None, None])
+
+        hooks.append(unit.adn.N.register_forward_pre_hook(set_norm))
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        network.train(training)
+        for hook in hooks:
+            hook.remove()
+
+
+def _feature_names(network: FCN, normed: bool) -> dict[str, str]:
     """Names of the convolutions and norms in the network, and torchvision's for the same; ``conv.bias`` always."""
     pairs: dict[str, str] = {}
     index = 0
@@ -107,10 +162,10 @@ def _feature_names(network: FCN) -> dict[str, str]:
         for u in range(len(block)):
             unit = f"blocks.{b}.{u}"
             pairs |= {f"{unit}.conv.{name}": f"features.{index}.{name}" for name in ("weight", "bias")}
-            if network.norm is not None:
+            if normed:
                 for name in ("weight", "bias", "running_mean", "running_var"):
                     pairs[f"{unit}.adn.N.{name}"] = f"features.{index + 1}.{name}"
-            index += 2 if network.norm is None else 3
+            index += 3 if normed else 2
         index += 1
     return pairs
 

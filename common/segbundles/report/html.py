@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from PIL import Image, UnidentifiedImageError
 
 from segbundles.errors import fail
@@ -102,6 +103,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["cell"] = lambda value, name=None: _text(value, digits.get(name))
+    environment.filters["breakable"] = lambda name: escape(name).replace("_", Markup("_<wbr>"))
     script = environment.get_template("report.js.j2").render()
     columns = dict.fromkeys(key for row in rows for key in row if key not in ("case", "status", *per_case))
     page = environment.get_template("report.html.j2").render(

@@ -35,7 +35,7 @@ class SaveSegmentationd(SaveImaged):
     NIfTI, NRRD and MetaImage keep the input's format, size, spacing, origin and direction, with the class index as
     value (in one file: .nhdr gives .nrrd, .mhd gives .mha). A TIFF of several pages gives one of as many pages; any
     other 2D image gives PNG with ``k * (255 // (num_classes - 1))`` for class k, and so does each slice of a stack of
-    2D images (``meta["slices"]``). The path is
+    2D images (``meta["slices"]``). A DICOM series, which is a folder, gives NIfTI. The path is
     ``output_dir/<folder of the image in data_root_dir>/<stem>_<postfix>.<ext>``. A file appears under its name only
     when it is complete.
 
@@ -81,12 +81,15 @@ class SaveSegmentationd(SaveImaged):
     def output_path(self, image: PathLike, pages: bool = False) -> Path:
         """Where the segmentation of an image goes; ``pages`` for a stack of 2D images."""
         source = Path(image).parent.resolve() / Path(image).name  # a link keeps its own name
-        suffix = {".nhdr": ".nrrd", ".mhd": ".mha"}.get(file_suffix(source), file_suffix(source))
+        series = source.is_dir()
+        suffix = ".nii.gz" if series else file_suffix(source)
+        suffix = {".nhdr": ".nrrd", ".mhd": ".mha"}.get(suffix, suffix)
         if suffix not in (*NIFTI, *ITK):
             suffix = ".tif" if pages or self.label_image else ".png"
         folder = source.parent
         mirrored = folder.relative_to(self.data_root_dir) if folder.is_relative_to(self.data_root_dir) else Path()
-        return self.output_dir / mirrored / f"{file_stem(source)}_{self.output_postfix}{suffix}"
+        stem = source.name if series else file_stem(source)
+        return self.output_dir / mirrored / f"{stem}_{self.output_postfix}{suffix}"
 
     def _save(self, pred: torch.Tensor) -> None:
         meta = getattr(pred, "meta", {})

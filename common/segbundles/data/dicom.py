@@ -1,0 +1,320 @@
+"""DICOM series, one slice a file: telling slices from other files, and reading a folder of them as one volume."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.data.utils import orientation_ras_lps
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+
+__all__ = ["DicomReader", "is_dicom_slice", "no_itk_warnings"]
+
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+# waveforms, presentation states, registrations and segmentations, reports, documents, radiotherapy, spectra
+NOT_SCANS = ("9.", "11.", "66", "88.", "104.", "481.", "4.2")
+SAME_PLACE_MM = 0.01
+GRID_TOLERANCE = 0.1  # of a voxel: positions are written with few decimals
+COSINE_TOLERANCE = 1e-3
+# what tells apart slices of one place
+REPEATS = {
+    "EchoTime": "0018|0081",
+    "InversionTime": "0018|0082",
+    "TriggerTime": "0018|1060",
+    "DiffusionBValue": "0018|9087",
+    "TemporalPositionIdentifier": "0020|0100",
+    "ImageType": "0008|0008",
+    "AcquisitionNumber": "0020|0012",
+}
+
+
+def is_dicom_slice(path: PathLike) -> bool:
+    """Whether a file is a DICOM image, whatever its name; one that ends in ``.dcm`` is taken for one.
+
+    DICOMDIR, reports, presentation states and other objects that are no scan are not.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(1024)
+    if head[128:132] != b"DICM":
+        return Path(path).suffix.lower() == ".dcm"
+    kind = _uid(head, 2)
+    return not kind or (kind.startswith(STORAGE) and not kind.removeprefix(STORAGE).startswith(NOT_SCANS))
+
+
+def _uid(head: bytes, element: int) -> str:
+    """Identifier of group 2, which is in explicit little endian whatever follows."""
+    found = re.search(rb"\x02\x00" + bytes([element]) + rb"\x00UI..([\d.]+)", head[132:], re.DOTALL)
+    return found[1].decode() if found else ""
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """What is needed of a slice's header; nothing that tells the patient is kept."""
+
+    name: str
+    series: str
+    description: str
+    columns_rows: tuple[int, ...]
+    grey: bool
+    position: np.ndarray
+    axes: np.ndarray
+    spacing: np.ndarray
+    repeat: dict[str, str]
+
+
+class DicomReader(ImageReader):
+    """Read a folder that holds one DICOM series, a file a slice, with SimpleITK.
+
+    The array has axes (x, y, z): columns, rows, and slices in the order of their positions along the normal x cross y,
+    whatever their files' names. Values are float32, rescaled as each header says, low ones dark. The affine is RAS, in
+    mm. Sub-folders, and files that are no DICOM images, are passed over. Metadata hold the grid alone, nothing of the
+    patient or the study.
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether everything named is a folder."""
+        return all(Path(name).is_dir() for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike) -> tuple[np.ndarray, np.ndarray]:
+        """Read one folder: its array and affine.
+
+        Args:
+            data: path of the folder.
+
+        Raises:
+            ValueError: when the folder holds no series or several, when slices are missing, lie in one place, differ
+                in size, spacing or orientation, or cannot be decoded.
+        """
+        (folder,) = map(Path, ensure_tuple(data))
+        try:
+            return _read_series(folder)
+        except ValueError as error:
+            raise ValueError(f"cannot read {folder} as a DICOM series: {error}") from None
+
+    def get_data(self, img: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, dict]:
+        """Array and metadata of what ``read`` gave."""
+        array, affine = img
+        return array, {
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.AFFINE: affine,
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan"),
+        }
+
+
+def _read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    paths = [path for path in files if is_dicom_slice(path)]
+    if not paths:
+        raise ValueError("it holds no DICOM image: give the folder that holds the slices.")
+    suffixes = {path.suffix for path in paths}
+    empty = next((path.name for path in files if path.suffix in suffixes and not path.stat().st_size), None)
+    if empty:
+        raise ValueError(f"{empty} is empty: copy it again.")
+    with no_itk_warnings():
+        slices = [_read_header(path) for path in paths]
+        _check_one_series(slices)
+        _check_alike(slices)
+        axes, spacing = slices[0].axes, slices[0].spacing
+        normal = np.cross(*axes)
+        slices.sort(key=lambda one: one.position @ normal)
+        step = _check_positions(slices, normal)
+        array = np.stack([_read_pixels(folder / one.name) for one in slices], axis=2)
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([axes[0] * spacing[0], axes[1] * spacing[1], normal * step], axis=1)
+    affine[:3, 3] = slices[0].position
+    return array, orientation_ras_lps(affine)
+
+
+@contextmanager
+def no_itk_warnings() -> Iterator[None]:
+    """Keep ITK's warnings from standard error; what is wrong is said by this library's errors."""
+    level = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(level)
+
+
+def _open(path: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        raise ValueError(_why_not(path)) from None
+    return reader
+
+
+def _why_not(path: Path) -> str:
+    """Why a slice cannot be decoded, as far as the beginning of its file tells."""
+    with path.open("rb") as file:
+        syntax = _uid(file.read(1024), 16)
+    if syntax.startswith("1.2.840.10008.1.2.") and syntax.removeprefix("1.2.840.10008.1.2.") not in ("1", "2"):
+        return (
+            f"{path.name} is compressed (transfer syntax {syntax}) in a way that is not known here, or damaged: "
+            "export it uncompressed, or convert it with `gdcmconv --raw`."
+        )
+    return f"{path.name} is truncated or damaged: copy it again."
+
+
+def _tag(reader: sitk.ImageFileReader, tag: str) -> str:
+    return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
+
+
+def _read_header(path: Path) -> _Slice:
+    reader = _open(path)
+    if reader.GetSize()[2:] > (1,):
+        raise ValueError(
+            f"{path.name} holds {reader.GetSize()[2]} frames: multi-frame (enhanced) DICOM is not read; convert it to "
+            "NIfTI with dcm2niix, or export it as single slices."
+        )
+
+    def numbers(name: str, tag: str, count: int) -> np.ndarray:
+        text = _tag(reader, tag)
+        try:
+            values = np.array([float(part) for part in text.split("\\")])
+        except ValueError:
+            values = np.empty(0)
+        if len(values) != count or not np.isfinite(values).all():
+            raise ValueError(
+                f"{path.name} has {name} {text or 'missing'}, {count} numbers are due: it is no slice of a volume, "
+                "or was anonymised too far; leave it out, or export it again."
+            )
+        return values
+
+    axes = numbers("ImageOrientationPatient", "0020|0037", 6).reshape(2, 3)
+    if np.abs(axes @ axes.T - np.eye(2)).max() > COSINE_TOLERANCE:
+        raise ValueError(f"{path.name} has axes {_numbers(axes.ravel())}, not two perpendicular ones of length 1.")
+    spacing = numbers("PixelSpacing", "0028|0030", 2)[::-1]  # rows come first
+    if not (spacing > 0).all():
+        raise ValueError(f"{path.name} has PixelSpacing {_numbers(spacing[::-1])}, two positive numbers (mm) are due.")
+    number = _tag(reader, "0020|0011")
+    description = _tag(reader, "0008|103e")
+    return _Slice(
+        name=path.name,
+        series=_tag(reader, "0020|000e"),
+        description=f"{description!r}" + (f" (number {number})" if number else ""),
+        columns_rows=reader.GetSize()[:2],
+        grey=_tag(reader, "0028|0004") in ("", "MONOCHROME1", "MONOCHROME2"),
+        position=numbers("ImagePositionPatient", "0020|0032", 3),
+        axes=axes / np.linalg.norm(axes, axis=1, keepdims=True),
+        spacing=spacing,
+        repeat={name: _tag(reader, tag) for name, tag in REPEATS.items()},
+    )
+
+
+def _check_one_series(slices: Sequence[_Slice]) -> None:
+    by_series: dict[str, list[_Slice]] = {}
+    for one in slices:
+        by_series.setdefault(one.series, []).append(one)
+    if len(by_series) > 1:
+        held = [f"{series[0].description} of {_count(series)}" for series in by_series.values()]
+        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
+        raise ValueError(
+            f"it holds {len(held)} series, {', '.join(held[:5])}{more}: give each a folder of its own, and leave out "
+            "those that are not to be segmented."
+        )
+    if len(slices) == 1:
+        raise ValueError(f"it holds one slice, {slices[0].name}, a volume has several: give the whole series.")
+
+
+def _count(slices: Sequence[_Slice]) -> str:
+    return f"{len(slices)} slice{'s'[: len(slices) > 1]}"
+
+
+def _check_alike(slices: Sequence[_Slice]) -> None:
+    first = slices[0]
+    for one in slices:
+        if not one.grey:
+            raise ValueError(f"{one.name} is in colour, grey levels are due: leave it out.")
+        pair = f"{first.name} and {one.name}"
+        if one.columns_rows != first.columns_rows:
+            sizes = " and ".join("{} x {}".format(*size) for size in (first.columns_rows, one.columns_rows))
+            raise ValueError(f"{pair} differ in size, {sizes} pixels: a volume has one; sort them into folders.")
+        if np.abs(one.axes - first.axes).max() > COSINE_TOLERANCE:
+            raise ValueError(
+                f"{pair} differ in orientation (a localiser?): slices of a volume are parallel; sort them into folders."
+            )
+        if np.abs(one.spacing - first.spacing).max() > COSINE_TOLERANCE * first.spacing.min():
+            spacings = " and ".join(map(_numbers, (first.spacing, one.spacing)))
+            raise ValueError(f"{pair} differ in spacing, {spacings} mm: a volume has one; sort them into folders.")
+
+
+def _check_positions(slices: Sequence[_Slice], normal: np.ndarray) -> float:
+    """Distance in mm between slices, which are sorted along the normal."""
+    positions = np.stack([one.position for one in slices])
+    along = (positions - positions[0]) @ normal
+    gaps = np.diff(along)
+    _check_repeats(slices, gaps)
+    usual = float(np.sort(gaps)[(len(gaps) - 1) // 2])
+    step = float(along[-1]) / len(gaps)
+    wide = np.flatnonzero(gaps > 1.5 * usual)
+    if wide.size:
+        before, after = slices[wide[0]].name, slices[wide[0] + 1].name
+        more = f", and at {wide.size - 1} more places" if wide.size > 1 else ""
+        raise ValueError(
+            f"a slice is missing between {before} and {after}, which are {gaps[wide[0]]:.4g} mm apart instead of "
+            f"{usual:.4g}{more}: copy the whole series again."
+        )
+    if np.abs(along - step * np.arange(len(along))).max() > GRID_TOLERANCE * step:
+        raise ValueError(
+            f"its slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart: a volume has them evenly spaced; resample "
+            "them beforehand."
+        )
+    aside = np.linalg.norm(positions - positions[0] - along[:, None] * normal, axis=1)
+    if aside.max() > GRID_TOLERANCE * slices[0].spacing.min():
+        raise ValueError(
+            f"its slices are shifted sideways, by up to {aside.max():.4g} mm (a tilted gantry?): straighten them, with "
+            "dcm2niix for instance."
+        )
+    return step
+
+
+def _check_repeats(slices: Sequence[_Slice], gaps: np.ndarray) -> None:
+    if gaps.min() > SAME_PLACE_MM:
+        return
+    start = int(np.argmin(gaps > SAME_PLACE_MM))
+    end = start + 1
+    while end < len(gaps) and gaps[end] <= SAME_PLACE_MM:
+        end += 1
+    here = slices[start : end + 1]
+    values = {name: list(dict.fromkeys(one.repeat[name] for one in here)) for name in REPEATS}
+    apart = next(
+        (
+            f"{name} ({', '.join(value or 'none' for value in seen[:4])})"
+            for name, seen in values.items()
+            if len(seen) > 1
+        ),
+        "",
+    )
+    kind = f"they differ in {apart}; give each phase, echo or repeat a folder of its own" if apart else "remove copies"
+    places = 1 + int((gaps > SAME_PLACE_MM).sum())
+    raise ValueError(
+        f"its {len(slices)} slices lie at {places} position{'s'[: places > 1]}, such as "
+        f"{', '.join(one.name for one in here[:4])} at one: {kind}."
+    )
+
+
+def _read_pixels(path: Path) -> np.ndarray:
+    """Grey levels (columns, rows) of a slice; ITK rescales them, and inverts those whose 0 is white."""
+    reader = _open(path)
+    reader.SetOutputPixelType(sitk.sitkFloat32)
+    try:
+        return sitk.GetArrayFromImage(reader.Execute())[0].T
+    except RuntimeError:
+        raise ValueError(_why_not(path)) from None
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return f"({', '.join(f'{value:.6g}' for value in values)})"

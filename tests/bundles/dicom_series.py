@@ -1,0 +1,117 @@
+"""Made-up DICOM series, written byte by byte, so that any tag may be wrong or missing."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+MR = "1.2.840.10008.5.1.4.1.1.4"
+EXPLICIT = "1.2.840.10008.1.2.1"
+PATIENT = "DOE^JANE"
+PATIENT_ID = "PID0815"
+TAGS = {
+    "SOPClassUID": (0x0008, 0x0016, "UI"),
+    "SOPInstanceUID": (0x0008, 0x0018, "UI"),
+    "ImageType": (0x0008, 0x0008, "CS"),
+    "Modality": (0x0008, 0x0060, "CS"),
+    "SeriesDescription": (0x0008, 0x103E, "LO"),
+    "PatientName": (0x0010, 0x0010, "PN"),
+    "PatientID": (0x0010, 0x0020, "LO"),
+    "EchoTime": (0x0018, 0x0081, "DS"),
+    "TriggerTime": (0x0018, 0x1060, "DS"),
+    "SeriesInstanceUID": (0x0020, 0x000E, "UI"),
+    "SeriesNumber": (0x0020, 0x0011, "IS"),
+    "InstanceNumber": (0x0020, 0x0013, "IS"),
+    "ImagePositionPatient": (0x0020, 0x0032, "DS"),
+    "ImageOrientationPatient": (0x0020, 0x0037, "DS"),
+    "SamplesPerPixel": (0x0028, 0x0002, "US"),
+    "PhotometricInterpretation": (0x0028, 0x0004, "CS"),
+    "PlanarConfiguration": (0x0028, 0x0006, "US"),
+    "NumberOfFrames": (0x0028, 0x0008, "IS"),
+    "Rows": (0x0028, 0x0010, "US"),
+    "Columns": (0x0028, 0x0011, "US"),
+    "PixelSpacing": (0x0028, 0x0030, "DS"),
+    "BitsAllocated": (0x0028, 0x0100, "US"),
+    "BitsStored": (0x0028, 0x0101, "US"),
+    "HighBit": (0x0028, 0x0102, "US"),
+    "PixelRepresentation": (0x0028, 0x0103, "US"),
+    "RescaleIntercept": (0x0028, 0x1052, "DS"),
+    "RescaleSlope": (0x0028, 0x1053, "DS"),
+}
+
+
+def element(group: int, number: int, kind: str, value: object) -> bytes:
+    """One element in explicit little endian."""
+    if kind == "US":
+        body = struct.pack("<H", value)
+    elif isinstance(value, bytes):
+        body = value
+    else:
+        values = value if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value]
+        body = "\\".join(f"{v:.10g}" if isinstance(v, float) else str(v) for v in values).encode()
+    body += (b"\0" if kind in ("UI", "OB") else b" ") * (len(body) % 2)
+    length = struct.pack("<HI", 0, len(body)) if kind in ("OB", "OW") else struct.pack("<H", len(body))
+    return struct.pack("<HH", group, number) + kind.encode() + length + body
+
+
+def write_slice(path: Path, pixels: np.ndarray, syntax: str = EXPLICIT, preamble: bool = True, **tags: object) -> Path:
+    """Write stored values, (rows, columns) or (frames, rows, columns); a tag that is None is left out."""
+    rows, columns = pixels.shape[-2:]
+    bits = 8 * pixels.itemsize
+    values = {
+        "SOPClassUID": MR,
+        "SOPInstanceUID": f"1.2.3.4.{tags.get('InstanceNumber', 1)}",
+        "Modality": "MR",
+        "PatientName": PATIENT,
+        "PatientID": PATIENT_ID,
+        "SeriesInstanceUID": "1.2.3.5",
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "Rows": rows,
+        "Columns": columns,
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": int(pixels.dtype.kind == "i"),
+        **({"NumberOfFrames": len(pixels)} if pixels.ndim == 3 else {}),
+        **tags,
+    }
+    elements = [element(*TAGS[name], value) for name, value in values.items() if value is not None]
+    elements.sort(key=lambda one: struct.unpack("<HH", one[:4]))
+    data = element(0x7FE0, 0x0010, "OW", pixels.astype(pixels.dtype.newbyteorder("<")).tobytes())
+    if syntax != EXPLICIT:  # one fragment behind an empty table
+        items = [b"\xfe\xff\x00\xe0" + struct.pack("<I", len(body)) + body for body in (b"", pixels.tobytes())]
+        data = struct.pack("<HH", 0x7FE0, 0x0010) + b"OB\0\0\xff\xff\xff\xff" + b"".join(items)
+        data += b"\xfe\xff\xdd\xe0\0\0\0\0"
+    meta = element(2, 1, "OB", b"\0\1") + element(2, 2, "UI", values["SOPClassUID"] or "")
+    meta += element(2, 3, "UI", values["SOPInstanceUID"]) + element(2, 16, "UI", syntax) + element(2, 18, "UI", "1.2.3")
+    start = b"\0" * 128 + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(meta)) + meta
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes((start if preamble else b"") + b"".join(elements) + data)
+    return path
+
+
+def write_series(
+    folder: Path, volume: np.ndarray, affine: np.ndarray, names: Sequence[str] | None = None, **tags: object
+) -> list[Path]:
+    """Write a volume (x, y, z) whose affine is RAS in mm, a file a slice, named IM0001 .. unless told."""
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :2], axis=0)
+    axes = (lps[:3, :2] / spacing).T.ravel()
+    return [
+        write_slice(
+            folder / (names[k] if names else f"IM{k + 1:04}"),
+            volume[:, :, k].T,
+            **{
+                "InstanceNumber": k + 1,
+                "ImagePositionPatient": lps[:3, 3] + k * lps[:3, 2],
+                "ImageOrientationPatient": axes,
+                "PixelSpacing": spacing[::-1],
+                **tags,
+            },
+        )
+        for k in range(volume.shape[2])
+    ]

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bundle_runs import root_cause
+from monai.fl.client import MonaiAlgo
+from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType
+from monai.fl.utils.exchange_object import ExchangeObject
+from tiny_trainings import TINY_TRAININGS, TinyTraining
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:executing the bundle config"),
+    pytest.mark.filterwarnings("ignore:parsing config_file"),
+]
+
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module", params=TINY_TRAININGS.values(), ids=TINY_TRAININGS)
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyTraining, Path]:
+    """A bundle, and the data of one site."""
+    folder = tmp_path_factory.mktemp("site")
+    request.param.phantom(folder, 0)
+    return request.param, folder
+
+
+def settings(tiny: TinyTraining, data: Path, out: Path, **more: Any) -> dict[str, Any]:
+    folders = {"dataset_dir": str(data), "output_dir": str(out), "ckpt_dir": str(out / "models")}
+    return {**tiny.settings, **folders, **more}
+
+
+def client(tiny: TinyTraining, data: Path, out: Path, name: str = "site", **more: Any) -> MonaiAlgo:
+    """A client whose files all go to ``out``; ``more`` are settings of its training."""
+    algo = MonaiAlgo(
+        bundle_root=str(tiny.root),
+        send_weight_diff=False,
+        train_kwargs=settings(tiny, data, out, **more),
+        eval_kwargs=settings(tiny, data, out / "evaluation"),
+        best_model_filepath=str(out / "models" / "model.pt"),
+    )
+    algo.initialize({ExtraItems.CLIENT_NAME: name})
+    return algo
+
+
+def weights(algo: MonaiAlgo) -> Weights:
+    """A copy: what get_weights gives is the network's own memory on a CPU."""
+    return {name: value.clone() for name, value in algo.get_weights().weights.items()}
+
+
+def in_bundle(tiny: TinyTraining) -> dict[Path, int]:
+    """What a run without folders of its own would write to, and when that was changed."""
+    return {path: path.stat().st_mtime_ns for name in ("models", "output") for path in (tiny.root / name).rglob("*")}
+
+
+def assert_equal(actual: Weights, expected: Weights) -> None:
+    assert list(actual) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_round_of_every_bundle(site: tuple[TinyTraining, Path], tmp_path: Path) -> None:
+    tiny, data = site
+    shipped = in_bundle(tiny)
+    algo = client(tiny, data, tmp_path)
+    start = weights(algo)
+    algo.train(ExchangeObject(weights=start))
+    update = algo.get_weights()
+    trained = weights(algo)
+    assert max(float((trained[name] - start[name]).abs().max()) for name in start) > 0
+    assert update.statistics[FlStatistics.NUM_EXECUTED_ITERATIONS] == algo.trainer.state.epoch_length > 0
+
+    metrics = algo.evaluate(ExchangeObject(weights=trained)).metrics
+    validated = algo.train_workflow.evaluator.state.metrics
+    assert tiny.metric in metrics
+    assert set(metrics) == set(validated)
+    summary = json.loads((tmp_path / "evaluation" / "summary.json").read_text())
+    assert summary["cases"] > 0
+
+    best = algo.get_weights({ExtraItems.MODEL_TYPE: ModelType.BEST_MODEL}).weights
+    assert set(best) == set(trained)
+    for name, value in trained.items():
+        torch.testing.assert_close(best[name].to(value.dtype), value, rtol=1e-3, atol=1e-3)
+    algo.finalize()
+    assert in_bundle(tiny) == shipped
+
+
+def test_two_clients_and_two_rounds_averaged_by_hand(tmp_path: Path) -> None:
+    tiny = TINY_TRAININGS["brain_flair_unet"]
+    clients = []
+    for k in range(2):
+        tiny.phantom(tmp_path / f"data{k}", k)
+        clients.append(client(tiny, tmp_path / f"data{k}", tmp_path / f"site{k}", name=f"site{k}", seed=k))
+    server = weights(clients[0])
+    first = dict(server)
+    for number in (1, 2):
+        updates = []
+        for algo in clients:
+            algo.train(ExchangeObject(weights=server))
+            assert_equal(algo.global_weights, server)
+            updates.append(weights(algo))
+            assert algo.trainer.state.epoch == number
+        means = {name: (updates[0][name] + updates[1][name]) / 2 for name in server}
+        assert any(not torch.equal(updates[0][name], updates[1][name]) for name in server)
+        server = {name: value.to(server[name].dtype) for name, value in means.items()}
+        for algo in clients:
+            metrics = algo.evaluate(ExchangeObject(weights=server)).metrics
+            assert 0 <= metrics["val_mean_dice"] <= 1
+            # model.pt of the site has other weights
+            assert_equal(algo.evaluator.network.state_dict(), server)
+    assert any(not torch.equal(server[name], first[name]) for name in server)
+    for k in range(2):
+        files = {path.name for path in (tmp_path / f"site{k}").iterdir()}
+        assert files == {"training.ckpt", "models", "tensorboard", "evaluation"}
+        assert [path.name for path in (tmp_path / f"site{k}" / "models").iterdir()] == ["model.pt"]
+        assert torch.load(tmp_path / f"site{k}" / "training.ckpt", weights_only=True)["trainer"]["epoch"] == 2
+
+
+def test_the_weights_of_a_file_are_evaluated_where_loading_is_not_disabled(tmp_path: Path) -> None:
+    """What the test before would miss if it could not fail."""
+    tiny = TINY_TRAININGS["em_membrane_unet"]
+    tiny.phantom(tmp_path / "data", 0)
+    algo = client(tiny, tmp_path / "data", tmp_path / "site")
+    algo.train(ExchangeObject(weights=weights(algo)))
+    saved = torch.load(tmp_path / "site" / "models" / "model.pt", weights_only=True)
+    (tmp_path / "site" / "evaluation" / "models").mkdir(parents=True)
+    torch.save(saved, tmp_path / "site" / "evaluation" / "models" / "model.pt")
+    sent = {name: torch.zeros_like(value) for name, value in weights(algo).items()}
+    for disabled in (True, False):
+        algo = MonaiAlgo(
+            bundle_root=str(tiny.root),
+            config_train_filename=None,
+            eval_kwargs=settings(tiny, tmp_path / "data", tmp_path / "site" / "evaluation"),
+            disable_ckpt_loading=disabled,
+        )
+        algo.initialize()
+        algo.evaluate(ExchangeObject(weights=sent))
+        state = algo.evaluator.network.state_dict()
+        expected = sent if disabled else saved
+        assert_equal(state, {name: expected[name].to(value.dtype) for name, value in state.items()})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"max_epoch": 3}, r"^there is no setting 'max_epoch' in the configs of {}: did you mean 'max_epochs'\?$"),
+        ({"resume": True}, r"^setting 'resume' is True, but the weights of a federated client come from the server"),
+        ({"initial_weights": "a.pt"}, r"^setting 'initial_weights' is 'a.pt', but the weights of a federated client"),
+    ],
+    ids=["misspelt", "resume", "initial weights"],
+)
+def test_settings_that_stop_a_client(
+    site: tuple[TinyTraining, Path], more: dict, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny, data = site
+    with caplog.at_level(logging.ERROR, "segbundles"), pytest.raises(RuntimeError) as caught:
+        client(tiny, data, tmp_path, **more)
+    cause = root_cause(caught.value)
+    assert isinstance(cause, ValueError)
+    assert caplog.messages == [str(cause)]
+    with pytest.raises(ValueError, match=message.format(tiny.name)):
+        raise cause
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_setting_of_the_evaluation_stops_a_client(tmp_path: Path) -> None:
+    tiny = TINY_TRAININGS["polyp_fcn8"]
+    algo = MonaiAlgo(
+        bundle_root=str(tiny.root), config_train_filename=None, eval_kwargs={"sektion": "testing", "device": "cpu"}
+    )
+    with pytest.raises(RuntimeError) as caught:
+        algo.initialize()
+    assert "'sektion' in the configs of polyp_fcn8: did you mean 'section'?" in str(root_cause(caught.value))
