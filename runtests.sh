@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source common/environment.sh
-install_segbundles dev,export,label
+install_segbundles dev,export,label,tracking,federated
 
 say "ruff"
 "$python" -m ruff check .

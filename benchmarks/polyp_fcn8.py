@@ -85,7 +85,12 @@ def main() -> None:
         if "dataset_dir" not in given:
             make_frames(Path(folder), count)
         common = {"dataset_dir": folder, "output_dir": f"{folder}/output", **given}
-        for name, settings in (("this bundle's", common), ("the 134 M original", {**common, **reference})):
+        rows = {
+            "this bundle's": common,
+            "this bundle's, `mirror_axes []`": {**common, "mirror_axes": []},
+            "the 134 M original": {**common, **reference},
+        }
+        for name, settings in rows.items():
             for size in dict.fromkeys((1, most)):
                 # a fresh process, so that the memory is that of this row
                 with multiprocessing.get_context("spawn").Pool(1) as pool:

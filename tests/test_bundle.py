@@ -4,7 +4,9 @@ import json
 import logging
 
 import pytest
-from monai.bundle import ConfigParser, ConfigWorkflow, run
+from bundle_runs import ROOT
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
+from tiny_bundles import command_line
 
 import segbundles.bundle
 from segbundles.bundle import check_overrides
@@ -231,3 +233,57 @@ def test_relative_bundle_root(bundle, monkeypatch):
 
 def test_outside_of_a_config_it_does_nothing(bundle):
     check_overrides(bundle)
+
+
+def through_command_line(files, settings, tmp_path):
+    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    command_line(["python", "-m", "monai.bundle", "run", "--config_file", str(files), *words])
+
+
+def through_args_file(files, settings, tmp_path):
+    (tmp_path / "args.json").write_text(json.dumps({"config_file": files, **settings}))
+    command_line(["python", "-m", "monai.bundle", "run", "--args_file", str(tmp_path / "args.json")])
+
+
+def through_run(files, settings, tmp_path):
+    run(config_file=files, **settings)
+
+
+def through_create_workflow(files, settings, tmp_path):
+    create_workflow(config_file=files, workflow_type="train", **settings)
+
+
+@pytest.mark.parametrize(
+    ("files", "setting", "nearest"),
+    [
+        (["train.json"], "max_epoch", "max_epochs"),
+        (["train.json", "evaluate.json"], "largest_components", None),
+        (["train.json", "multi_gpu_train.json"], "learning_rat", "learning_rate"),
+        (["inference.json"], "output_dirs", "output_dir"),
+    ],
+    ids=["train", "evaluate", "multi_gpu_train", "inference"],
+)
+@pytest.mark.parametrize(
+    "door", [through_command_line, through_args_file, through_run, through_create_workflow], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "bundles").iterdir()))
+def test_a_misspelt_setting_stops_every_bundle_at_every_door(name, door, files, setting, nearest, tmp_path):
+    root_dir = ROOT / "bundles" / name
+    paths = [str(root_dir / "configs" / file) for file in files]
+    settings = {"bundle_root": str(root_dir), "logging_file": False, "output_dir": str(tmp_path / "out"), setting: 3}
+    with pytest.raises(RuntimeError) as caught:
+        door(paths, settings, tmp_path)
+    cause = root(caught.value)
+    assert isinstance(cause, ValueError)
+    assert f"there is no setting {setting!r} in the configs of {name}: " in str(cause)
+    assert nearest is None or str(cause).endswith(f"did you mean {nearest!r}?")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_bundle_is_named_where_its_root_is_given_later(bundle, tmp_path, monkeypatch):
+    """As a federated client does."""
+    monkeypatch.chdir(tmp_path)
+    workflow = ConfigWorkflow(str(bundle / "configs/train.json"), max_epoch=1)
+    with pytest.raises(RuntimeError) as caught:
+        workflow.initialize()
+    assert "in the configs of fish" in str(root(caught.value))

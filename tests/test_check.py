@@ -386,7 +386,11 @@ def test_metrics(bundle, edits, expected):
         ({"max_epochs": "many"}, [("max_epochs", "must be a number, got 'many' (str)", "as section 1")]),
         ({"amp": "false", "patience": "null", "max_epochs": 4, "run_name": "x"}, []),
         ({"amp": "no"}, [("amp", "must be true or false, got 'no'", "")]),
-        ({"section": "testing"}, [("section", "nothing uses it here", "take it out")]),
+        ({"section": "testing"}, [("section", "nothing uses it here", "it is for evaluate.json")]),
+        (
+            {"inferer::roi_size": [8, 8]},
+            [("inferer::roi_size", "has no place in the config", "it is for inference.json")],
+        ),
         ({"run_id": "trainin"}, [("run_id", "there is no id 'trainin'", "did you mean 'training'?")]),
         ({"run_id": "training", "logging_file": False, "workflow_type": "train"}, []),
         ({"bundle_root": "nowhere"}, [("bundle_root", "nowhere does not exist", "the folder that holds configs")]),
@@ -449,6 +453,29 @@ def test_args_files(bundle, schema):
     expect(checked["train.json + args_evaluate.json"], ("run_id", "there is no id 'evaluatin'", "name another"))
     expect(checked["args_absent.json"], ("config_file", "no config 'configs/trian.json' in fish", "name a config"))
     expect(checked["train_coarse.json + args_x_coarse.json"], ("coarse", "nothing uses it here", ""))
+
+
+def test_patches_are_laid_over_what_they_are_named_after(bundle, schema):
+    for name in ("inference_fast", "train_longer", "multi_gpu_evaluate", "other", "multi_gpu_train_longer"):
+        write(bundle, name, {"device": "cpu"})
+    write(bundle, "args_multi_gpu_evaluate", {"device": "cpu"})
+    write(bundle, "train_coarse", TRAIN)
+    write(bundle, "multi_gpu_train_coarse", {"device": "cpu"})
+    checked = [item.config.replace(".json", "") for item in check_bundle(bundle, schema=schema)]
+    assert [name for name in checked if "args" not in name] == [
+        "train",
+        "train + evaluate",
+        "train + evaluate + multi_gpu_evaluate",
+        "train + train_longer + multi_gpu_train_longer",
+        "train + other",
+        "train + train_longer",
+        "inference",
+        "inference + inference_fast",
+        "train_coarse",
+        "train_coarse + multi_gpu_train_coarse",
+        "metadata",
+    ]
+    assert "train + evaluate + multi_gpu_evaluate + args_multi_gpu_evaluate" in checked
 
 
 def test_missing_weights_and_data(bundle, tmp_path):
@@ -608,8 +635,10 @@ def test_the_bundles_have_no_fault_but_weights_to_come(name, schema):
     absent = [] if (bundle / "models" / "model.pt").is_file() else ["models/model.pt does not exist"] * 2
     assert [finding.problem for finding in missing] == absent
     assert {finding.config for finding in missing} <= {"train.json + evaluate.json", "inference.json"}
-    for patch in ("evaluate", "multi_gpu_train"):
-        assert f"train.json + {patch}.json" in [item.config for item in checked]
+    named = [item.config.replace(".json", "") for item in checked]
+    assert {"train + evaluate", "train + multi_gpu_train", "train + evaluate + multi_gpu_evaluate"} <= set(named)
+    assert {"inference + multi_gpu_inference", "inference + inference_trt"} <= set(named)
+    assert not {"train + multi_gpu_inference", "train + inference_trt"} & set(named)
 
 
 def test_a_finding_is_a_fault_unless_said_otherwise():

@@ -3,8 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
+from unittest.mock import patch
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from segbundles.cli import app
@@ -136,6 +139,13 @@ def test_check_is_one_table_and_status_1_when_something_is_wrong(run, tmp_path):
     assert rows["loss::sigmod"][3] == "DiceLoss takes no 'sigmod'"
     assert rows["max_epoch"][4] == "did you mean 'max_epochs'?"
     assert result.output.splitlines()[-1].startswith("fish, checked: 1, faults: ")
+
+    with patch("segbundles.cli._console", partial(Console, width=100)):
+        result = run("check", tmp_path / "fish", "--config", "inference.json", "--max_epoch", "5")
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.output.splitlines()]
+    line = cells.index(["", "max_epoch", "did you mean 'max_epochs'?"])
+    assert cells[line - 1] == ["fault", "inference.json", "no config of this bundle has this setting"]
+    assert max(map(len, result.output.splitlines())) <= 100
 
     (configs / "train.json").write_text("{")
     result = run("check", tmp_path / "fish", "--config", "train.json")

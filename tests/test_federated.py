@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bundle_runs import root_cause
+from bundle_runs import ROOT, root_cause
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -115,7 +119,7 @@ def test_two_clients_and_two_rounds_averaged_by_hand(tmp_path: Path) -> None:
     assert any(not torch.equal(server[name], first[name]) for name in server)
     for k in range(2):
         files = {path.name for path in (tmp_path / f"site{k}").iterdir()}
-        assert files == {"training.ckpt", "models", "tensorboard", "evaluation"}
+        assert files == {"training.ckpt", "training.log", "models", "tensorboard", "evaluation"}
         assert [path.name for path in (tmp_path / f"site{k}" / "models").iterdir()] == ["model.pt"]
         assert torch.load(tmp_path / f"site{k}" / "training.ckpt", weights_only=True)["trainer"]["epoch"] == 2
 
@@ -175,3 +179,36 @@ def test_a_misspelt_setting_of_the_evaluation_stops_a_client(tmp_path: Path) -> 
     with pytest.raises(RuntimeError) as caught:
         algo.initialize()
     assert "'sektion' in the configs of polyp_fcn8: did you mean 'section'?" in str(root_cause(caught.value))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("nvflare") is None and os.environ.get("CI") != "true",
+    reason="NVIDIA FLARE is not installed: pip install -e .[federated]",
+)
+def test_flare_averages_two_sites_by_their_steps(tmp_path: Path) -> None:
+    tiny = TINY_TRAININGS["brain_flair_unet"]
+    (tmp_path / "sites").mkdir()
+    for k, patients in ((1, 4), (2, 6)):
+        tiny.phantom(tmp_path / f"data{k}", k, patients)
+        site = settings(tiny, tmp_path / f"data{k}", tmp_path / f"site-{k}", bundle_root=str(tiny.root), seed=k)
+        (tmp_path / "sites" / f"site-{k}.json").write_text(json.dumps(site))
+    command = [sys.executable, str(ROOT / "docs" / "federated" / "job.py"), "--sites", "site-1,site-2", "--rounds", "2"]
+    command += ["--settings", str(tmp_path / "sites" / "{site}.json"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    sites = [torch.load(tmp_path / f"site-{k}" / "training.ckpt", weights_only=True) for k in (1, 2)]
+    steps = [site["trainer"]["iteration"] for site in sites]
+    assert [site["trainer"]["epoch"] for site in sites] == [2, 2]
+    assert steps[0] < steps[1]
+    (saved,) = (tmp_path / "out" / tiny.root.name / "server").rglob("FL_global_model.pt")
+    average = torch.load(saved, weights_only=True)["model"]
+    final = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    start = torch.load(tmp_path / "out" / "start.pt", weights_only=True)
+    assert set(average) == set(final) == set(start)
+    for name, value in average.items():
+        mean = sum(site["network"][name].double() * n for site, n in zip(sites, steps, strict=True)) / sum(steps)
+        torch.testing.assert_close(value.double(), mean, rtol=0, atol=1e-6)
+        torch.testing.assert_close(final[name].double(), mean, rtol=1e-3, atol=0.5 if "tracked" in name else 1e-3)
+    assert any(not torch.equal(average[name].float(), value.float()) for name, value in start.items())

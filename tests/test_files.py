@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from segbundles import files
 from segbundles.errors import fail
-from segbundles.files import atomic_path, check_writable
+from segbundles.files import RunLock, RunLog, atomic_path, check_writable, walk
 
 
 def refuse():
@@ -78,3 +85,129 @@ def test_a_file_where_a_folder_is_due(tmp_path):
 def test_check_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path):
     check_writable(tmp_path / "a" / "b", "output_dir")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    over = subprocess.Popen(["true"])
+    over.wait()
+    with atomic_path(tmp_path / "model.pt") as part:
+        own = part.name
+        part.touch()
+    gone = own.replace(f"-{os.getpid()}.", f"-{over.pid}.")
+    others = [own, gone.replace(files._HOST, "another0"), f".{over.pid}.part.model.pt", ".notes"]
+    for name in (gone, gone.replace("model.pt", "training.ckpt"), *others):
+        (tmp_path / name).touch()
+    files._swept.clear()
+    with atomic_path(tmp_path / "other.txt") as part:
+        part.touch()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, "model.pt", "other.txt"])
+
+
+def test_walk_says_what_it_does_not_search(tmp_path, caplog):
+    for name in ("a.png", "b/c.png", "b/.hidden.png", ".git/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "again").symlink_to(tmp_path / "b")
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    found = {path.relative_to(tmp_path).as_posix() for path in walk(tmp_path)}
+    assert found == {"a.png", "b/c.png", "b/.hidden.png", "link.png", "lost.png"}
+    assert caplog.messages == [
+        f"{tmp_path}/again was not searched: it is a link to a folder. Name that folder to search it."
+    ]
+
+
+class Other:
+    """Another process, which has taken the lock."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        setting = "ckpt_dir" if kind == "RunLock" else "output_dir"
+        code = (
+            f"from segbundles.files import {kind}; x = {kind}({str(path)!r}, {setting!r}); x.take(); print(); input()"
+        )
+        self.process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process.stdout.readline()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def other() -> Iterator[list[Other]]:
+    others: list[Other] = []
+    yield others
+    for one in others:
+        one.kill()
+
+
+@pytest.mark.parametrize(
+    ("lock", "setting", "left"),
+    [(RunLock, "ckpt_dir", []), (RunLog, "output_dir", ["x.log"])],
+)
+def test_one_run_at_a_time(tmp_path, other, lock, setting, left):
+    path = tmp_path / "x.log"
+    other.append(Other(lock.__name__, path))
+    mine = lock(path, setting)
+    message = f"{setting} {str(tmp_path)!r} is in use: another run is writing x.log there. Wait until it is over, or"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        mine.take()
+    other[0].kill()
+    mine.take()  # a process that was killed holds nothing
+    again = lock(path, setting)
+    again.take()  # nor does a run of this process keep out the next one
+    mine.release()
+    again.release()
+    assert [p.name for p in tmp_path.iterdir()] == left
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), OSError(errno.ENOSYS, "not there")])
+def test_without_locks_the_run_goes_on(tmp_path, monkeypatch, error):
+    def lockf(*_):
+        raise error
+
+    monkeypatch.setattr(files.fcntl, "lockf", lockf)
+    lock = RunLock(tmp_path / "model.pt", "ckpt_dir")
+    lock.take()
+    assert [p.name for p in tmp_path.iterdir()] == [".model.pt.lock"]
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_holds_what_is_logged_while_it_is_open(tmp_path):
+    logger = logging.getLogger("segbundles")
+    log = RunLog(tmp_path / "a.log")
+    logger.warning("too early")
+    log.take()
+    logger.warning("100% ü")
+    log.release()
+    logger.warning("too late")
+    log.take()
+    try:
+        raise TypeError("what stopped it")
+    except TypeError as error:
+        log.release(error)
+    lines = (tmp_path / "a.log").read_text(encoding="utf-8").splitlines()
+    assert re.fullmatch(rf"\d{{4}}-.* INFO Started as process {os.getpid()} on .*", lines[0])
+    assert lines[1].endswith("WARNING 100% ü")
+    assert " INFO Started as process " in lines[2]
+    assert lines[3].endswith(" ERROR Traceback (most recent call last):")
+    assert lines[-1] == "TypeError: what stopped it"
+    assert not any(" too " in line for line in lines)
+
+
+def test_a_log_that_is_forgotten_is_closed(tmp_path):
+    log = RunLog(tmp_path / "a.log")
+    log.take()
+    before = list(logging.getLogger().handlers)
+    del log
+    assert len(logging.getLogger().handlers) == len(before) - 1
+
+
+def test_a_log_that_cannot_be_written_fills_no_screen(tmp_path, capsys):
+    log = RunLog(tmp_path / "a.log")
+    log.take()
+    log._handler.setStream(Path("/dev/full").open("w"))  # noqa: SIM115
+    logging.getLogger("segbundles").warning("one")
+    log.release()
+    assert capsys.readouterr().err == ""

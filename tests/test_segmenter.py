@@ -74,8 +74,9 @@ def test_a_series_of_slices_gives_what_its_array_gives(tmp_path: Path) -> None:
     bundle = BY_NAME["left_atrium_vnet"]
     segment = Segmenter(bundle.make(tmp_path))
     image = bundle.write_image(tmp_path / "in").astype(np.int16)
-    write_series(tmp_path / "series", image[0], AFFINE)
-    np.testing.assert_array_equal(segment(str(tmp_path / "series"))["pred"], segment(image, AFFINE)["pred"])
+    turned = AFFINE @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 23], [0, 0, 0, 1]])  # slices along x cross y
+    write_series(tmp_path / "series", image[0, :, :, ::-1], turned)
+    np.testing.assert_array_equal(segment(str(tmp_path / "series"))["pred"][:, :, ::-1], segment(image, AFFINE)["pred"])
     (tmp_path / "series" / "IM0003").unlink()
     with pytest.raises(ValueError, match="a slice is missing between IM0002 and IM0004"):
         segment(tmp_path / "series")

@@ -122,22 +122,30 @@ def check(
         Path | None, typer.Option(help="Schema of metadata.json, a file; else it is downloaded.", show_default=False)
     ] = None,
 ) -> None:
-    """Say what is wrong with a bundle's configs before anything runs.
+    """Say what is wrong with a bundle's configs before anything is trained.
 
+    It runs expressions and imports modules that the bundle names: check bundles from sources you trust alone.
     Settings follow as on the command line of monai.bundle: --key value.
     """
     from segbundles.check import check_bundle, read_overrides
 
+    _console().print("This runs expressions and modules that the bundle names: trust its source.")
     checked = check_bundle(bundle, config or (), args_file, read_overrides(context.args), schema)
-    table = Table(*(Column(name, overflow="fold") for name in ("Status", "Config", "Id", "Finding", "Repair")))
+    rows = []
     for item in checked:
         if not item.findings:
             # without a summary it holds a file that another row says cannot be read
             status = "[green]ok[/green]" if item.summary else "[yellow]not checked[/yellow]"
-            table.add_row(status, escape(item.config), "", item.summary, "")
+            rows.append((status, item.config, "", item.summary, ""))
         for found in item.findings:
             status = "[red]fault[/red]" if found.fault else "[yellow]warning[/yellow]"
-            table.add_row(status, *(escape(text) for text in (found.config, found.id, found.problem, found.repair)))
+            rows.append((status, found.config, found.id, found.problem, found.repair))
+    narrow = _console().width < 120
+    columns = ("Status", "Where", "Finding") if narrow else ("Status", "Config", "Id", "Finding", "Repair")
+    table = Table(*(Column(name, overflow="fold") for name in columns))
+    for status, *texts in rows:
+        cells = ["\n".join(filter(None, texts[n : n + 2])) for n in (0, 2)] if narrow else texts
+        table.add_row(status, *map(escape, cells), end_section=narrow and bool(texts[3]))
     _console().print(table)
     kinds = [found.fault for item in checked for found in item.findings]
     counts = f"checked: {len(checked)}, faults: {sum(kinds)}, warnings: {len(kinds) - sum(kinds)}"

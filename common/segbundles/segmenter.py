@@ -26,7 +26,8 @@ __all__ = ["Segmenter"]
 class Segmenter:
     """Segment arrays as a bundle's ``inference.json`` segments files.
 
-    Networks, weights, preprocessing, inferer and postprocessing are those of the JSON; nothing is written. Networks are loaded once, when it is made.
+    Networks, weights, preprocessing, inferer and postprocessing are those of the JSON; nothing is written. Networks are
+    loaded once, when it is made.
 
     Args:
         bundle_root: folder of the bundle.

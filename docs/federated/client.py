@@ -1,4 +1,4 @@
-"""A site of a federation: MONAI's client of a bundle, in a loop of NVIDIA FLARE. Run by FLARE; see docs/federated.md."""
+"""A site of a federation, run by NVIDIA FLARE: MONAI's client of a bundle in its loop. See docs/federated.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from nvflare.apis.dxo import MetaKey
 def main() -> None:
     """Evaluate the server's model on this site's data, train it, and send it back, round after round."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle_root", required=True)
     parser.add_argument("--settings", required=True, help="JSON of this site's settings; {site} becomes its name")
     parser.add_argument("--local_epochs", type=int, default=1)
     args = parser.parse_args()
@@ -25,7 +24,7 @@ def main() -> None:
     site = flare.get_site_name()
     settings = json.loads(Path(args.settings.format(site=site)).read_text(encoding="utf-8"))
     algo = MonaiAlgo(
-        bundle_root=args.bundle_root,
+        bundle_root=settings["bundle_root"],
         local_epochs=args.local_epochs,
         send_weight_diff=False,
         train_kwargs=dict(settings),
@@ -39,7 +38,7 @@ def main() -> None:
         update = algo.get_weights()
         flare.send(
             flare.FLModel(
-                params={name: value.numpy() for name, value in update.weights.items()},
+                params=dict(update.weights),
                 metrics={name: float(value) for name, value in metrics.items()},
                 meta={MetaKey.NUM_STEPS_CURRENT_ROUND: update.statistics[FlStatistics.NUM_EXECUTED_ITERATIONS]},
             )

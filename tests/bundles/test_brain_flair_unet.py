@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -468,39 +467,6 @@ class TestContract:
         bundle_run("inferring", "inference.json", output_dir=tmp_path / "i", **common, **small)
         assert (tmp_path / "e" / "report.html").is_file()
         assert len(list((tmp_path / "i").rglob("*_seg.png"))) == len(list(brain_phantom.rglob("*_mask.tif")))
-
-    @pytest.mark.slow
-    def test_two_processes_train_together(self, brain_phantom: Path, tmp_path: Path) -> None:
-        entries = json.loads((brain_phantom / "datalist.json").read_text())
-        for entry in entries["training"] + entries["validation"] + entries["testing"]:
-            entry.update({key: str(brain_phantom / entry[key]) for key in ("image", "label")})
-        entries["validation"] += entries["testing"]  # one patient for each process
-        (tmp_path / "datalist.json").write_text(json.dumps(entries))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-        command += ["-m", "monai.bundle", "run", "training", "--bundle_root", str(BUNDLE), "--config_file"]
-        command += [f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"]
-        command += ["--dataset_dir", str(tmp_path), "--ckpt_dir", str(tmp_path / "models")]
-        command += ["--output_dir", str(tmp_path), "--max_epochs", "2", "--base_channels", "2", "--depth", "3"]
-        command += [
-            "--patch_size",
-            "[32,32]",
-            "--crop_size",
-            "[32,32]",
-            "--amp",
-            "false",
-            "--batch_size",
-            "2",
-            "--slices_per_epoch",
-            "8",
-        ]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert torch.load(tmp_path / "models" / "model.pt", weights_only=True)
-        state = torch.load(tmp_path / "training.ckpt", weights_only=True)
-        assert state["trainer"]["iteration"] == 4  # eight slices, two processes, batches of two: two steps an epoch
-        assert done.stdout.count("epoch 2/2") == 1  # the first process alone speaks
 
 
 def write_case(folder: Path, fault: str, patient: tuple[np.ndarray, np.ndarray]) -> None:

@@ -103,6 +103,7 @@ class TestEndToEnd:
         infer(trained, em_phantom, tmp_path)
         assert sorted(p.name for p in tmp_path.iterdir()) == [
             "inference.csv",
+            "inference.log",
             "train-volume_cells.tif",
             "train-volume_seg.tif",
         ]

@@ -27,6 +27,7 @@ TINY = {
     "fc_channels": 4,
     "fc_kernel_size": 3,
     "frame_height": 48,
+    "mirror_axes": [],
     "dropout": 0.0,
     "amp": False,
     "device": "cpu",
@@ -216,6 +217,19 @@ class TestEndToEnd:
         assert (masks[0] != masks[1]).mean() < 1e-4
 
     @pytest.mark.slow
+    def test_mirror_images_of_a_frame_are_segmented_too(self, trained: Path, frames: tuple) -> None:
+        network, frame = network_of(trained), frames[0][0]
+        parser = ConfigParser()
+        parser.read_config(str(CONFIGS / "inference.json"))
+        parser.update({**TINY, "mirror_axes": [0, 1], "ckpt_dir": str(trained / "models")})
+        x = torch.as_tensor(frame, dtype=torch.float32).permute(2, 1, 0)[None]
+        with torch.no_grad():
+            got = parser.get_parsed_content("inferer")(x, network)[0].numpy().transpose(0, 2, 1)
+        views = [(), (0,), (1,), (0, 1)]
+        logits = [np.flip(logits_of(network, np.flip(frame, v)), [a + 1 for a in v]) for v in views]
+        np.testing.assert_allclose(got, np.mean(logits, 0), atol=1e-4)
+        assert np.abs(logits[0] - got).max() > 0.01
+
     def test_from_another_folder_by_the_command_line(self, trained: Path, phantom: Path, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--bundle_root", str(BUNDLE)]
         command += ["--config_file", str(CONFIGS / "inference.json"), "--dataset_dir", str(phantom)]
@@ -522,7 +536,7 @@ class TestContract:
             fc_channels=16,
         )
 
-    @pytest.mark.parametrize(("args", "count"), [(None, 6_962_540), ("args_reference.json", 134_271_436)])
+    @pytest.mark.parametrize(("args", "count"), [(None, 27_831_884), ("args_reference.json", 134_271_436)])
     def test_sizes_of_the_default_and_the_published_network(self, args: str | None, count: int) -> None:
         parser = ConfigParser()
         parser.read_config(str(CONFIGS / "train.json"))
@@ -532,12 +546,12 @@ class TestContract:
             network = parser.get_parsed_content("network_def")
         assert sum(p.numel() for p in network.parameters()) == count
         if args is None:
-            assert sum(v.numel() * 2 for v in network.state_dict().values()) < 14 * 2**20
+            assert sum(v.numel() * 2 for v in network.state_dict().values()) < 64e6
 
     def test_defaults_are_those_that_two_cores_can_train(self) -> None:
         knobs = config("train.json")
-        assert [knobs[k] for k in ("base_channels", "fc_channels", "frame_height", "dropout")] == [32, 256, 192, 0.3]
-        assert [knobs[k] for k in ("max_epochs", "lr_epochs", "val_interval", "learning_rate")] == [110, 110, 5, 1e-3]
+        assert [knobs[k] for k in ("base_channels", "fc_channels", "frame_height", "dropout")] == [64, 512, 192, 0.5]
+        assert [knobs[k] for k in ("max_epochs", "lr_epochs", "val_interval", "learning_rate")] == [16, 16, 2, 3e-4]
         assert (knobs["crop_size"], knobs["early_stop_patience"], knobs["crop_borders"]) == ([160, 160], 100, True)
         assert (knobs["scale_fraction"], knobs["colour_fraction"]) == (0.4, 0.2)
 
@@ -585,7 +599,11 @@ class TestContract:
         train, infer = map(config, ("train.json", "inference.json"))
         assert train["network_def"] == infer["network_def"]
         assert infer["inferer"]["inferer"].pop("ckpt_dir") == "@ckpt_dir"  # where weights did not fit, for MONAI Label
+        evaluate = config("evaluate.json")
+        assert evaluate["mirror_axes"] == infer["mirror_axes"]
+        train["validate"]["inferer"]["inferer"]["inferer"] = evaluate["validate::inferer::inferer::inferer"]
         assert train["validate"]["inferer"] == infer["inferer"]
+        infer["inferer"]["inferer"]["inferer"] = infer["inferer"]["inferer"]["inferer"]["inferer"]
         assert train["train"]["inferer"]["inferer"] == infer["inferer"]["inferer"]
         for knob in set(train) & set(infer) - {"_desc_", "output_dir", "batch_size"}:
             if not isinstance(train[knob], dict) and not knob.startswith(("_section", "run", "initialize")):
@@ -710,6 +728,7 @@ class TestBadInput:
         ("settings", "message"),
         [
             ({"polyp_fraction": 1.5}, "polyp_fraction must be between 0 and 1, got 1.5"),
+            ({"crop_size": [32]}, "crop_size must be 2 numbers of pixels, got [32]"),
             ({"scale_fraction": 1.0}, "scale_fraction must be from 0 to less than 1, got 1.0"),
             ({"frame_height": 0}, "height must be 1 pixel or more, or None, got 0"),
             ({"max_pixels": 0}, "max_pixels must be 1 or more pixels, or None, got 0"),
@@ -924,15 +943,22 @@ class TestUnusualInput:
             assert ((case["label"][0].numpy().T > 0) != (label > 0)).mean() < 0.005
 
 
+def test_metadata_and_model_card_give_the_same_figures() -> None:
+    found = config("metadata.json")["eval_metrics"]
+    card = (BUNDLE / "docs" / "README.md").read_text()
+    assert list(found) == ["pooled_jaccard", "pooled_mean_jaccard"]
+    first = f"| **{found['pooled_jaccard']:.3f}** | {found['pooled_mean_jaccard']:.3f} |"
+    assert any(line.startswith("| as shipped") and first in line for line in card.splitlines())
+
+
 @pytest.mark.samples
 def test_shipped_weights_segment_an_unseen_sequence(samples: Path, tmp_path: Path) -> None:
-    if not (BUNDLE / "models" / "model.pt").is_file():
-        pytest.skip("no weights are shipped with this version")
     prepare(get_data_set("clinicdb"), samples / "CVC-ClinicDB", tmp_path / "data", validation_fraction=1.0)
     bundle_run("evaluating", EVALUATE, dataset_dir=tmp_path / "data", output_dir=tmp_path / "e")
     summary = json.loads((tmp_path / "e" / "summary.json").read_text())
     assert summary["cases"] == 22
-    assert summary["pooled_jaccard"] >= 0.4
+    assert summary["pooled_jaccard"] >= 0.6
+    assert summary["missed"] == 0
 
 
 @pytest.mark.samples

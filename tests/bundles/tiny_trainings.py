@@ -19,13 +19,13 @@ class TinyTraining:
     Args:
         name: folder under ``bundles``.
         metric: the key metric of its validation.
-        phantom: writes prepared data to a folder, given that and a seed.
+        phantom: writes prepared data to a folder, given that, a seed and optionally the number of cases, 4 or more.
         settings: of train.json and evaluate.json.
     """
 
     name: str
     metric: str
-    phantom: Callable[[Path, int], Any]
+    phantom: Callable[..., Any]
     settings: dict[str, Any]
 
     @property
@@ -41,7 +41,7 @@ TINY_TRAININGS = {
         TinyTraining(
             "left_atrium_vnet",
             "val_mean_dice",
-            lambda out, seed: left_atrium.make_phantom(out, 4, seed, (48, 48, 24), (4.0, 4.0, 4.0)),
+            lambda out, seed, cases=4: left_atrium.make_phantom(out, cases, seed, (48, 48, 24), (4.0, 4.0, 4.0)),
             {
                 **_COMMON,
                 "network_spacing_mm": [8.0, 8.0, 8.0],
@@ -52,13 +52,13 @@ TINY_TRAININGS = {
         TinyTraining(
             "brain_flair_unet",
             "val_mean_dice",
-            lambda out, seed: brain.make_phantom(out, 4, seed, (32, 32), 5),
+            lambda out, seed, cases=4: brain.make_phantom(out, cases, seed, (32, 32), 5),
             {**_COMMON, "depth": 3, "patch_size": [32, 32], "crop_size": [32, 32], "batch_size": 4, "mirror_axes": []},
         ),
         TinyTraining(
             "em_membrane_unet",
             "val_pixel_accuracy",
-            lambda out, seed: em.make_phantom(out, 4, seed, (64, 64)),
+            lambda out, seed, cases=4: em.make_phantom(out, cases, seed, (64, 64)),
             {
                 **_COMMON,
                 "depth": 3,
@@ -71,7 +71,7 @@ TINY_TRAININGS = {
         TinyTraining(
             "polyp_fcn8",
             "val_jaccard",
-            lambda out, seed: polyp.make_phantom(out, 4, 2, seed, (64, 48)),
+            lambda out, seed, cases=4: polyp.make_phantom(out, cases, 2, seed, (64, 48)),
             {
                 **_COMMON,
                 "fc_channels": 4,

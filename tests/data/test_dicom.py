@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import locale
 import logging
 import re
 from pathlib import Path
@@ -89,6 +90,7 @@ def test_values_are_rescaled_slice_by_slice_and_inverted_where_0_is_white(tmp_pa
 @pytest.mark.parametrize(("compressor", "syntax"), [("JPEG", "4.70"), ("JPEG2000", "4.90")])
 def test_lossless_compression_is_read(compressor: str, syntax: str, tmp_path: Path) -> None:
     stored = np.random.default_rng(1).integers(0, 4000, (3, 64, 48)).astype(np.uint16)
+    before = locale.setlocale(locale.LC_ALL)
     writer = sitk.ImageFileWriter()
     writer.SetUseCompression(True)
     writer.SetCompressor(compressor)
@@ -102,7 +104,9 @@ def test_lossless_compression_is_read(compressor: str, syntax: str, tmp_path: Pa
         writer.SetFileName(str(tmp_path / f"{k}.dcm"))
         writer.Execute(image)
         assert f"1.2.840.10008.1.2.{syntax}".encode() in (tmp_path / f"{k}.dcm").read_bytes()[:1024]
+    locale.setlocale(locale.LC_ALL, before)
     array, affine = read(tmp_path)
+    assert locale.setlocale(locale.LC_ALL) == before  # GDCM changes it
     np.testing.assert_array_equal(array, stored.transpose(2, 1, 0))
     np.testing.assert_allclose(affine, np.diag([-0.5, -0.8, 2, 1]), atol=1e-12)
 

@@ -80,7 +80,12 @@ def table(folder):
 def test_three_files(tmp_path, figures, batch_size, caplog):
     with caplog.at_level(logging.INFO, "segbundles"):
         evaluate(tmp_path, CASES, batch_size, figures=figures, title="Fish & chips", settings={"weights": "w.pt"})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.csv", "report.html", "summary.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "evaluation.log",
+        "metrics.csv",
+        "report.html",
+        "summary.json",
+    ]
     rows = table(tmp_path)
     assert [row["case"] for row in rows] == ["p1/img", "p2/img", "p3/img", "p4/img"]
     assert [row["status"] for row in rows] == ["ok", "ok", "missed", "false positive"]

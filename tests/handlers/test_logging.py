@@ -197,3 +197,15 @@ def test_picture_of_a_case_without_truth(size):
     guess[0, 3:5, 3:5] = 1
     with_guess = OverlayImageHandler.picture(torch.zeros(1, *size), nothing, guess)
     assert with_guess.max() > 100
+
+
+def test_curves_that_cannot_be_written_do_not_stop_the_run(tmp_path, caplog):
+    (tmp_path / "in the way").touch()
+    writer = TensorBoardWriter(tmp_path / "in the way")
+    with caplog.at_level(logging.WARNING, "segbundles"):
+        for step in range(3):
+            writer.add_scalar("loss", 1.0, step)
+        writer.flush()
+        writer.close()
+    (message,) = caplog.messages
+    assert re.fullmatch(r"curves cannot be written to .*in the way \(.+\): there are no more\.", message)

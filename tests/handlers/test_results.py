@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 import torch
+from ignite.engine import Events
 from monai.data import Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer
@@ -261,6 +263,94 @@ def test_seconds_are_shared_by_the_slices(tmp_path, monkeypatch):
         ("a", 3.0),
         ("e", 3.0),
     ]
+
+
+class TestSkipFinished:
+    def run(self, folder, output, cases=None, **arguments):
+        """The wiring of a bundle; files that the network saw, and the rows."""
+        results, evaluator, _ = infer(folder, output, cases=cases, **arguments)
+        results.skip_finished = True
+        seen = []
+        evaluator.data_loader.skip = results.finished
+        files = lambda engine: engine.state.batch["image"].meta["filename_or_obj"]  # noqa: E731
+        evaluator.add_event_handler(Events.ITERATION_STARTED, lambda engine: seen.extend(files(engine)))
+        evaluator.run()
+        names = [Path(file).relative_to(folder).as_posix() for file in seen]
+        return results, sorted(names), {row["file"]: row for row in table(output)}
+
+    def test_images_with_outputs_are_passed_over_and_keep_their_rows(self, tmp_path, folder, caplog):
+        output = tmp_path / "o"
+        good = ["p1/a.nrrd", "p1/ü, b.nrrd", "p2/c.nii.gz", "p2/e.mha"]
+        _, seen, first = self.run(folder, output)
+        assert seen == good
+        (output / "p1/a_seg.nrrd").unlink()
+        before = {path: path.stat().st_mtime_ns for path in output.rglob("*_seg.*")}
+        results, seen, second = self.run(folder, output)
+        assert seen == ["p1/a.nrrd"]
+        assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+        assert outputs(output) == ["p1/a_seg.nrrd", "p1/ü, b_seg.nrrd", "p2/c_seg.nii.gz", "p2/e_seg.mha"]
+        assert second.keys() == first.keys()
+        assert [second[file]["notes"] for file in good] == [
+            "",
+            "locator found nothing: whole volume segmented; finished before",
+            *["finished before"] * 2,
+        ]
+        assert all(second[file]["seconds"] == first[file]["seconds"] for file in good[1:])
+        assert second["flat.nrrd"]["status"] == second["p1/cut.nrrd"]["status"] == "failed"
+        with pytest.raises(ValueError, match=r"^2 of 6 images failed"):
+            results.close()
+        for name in ("flat.nrrd", "p1/cut.nrrd"):
+            (folder / name).unlink()
+        results, seen, third = self.run(folder, output)  # nothing is left to do
+        assert (seen, list(third)) == ([], good)
+        assert third["p1/ü, b.nrrd"]["notes"] == second["p1/ü, b.nrrd"]["notes"]
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "segbundles"):
+            results.close()
+        assert caplog.messages == [f"0 images segmented, 4 finished before. Results: {output}"]
+
+    def test_without_a_table_outputs_alone_tell(self, tmp_path):
+        volume(tmp_path / "d/a.nrrd")
+        self.run(tmp_path / "d", tmp_path / "o")
+        (tmp_path / "o/inference.csv").unlink()
+        _, seen, rows = self.run(tmp_path / "d", tmp_path / "o")
+        assert seen == []
+        assert rows["a.nrrd"] == {"file": "a.nrrd", "status": "ok", "seconds": "", "notes": "finished before"}
+
+    def test_an_output_older_than_a_failure_is_not_trusted(self, tmp_path):
+        image = volume(tmp_path / "d/a.nrrd")
+        self.run(tmp_path / "d", tmp_path / "o")
+        good = image.read_bytes()
+        image.write_bytes(b"damaged")
+        infer(tmp_path / "d", tmp_path / "o")[1].run()
+        assert outputs(tmp_path / "o") == ["a_seg.nrrd"]  # of the first run
+        image.write_bytes(good)
+        assert self.run(tmp_path / "d", tmp_path / "o")[1] == ["a.nrrd"]
+
+    def test_a_stack_of_which_a_slice_is_missing_is_done_again(self, tmp_path):
+        source, output = tmp_path / "d", tmp_path / "o"
+        cases = [{"image": stack(source / f"p{k}", 2)} for k in (1, 2)]
+        arguments = {"network": First(), "channels": 3}
+        assert self.run(source, output, cases, **arguments)[1] == ["p1/p_1.tif", "p2/p_1.tif"]
+        (output / "p2/p_2_seg.png").unlink()
+        _, seen, rows = self.run(source, output, cases, **arguments)
+        assert seen == ["p2/p_1.tif"]
+        assert [row["notes"] for row in rows.values()] == ["finished before"] * 2 + [""] * 2
+
+    @pytest.mark.parametrize(("made", "done"), [("a_seg.png", False), ("a_cells.tif", False), (None, True)])
+    def test_all_outputs_of_an_image_must_be_there(self, made, done, tmp_path):
+        results = InferenceResults(tmp_path / "o", tmp_path, skip_finished=True, postfixes=["seg", "cells"])
+        results.start(None)
+        for name in [made] if made else ["a_seg.png", "a_cells.tif"]:
+            (tmp_path / "o" / name).touch()
+        assert results.finished([str(tmp_path / "a.png")]) is done
+        assert len(results.rows) == done
+
+    def test_the_knob_decides(self, tmp_path):
+        (tmp_path / "a_seg.png").touch()
+        results = InferenceResults(tmp_path, tmp_path)
+        results.start(None)
+        assert not results.finished([str(tmp_path / "a.png")])
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def weight(folder, name="model.pt"):
 
 
 def names(folder):
-    return sorted(p.name for p in (folder / "models").iterdir())
+    return sorted(p.name for p in (folder / "models").glob("[!.]*"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from monai.config import PathLike
 from segbundles.data.dicom import is_dicom_slice
 from segbundles.data.readers import DICOM, SuffixReader, file_stem, file_suffix
 from segbundles.errors import fail
+from segbundles.files import walk
 
 __all__ = ["Datalist", "FolderImages"]
 
@@ -171,8 +172,8 @@ class FolderImages(_LazyCases):
             fail(f"dataset_dir {str(self.dataset_dir)!r} is neither a folder nor a file: name images to segment.")
         endings = [suffix for suffix in self.suffixes if suffix not in DICOM]
         series = endings != [*self.suffixes]
-        files = (path for path in given.rglob("*") if series or file_suffix(path) in endings)
-        files = [path for path in files if path.is_file() and not self._skipped(path)]
+        files = (path for path in walk(given) if series or file_suffix(path) in endings)
+        files = [path for path in files if (path.is_file() or path.is_symlink()) and not self._skipped(path)]
         found = [path for path in files if file_suffix(path) in endings]
         if series:
             found += _series_folders(path for path in files if file_suffix(path) not in endings)

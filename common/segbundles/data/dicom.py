@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from monai.data import ImageReader
 from monai.data.utils import orientation_ras_lps
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-__all__ = ["DicomReader", "is_dicom_slice", "no_itk_warnings"]
+__all__ = ["DicomReader", "is_dicom_slice", "quiet_itk"]
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 # waveforms, presentation states, registrations and segmentations, reports, documents, radiotherapy, spectra
@@ -119,7 +120,7 @@ def _read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     empty = next((path.name for path in files if path.suffix in suffixes and not path.stat().st_size), None)
     if empty:
         raise ValueError(f"{empty} is empty: copy it again.")
-    with no_itk_warnings():
+    with quiet_itk():
         slices = [_read_header(path) for path in paths]
         _check_one_series(slices)
         _check_alike(slices)
@@ -135,14 +136,17 @@ def _read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextmanager
-def no_itk_warnings() -> Iterator[None]:
-    """Keep ITK's warnings from standard error; what is wrong is said by this library's errors."""
+def quiet_itk() -> Iterator[None]:
+    """Keep ITK's warnings from standard error, as this library's errors say what is wrong, and the locale as it is."""
+    # GDCM's JPEG sets it to C: text files opened afterwards would be read as ASCII
+    before = locale.setlocale(locale.LC_ALL)
     level = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(level)
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def _open(path: Path) -> sitk.ImageFileReader:

@@ -18,7 +18,7 @@ from monai.data import ImageReader, NibabelReader, PILReader
 from monai.data.utils import orientation_ras_lps
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from segbundles.data.dicom import DicomReader, is_dicom_slice, no_itk_warnings
+from segbundles.data.dicom import DicomReader, is_dicom_slice, quiet_itk
 from segbundles.errors import fail
 
 __all__ = ["NiftiReader", "SimpleITKReader", "StackReader", "SuffixReader", "TiffReader", "file_stem", "file_suffix"]
@@ -150,7 +150,7 @@ class SimpleITKReader(ImageReader):
         """
         path = str(_one(data))
         try:
-            with no_itk_warnings():
+            with quiet_itk():
                 return sitk.ReadImage(path, **kwargs)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]

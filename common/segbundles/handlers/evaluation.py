@@ -20,7 +20,7 @@ from monai.data import MetaTensor
 from segbundles.data import file_stem
 from segbundles.distributed import gather, process_rank
 from segbundles.errors import fail
-from segbundles.files import atomic_path, check_writable
+from segbundles.files import RunLog, atomic_path, check_writable
 from segbundles.handlers.results import join_notes
 from segbundles.metrics import METRIC_UNITS, SECTION_UNITS, segmentation_metrics, summarize
 from segbundles.metrics.segmentation import base_name, slice_metrics
@@ -48,6 +48,9 @@ class EvaluationReport:
     Where a process group stands, each process scores its share of the cases, in turns as
     :class:`segbundles.data.SharedDataLoader` gives them, and the first writes those of all.
 
+    While the run goes on, what is logged goes to ``output_dir/evaluation.log`` too, and other processes cannot evaluate
+    into the same folder.
+
     Args:
         output_dir: folder to write to.
         num_classes: number of classes, background included.
@@ -61,7 +64,7 @@ class EvaluationReport:
         channel: the one channel that figures show; None shows three as colours, else the first.
 
     Raises:
-        ValueError: when the run starts and ``output_dir`` cannot be written to.
+        ValueError: when the run starts and ``output_dir`` cannot be written to, or another process evaluates into it.
     """
 
     sort_by = "dice"  # metric that orders the cases of the report
@@ -90,6 +93,7 @@ class EvaluationReport:
         self.image_key, self.label_key, self.pred_key = image_key, label_key, pred_key
         self.slice_axis = slice_axis
         self.channel = channel
+        self._run_log = RunLog(self.output_dir / "evaluation.log")
         self._start()
 
     def _start(self) -> None:
@@ -104,10 +108,13 @@ class EvaluationReport:
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.add)
         engine.add_event_handler(Events.COMPLETED, self.write)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
 
     def start(self, engine: Engine) -> None:
         """Begin."""
         check_writable(self.output_dir, "output_dir")
+        if process_rank() == 0:
+            self._run_log.take()
         self._start()
 
     def add(self, engine: Engine) -> None:
@@ -180,6 +187,12 @@ class EvaluationReport:
         if process_rank() == 0:
             self._name_rows()
             self._write()
+        self._run_log.release()
+
+    def stop(self, engine: Engine, error: BaseException) -> None:
+        """Close the log when something else stops the run."""
+        self._run_log.release(error)
+        raise error
 
     def _gather(self) -> None:
         """Take over the cases of the other processes, in the order of the data set."""

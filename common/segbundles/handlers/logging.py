@@ -121,7 +121,8 @@ def _duration(seconds: float) -> str:
 class TensorBoardWriter:
     """A ``SummaryWriter`` that makes its folder and file at the first thing written, and only in the first process.
 
-    Torch's makes them at once, so that merely looking at a bundle would write into it.
+    Torch's makes them at once, so that merely looking at a bundle would write into it. When the file cannot be written,
+    on a full disk say, that is logged, and the run goes on without curves.
 
     Args:
         log_dir: folder of the event file.
@@ -131,6 +132,18 @@ class TensorBoardWriter:
         """See the class."""
         self.log_dir = str(log_dir)
         self._writer: SummaryWriter | None = None
+        self._failed = False
+
+    def _do(self, name: str, *args: Any, **kwargs: Any) -> None:
+        if idist.get_rank() > 0 or self._failed:
+            return
+        try:
+            getattr(self._open(), name)(*args, **kwargs)
+        except OSError as error:
+            self._failed, self._writer = True, None
+            logger.warning(
+                f"curves cannot be written to {self.log_dir} ({error.strerror or error}): there are no more."
+            )
 
     def _open(self) -> SummaryWriter:
         if self._writer is None:
@@ -141,23 +154,21 @@ class TensorBoardWriter:
 
     def add_scalar(self, *args: Any, **kwargs: Any) -> None:
         """As torch's."""
-        if idist.get_rank() == 0:
-            self._open().add_scalar(*args, **kwargs)
+        self._do("add_scalar", *args, **kwargs)
 
     def add_image(self, *args: Any, **kwargs: Any) -> None:
         """As torch's."""
-        if idist.get_rank() == 0:
-            self._open().add_image(*args, **kwargs)
+        self._do("add_image", *args, **kwargs)
 
     def flush(self) -> None:
         """As torch's."""
         if self._writer is not None:
-            self._writer.flush()
+            self._do("flush")
 
     def close(self) -> None:
         """As torch's."""
         if self._writer is not None:
-            self._writer.close()
+            self._do("close")
 
 
 class OverlayImageHandler:

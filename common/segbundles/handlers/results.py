@@ -19,7 +19,7 @@ from monai.utils import ensure_tuple
 
 from segbundles.distributed import gather, process_rank
 from segbundles.errors import fail, innermost
-from segbundles.files import atomic_path, check_writable
+from segbundles.files import RunLog, atomic_path, check_writable
 from segbundles.transforms.io import SaveSegmentationd, slice_files
 
 __all__ = ["InferenceResults", "join_notes"]
@@ -52,6 +52,9 @@ class InferenceResults:
     An image is finished when all its outputs are there, a stack when those of all its slices are, unless the table of
     the earlier run says that it failed. Whether the image or the settings have changed since is not looked at.
 
+    While the run goes on, what is logged goes to ``output_dir/inference.log`` too, and other processes cannot segment
+    into the same folder.
+
     Args:
         output_dir: folder of the table.
         dataset_dir: folder that file names are given relative to.
@@ -60,7 +63,7 @@ class InferenceResults:
         postfixes: ends of the stems of an image's outputs, see :class:`segbundles.transforms.SaveSegmentationd`.
 
     Raises:
-        ValueError: when the run starts and ``output_dir`` cannot be written to.
+        ValueError: when the run starts and ``output_dir`` cannot be written to, or another process segments into it.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class InferenceResults:
         self.rows: list[dict[str, Any]] = []
         self._notes: list[str] = []
         self._since = time.perf_counter()
+        self._log = RunLog(self.output_dir / "inference.log")
 
     @property
     def path(self) -> Path:
@@ -99,6 +103,8 @@ class InferenceResults:
     def start(self, engine: Engine) -> None:
         """Begin a table."""
         check_writable(self.output_dir, "output_dir")
+        if process_rank() == 0:
+            self._log.take()
         self.rows = []
         self._earlier = self._read() if self.skip_finished else {}
         self._since = time.perf_counter()
@@ -197,6 +203,7 @@ class InferenceResults:
         if process_rank() == 0:
             with suppress(ValueError):  # the error to be seen is the one that stopped the run
                 self._write()
+        self._log.release(error)
         raise error
 
     def write(self, engine: Engine | None = None) -> None:
@@ -220,6 +227,12 @@ class InferenceResults:
         """
         if process_rank() > 0:
             return
+        try:
+            self._tell()
+        finally:
+            self._log.release()
+
+    def _tell(self) -> None:
         failed = [row["file"] for row in self.rows if row["status"] == "failed"]
         before = sum(FINISHED in row["notes"] for row in self.rows)
         done = len(self.rows) - len(failed) - before

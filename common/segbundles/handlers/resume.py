@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from segbundles.errors import fail
-from segbundles.files import atomic_path, check_writable
+from segbundles.files import RunLog, atomic_path, check_writable
 
 __all__ = ["RunLoader", "RunSaver", "can_resume"]
 
@@ -45,6 +45,9 @@ class RunLoader:
     Other handlers may load weights when the run starts, and not insist on every name, as the ``CheckpointLoader`` that
     MONAI Label adds: a file of which nothing fits a network is refused, what is missing in another is logged.
 
+    While the run goes on, what is logged goes to ``<stem of path>.log`` beside ``path`` too, and other processes cannot
+    train into the same folder.
+
     Args:
         path: file that :class:`RunSaver` writes.
         objects: what to restore, by name: anything with ``state_dict``, and evaluators (epoch, iteration, best metric).
@@ -54,8 +57,9 @@ class RunLoader:
         resume: whether to load. Without a file to load, the run starts afresh with a warning.
 
     Raises:
-        ValueError: when the run starts and the file is damaged or is of another configuration, or when what another
-            handler loads leaves a network as it was.
+        ValueError: when the run starts and the file is damaged or is of another configuration, when its folder cannot
+            be written to or another process trains into it, or when what another handler loads leaves a network as it
+            was.
     """
 
     def __init__(
@@ -73,14 +77,29 @@ class RunLoader:
         self.seed = seed
         self.resume = resume
         self._guards: list[RemovableHandle] = []
+        self._log = RunLog(self.path.with_suffix(".log"))
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         networks = (getattr(item, "module", item) for item in self.objects.values() if isinstance(item, nn.Module))
         self._guards = [network.register_load_state_dict_post_hook(_refuse_strangers) for network in networks]
+        engine.add_event_handler(Events.STARTED, self.begin)
         engine.add_event_handler(Events.STARTED, self.load if self.resume else self.put_aside)
         engine.add_event_handler(Events.EPOCH_STARTED, self.seed_epoch)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.interrupted)
+
+    def begin(self, engine: Engine) -> None:
+        """Open the log, before anything is changed."""
+        if idist.get_rank() > 0:
+            return
+        check_writable(self.path.parent, "output_dir")
+        self._log.take()
+        if not engine.has_event_handler(self.end, Events.COMPLETED):
+            engine.add_event_handler(Events.COMPLETED, self.end)  # now, to be behind what others write at the end
+
+    def end(self, engine: Engine) -> None:
+        """Close the log."""
+        self._log.release()
 
     def seed_epoch(self, engine: Engine) -> None:
         """Seed Python, numpy, torch and the random transforms for this epoch."""
@@ -146,7 +165,9 @@ class RunLoader:
             done = engine.state.epoch - 1
             kept = f"epoch {done} is kept, go on with --resume true" if done > 0 else "no epoch was finished"
             logger.warning(f"Interrupted in epoch {engine.state.epoch}: {kept}.")
+            self._log.release()
             raise SystemExit(130)
+        self._log.release(error)
         raise error
 
 

@@ -14,7 +14,7 @@ from monai.networks.utils import get_state_dict
 from torch import nn
 
 from segbundles.errors import fail
-from segbundles.files import atomic_path, check_writable
+from segbundles.files import RunLock, atomic_path, check_writable
 from segbundles.handlers.resume import resumable
 from segbundles.networks.weights import load_weights
 
@@ -98,7 +98,7 @@ class BestWeightsSaver:
         filename: name of the file.
 
     Raises:
-        ValueError: when the run starts and ``ckpt_dir`` cannot be written to.
+        ValueError: when the run starts and ``ckpt_dir`` cannot be written to, or another process trains into it.
     """
 
     def __init__(
@@ -108,6 +108,7 @@ class BestWeightsSaver:
         self.path = Path(ckpt_dir) / filename
         self.network = network
         self.validator = validator
+        self._lock = RunLock(self.path, "ckpt_dir")
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer, behind its ``ValidationHandler``."""
@@ -118,6 +119,8 @@ class BestWeightsSaver:
     def start(self, engine: Engine) -> None:
         """Refuse a folder that cannot be written to, before training."""
         check_writable(self.path.parent, "ckpt_dir")
+        if idist.get_rank() == 0:
+            self._lock.take()
 
     def save_best(self, engine: Engine) -> None:
         """Save when the validation of this epoch was the best."""
@@ -130,6 +133,9 @@ class BestWeightsSaver:
         if "saved_epoch" not in resumable(engine):
             logger.warning("No validation gave a metric: the weights of the last epoch are kept.")
             self._save(engine)
+        self._lock.release()
+        if idist.get_rank() == 0:
+            logger.info(f"Weights: {self.path}")
 
     def _save(self, engine: Engine) -> None:
         # once replaced, the file there is this run's own, also after a stop

@@ -29,6 +29,8 @@ def read_weights(path: PathLike) -> dict[str, torch.Tensor]:
         fail(f"there are no weights at {file}: train first (`monai.bundle run training`), or set --ckpt_dir.")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        fail(f"{file} cannot be read ({error.strerror}): give leave to read it, or other weights.")
     except Exception as error:
         fail(f"{file} cannot be read as weights ({type(error).__name__}): it is damaged or not a state_dict.")
     if isinstance(state, dict) and set(state) == {"model"}:

@@ -1,0 +1,222 @@
+"""docs/add_a_bundle.md, done: its commands and JSON as they stand there, on made-up volumes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_runs import ROOT, SCHEMA, table
+from documentation import PAGES, read_blocks, read_commands
+from monai.bundle import ConfigWorkflow, load, verify_metadata
+from monai.networks.nets import SegResNet
+from tiny_bundles import command_line
+
+from segbundles.check import check_bundle
+
+PAGE = PAGES["docs/add_a_bundle.md"]
+TEXT, BLOCKS = PAGE.read_text(), read_blocks(PAGE)
+AFFINE = np.array([[-4.0, 0, 0, 70], [0, 0, 4.5, -60], [0, 4.0, 0, 10], [0, 0, 0, 1]])
+# what a person would choose for these volumes: small, and learnt in seconds
+KNOBS = {
+    "max_epochs": 20,
+    "lr_epochs": 20,
+    "val_interval": 5,
+    "learning_rate": 0.02,
+    "amp": False,
+    "device": "cpu",
+    "base_channels": 4,
+}
+OWN = {
+    "network_spacing_mm": [6.0, 6.0, 6.0],
+    "patch_size": [16, 16, 16],
+    "locator_spacing_mm": [5.0, 5.0, 5.0],
+    "min_size_mm": 10.0,
+    "max_size_mm": 200.0,
+    "_desc_": "Of the kidney. Edit section 1; the rest is wiring.",
+    "name": "Kidney segmentation by a two-stage SegResNet",
+    "task": "Segmentation of a made-up kidney",
+    "description": "A locator V-Net finds the kidney, a SegResNet segments the crop around it.",
+    "data_source": "made up",
+    "data_type": "nifti",
+    "image_classes": "single channel",
+    "label_classes": "single channel, 0 background, 1 kidney",
+    "pred_classes": "single channel logit, above 0 is kidney",
+    "references": ["Myronenko A. 3D MRI brain tumor segmentation using autoencoder regularization. 2018"],
+    "changelog": {"0.1.0": "first"},
+}
+
+
+def make_data(folder: Path) -> None:
+    """Five volumes with a bright ball, stored with axes in another order, and their datalist."""
+    rng = np.random.default_rng(0)
+    sections: dict[str, list] = {"training": [], "validation": []}
+    grid = np.stack(np.meshgrid(*map(np.arange, (40, 32, 36)), indexing="ij"), -1)
+    for number in range(5):
+        centre = rng.uniform((14, 12, 14), (26, 20, 22))
+        label = (np.linalg.norm(grid - centre, axis=-1) < 6.5).astype(np.uint8)
+        image = (100 * label + rng.normal(100, 20, label.shape)).astype(np.int16)
+        entry = {"image": f"images/{number}.nii.gz", "label": f"labels/{number}.nii.gz", "group": f"patient {number}"}
+        for key, array in (("image", image), ("label", label)):
+            (folder / entry[key]).parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, AFFINE), folder / entry[key])
+        sections["training" if number < 4 else "validation"].append(entry)
+    (folder / "datalist.json").write_text(json.dumps(sections))
+
+
+class Bundle:
+    """The configs of the new bundle, edited as the page says."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.trees = {path.name: json.loads(path.read_text()) for path in sorted((root / "configs").glob("*.json"))}
+
+    def write(self) -> None:
+        for name, tree in self.trees.items():
+            (self.root / "configs" / name).write_text(json.dumps(tree, indent=1))
+
+    def places(self, name: str, key: str) -> Iterator[dict]:
+        """Dictionaries of a config that hold a key with a value of its own, no reference."""
+        stack: list[Any] = [self.trees[name]]
+        while stack:
+            node = stack.pop()
+            if isinstance(node, dict) and not str(node.get(key, "@")).startswith(("@", "$@")):
+                yield node
+            stack += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+
+
+def names(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def commands(start: str) -> list[str]:
+    found = [command for _, command in read_commands(BLOCKS) if command.startswith(start)]
+    assert found
+    return found
+
+
+def unused(root: Path) -> dict[str, set[str]]:
+    """Knobs that nothing uses, by config."""
+    found = {name: check_bundle(root, [name])[0].findings for name in ("train.json", "inference.json")}
+    return {name: {it.id for it in items if it.problem == "nothing uses it here"} for name, items in found.items()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the project's root in which steps 1 to 4 of the page have been done."""
+    place = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "bundles/left_atrium_vnet/configs", place / "bundles/left_atrium_vnet/configs")
+    shutil.copy(ROOT / "bundles/left_atrium_vnet/LICENSE", place / "bundles/left_atrium_vnet")
+    make_data(place / "data/kidney")
+
+    copy = next(block.text for block in BLOCKS if block.language == "bash")
+    subprocess.run(["bash", "-ec", copy], cwd=place, check=True)
+    root = place / "bundles/kidney_segresnet"
+    (root / "configs/logging.conf").unlink()  # a process of tests keeps its own
+    bundle = Bundle(root)
+
+    network, knobs = (block for block in BLOCKS if block.language == "json")
+    assert names(network.before) == ["train.json", "inference.json", "@name"]
+    for name in names(network.before)[:2]:
+        bundle.trees[name] |= json.loads(network.text)
+    bundle.write()
+    (listed,) = re.findall(r"Take out of section 1 of both .*?: (.*?)\.", TEXT)
+    assert unused(root) == {name: set(names(listed)) for name in ("train.json", "inference.json")}
+    for name in ("train.json", "inference.json"):
+        for knob in names(listed):
+            del bundle.trees[name][knob]
+    assert "`train.json`" in knobs.before
+    bundle.trees["train.json"] |= json.loads(knobs.text)
+
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \|$", TEXT.partition("| file | entry |")[2], re.MULTILINE)
+    assert len(rows) >= 6
+    for files, entries, now in rows:
+        for entry in names(entries):
+            found = [place for name in names(files) for place in bundle.places(name, entry)]
+            assert found, f"no {entry} in {files}"
+            if entry.endswith("_data_format"):
+                described = found[0][entry]
+                for end, channels in (("inputs", {"0": "image"}), ("outputs", {"0": "background", "1": "kidney"})):
+                    described[end]["image" if end == "inputs" else "pred"].update(
+                        modality="CT", spatial_shape=[32, 32, 32], channel_def=channels
+                    )
+                continue
+            if entry == "_desc_":
+                found = [bundle.trees[name] for name in names(files)]
+            for place_ in found:
+                place_[entry] = OWN[entry] if entry in OWN else json.loads(names(now)[0])
+    for tree in (bundle.trees[name] for name in ("train.json", "train_locator.json", "inference.json")):
+        tree |= {key: value for key, value in KNOBS.items() if key in tree}
+    bundle.trees["train_locator.json"] |= {"patch_size": [32, 32, 32], "learning_rate": 0.01}
+    bundle.trees["train_locator.json"]["network_def"]["base_channels"] = 2
+    for name in ("train.json", "inference.json"):
+        bundle.trees[name]["locator_def"]["base_channels"] = 2
+    bundle.write()
+    return place
+
+
+def test_nothing_tells_of_the_old_data(made: Path) -> None:
+    """But the comments on its transforms, and the ids that all bundles share."""
+    for path in (made / "bundles/kidney_segresnet").rglob("*.json"):
+        assert not re.findall("atrium|lasc18|laendo|VNet", path.read_text().replace("segbundles.networks.VNet", ""))
+
+
+def test_check_finds_no_fault_but_weights_to_come(made: Path) -> None:
+    root = made / shlex.split(commands("segbundles check")[0])[2]
+    checked = check_bundle(root, schema=SCHEMA if SCHEMA.is_file() else None)
+    faults = {found.problem for item in checked for found in item.findings if found.fault}
+    told = re.findall(r"`(models/\S+ does not exist)`", TEXT)
+    assert faults == set(told) == {"models/model.pt does not exist", "models/locator.pt does not exist"}
+    assert checked[-1].summary == "schema, networks run on random numbers: 2"
+
+
+def test_metadata_fits_the_schema(made: Path) -> None:
+    if not SCHEMA.is_file():
+        pytest.skip(f"no schema at {SCHEMA}")
+    verify_metadata(
+        meta_file=str(made / "bundles/kidney_segresnet/configs/metadata.json"),
+        filepath=str(SCHEMA),
+        hash_val="cd64aa8a5904426f6fc6855dabe46af8c742d5bad644b4e9cfb78ebad09ad678",
+        hash_type="sha256",
+    )
+
+
+@pytest.mark.slow
+def test_it_trains_evaluates_and_segments(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    for command in commands("python -m monai.bundle"):
+        command_line(command)
+    (row,) = table(Path("results/metrics.csv"))
+    assert row["status"] == "ok"
+    assert float(row["dice"]) > 0.55  # the whole crop taken for kidney gives 0.44
+    rows = table(Path("masks/inference.csv"))
+    assert [row["status"] for row in rows] == ["ok"] * 5
+    truth, mask = (nib.load(name) for name in ("data/kidney/labels/4.nii.gz", "masks/4_seg.nii.gz"))
+    np.testing.assert_allclose(mask.affine, AFFINE)
+    found, due = (np.asarray(image.dataobj) > 0 for image in (mask, truth))
+    assert 2 * (found & due).sum() / (found.sum() + due.sum()) == pytest.approx(float(row["dice"]), abs=0.02)
+    assert Path("results/report.html").read_text().count("Kidney, validation") >= 1
+
+    network = load("kidney_segresnet", bundle_dir="bundles", source="monaihosting")
+    assert isinstance(network, SegResNet)
+    weights = torch.load("bundles/kidney_segresnet/models/model.pt", weights_only=True)
+    assert weights.keys() == network.state_dict().keys()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("train.json", "train"), ("inference.json", "infer")])
+def test_check_properties_lacks_nothing(name: str, kind: str, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
+    root = "bundles/kidney_segresnet"
+    settings = {"bundle_root": root, "dataset_dir": "data/kidney", "output_dir": "unused"}
+    workflow = ConfigWorkflow(f"{root}/configs/{name}", workflow_type=kind, logging_file=False, **settings)
+    workflow.initialize()
+    assert workflow.check_properties() == []

@@ -1,0 +1,374 @@
+"""Every command of README.md and docs/ is run here as it stands, with tiny bundles and data, or marked.
+
+What a page shows is held too: ``text`` blocks are what the commands ahead of them print, files in JSON are written
+before they are named, and the messages in tables are those that really come.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import tifffile
+from bundle_runs import ROOT, root_cause, table
+from documentation import PAGES, read_blocks, read_commands
+from monai.bundle import ConfigParser
+from PIL import Image
+from tiny_bundles import TINY_BUNDLES, command_line
+from tiny_trainings import TINY_TRAININGS
+from typer.testing import CliRunner
+
+from segbundles.cli import app
+from segbundles.datasets import polyp
+
+BLOCKS = {name: read_blocks(path) for name, path in PAGES.items()}
+COMMANDS = {name: list(read_commands(blocks)) for name, blocks in BLOCKS.items()}
+# page, how the command begins, who runs it or what it needs
+MARKED = [
+    ("README.md", "./quickstart.sh", "needs minutes; a user's first command"),
+    ("README.md", "./runtests.sh", "would run itself"),
+    ("README.md", "source .venv", "needs the environment that quickstart.sh makes"),
+    ("README.md", "torchrun", "tests/bundles/test_left_atrium_vnet.py"),
+    ("docs/add_a_bundle.md", "", "tests/test_add_a_bundle.py"),
+    ("docs/export.md", "python -m monai.bundle", "tests/test_export.py"),
+    ("docs/federated.md", "pip install", "needs a network"),
+    ("docs/federated.md", "python docs/federated/job.py", "needs NVIDIA FLARE, see tests/test_federated.py"),
+    ("docs/monai_label.md", "segbundles label --studies", "starts a server: tests/test_label.py"),
+    ("docs/scale_out.md", "torchrun", "tests/test_scale_out.py"),
+    ("docs/scale_out.md", "source .venv", "part of the Slurm script"),
+    ("docs/scale_out.md", "export ", "part of the Slurm script"),
+    ("docs/scale_out.md", "HEAD=$(", "needs Slurm"),
+    ("docs/scale_out.md", "srun", "needs Slurm"),
+    ("docs/security.md", "pip", "needs a network"),
+    ("docs/tracking.md", "tensorboard", "starts a server"),
+    ("docs/tracking.md", "pip install", "needs a network"),
+    ("docs/tracking.md", "python -m monai.bundle", "needs MLflow, see tests/test_tracking.py"),
+    ("docs/tracking.md", "mlflow ui", "starts a server"),
+]
+# what of a shell only looks
+LOOKING = ("cat ", "find ", "grep ", "for file in ")
+TINY = {bundle.name: bundle for bundle in TINY_BUNDLES}
+EDIT, OWN = PAGES["docs/edit_the_json.md"].read_text(), PAGES["docs/own_data.md"].read_text()
+
+
+def is_marked(page: str, command: str) -> bool:
+    return any(page == name and command.startswith(start) for name, start, _ in MARKED)
+
+
+RUN_PAGES = [page for page, commands in COMMANDS.items() if not all(is_marked(page, text) for _, text in commands)]
+
+
+def make_bundle(folder: Path, name: str) -> Path:
+    """Copy a bundle with a tiny untrained network, whose JSON says so: what is run needs no settings."""
+    root = TINY[name].make(folder)
+    settings = TINY_TRAININGS[name].settings | {"lr_epochs": 1}
+    if name == "left_atrium_vnet":
+        settings["locator_spacing_mm"] = [8.0, 8.0, 8.0]
+    for path in root.glob("configs/*.json"):
+        config = json.loads(path.read_text())
+        if path.name in ("train.json", "train_locator.json", "evaluate.json", "inference.json"):
+            config |= {key: value for key, value in settings.items() if key in config}
+            locator = config.get("network_def" if path.stem == "train_locator" else "locator_def")
+            if locator:
+                locator["base_channels"] = 2
+        elif path.name == "metadata.json":
+            for described in (value for key, value in config.items() if key.endswith("_data_format")):
+                for end in (described["inputs"]["image"], described["outputs"]["pred"]):
+                    end["spatial_shape"] = [32] * len(end["spatial_shape"])
+        path.write_text(json.dumps(config))
+    return root
+
+
+def run(command: str) -> str:
+    """Run a command of a page in this process, a long training shortened; what ``segbundles`` prints."""
+    short = re.sub(r"--(max|lr)_epochs \d+", r"--\1_epochs 1", command)
+    if short.startswith("segbundles "):
+        result = CliRunner().invoke(app, shlex.split(short)[1:])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+        return f"{result.output}\nexit status {result.exit_code}"
+    if short.startswith(LOOKING):
+        return subprocess.run(short, shell=True, check=True, capture_output=True, text=True).stdout
+    assert short.startswith("python -m monai.bundle "), (
+        f"run it in another test, or say in MARKED what it needs: {short}"
+    )
+    command_line(short)
+    return ""
+
+
+def flat(text: str) -> str:
+    """One line, without the rules of tables."""
+    return " ".join(re.sub("[\u2500-\u257f]", " ", text).split())
+
+
+def said(pattern: str) -> re.Pattern[str]:
+    """A message of a page, in which ``...`` stands for anything."""
+    return re.compile(".*?".join(re.escape(part) for part in pattern.strip().split("...")))
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """Rows of the table with this first column."""
+    _, _, rest = text.partition(f"| {heading} |")
+    lines = rest.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip().strip("|").split(" | ")] for line in lines]
+
+
+def as_heart(volumes: Path, out: Path, name: str = "la") -> None:
+    """Lay cases of the phantom out as Task02_Heart."""
+    for number, folder in enumerate(sorted(volumes.iterdir())):
+        for kind, file in (("images", "lgemri.nrrd"), ("labels", "laendo.nrrd")):
+            image = sitk.ReadImage(str(folder / file))
+            image = image > 0 if kind == "labels" else image
+            (out / f"{kind}Tr").mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(image, str(out / f"{kind}Tr" / f"{name}_{number:03d}.nii.gz"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like the project's root, in which the commands of a page are run."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def three_classes(left_atrium_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantom with the right half of its atrium as a class of its own."""
+    out = tmp_path_factory.mktemp("three") / "data"
+    shutil.copytree(left_atrium_phantom, out)
+    for path in out.rglob("laendo.nrrd"):
+        image = sitk.ReadImage(str(path))
+        array = (sitk.GetArrayFromImage(image) > 0).astype(np.uint8)
+        array[:, :, int(np.argwhere(array)[:, 2].mean()) :] *= 2
+        label = sitk.GetImageFromArray(array)
+        label.CopyInformation(image)
+        sitk.WriteImage(label, str(path))
+    return out
+
+
+@pytest.fixture
+def sources(
+    place: Path, left_atrium_phantom: Path, brain_phantom: Path, em_phantom: Path, three_classes: Path
+) -> Callable[[str], None]:
+    """Puts what the commands of a page ask for under the names that they use."""
+
+    def make(page: str) -> None:
+        volumes = left_atrium_phantom / "Training Set"
+        if page == "docs/security.md":
+            shutil.copytree(ROOT / "bundles/left_atrium_vnet/configs", place / "bundles/left_atrium_vnet/configs")
+            return
+        make_bundle(place, "left_atrium_vnet")
+        if page == "README.md":
+            (place / "Atrial Segmentation Challenge").symlink_to(left_atrium_phantom)
+            as_heart(volumes, place / "Task02_Heart")
+            copy_scan(volumes, place / "volumes")
+            return
+        copy_scan(volumes, place / "scans")
+        if page == "docs/edit_the_json.md":
+            make_bundle(place, "brain_flair_unet")
+            (place / "data").mkdir()
+            for name, data in (
+                ("left_atrium", left_atrium_phantom),
+                ("brain", brain_phantom),
+                ("three", three_classes),
+            ):
+                (place / "data" / name).symlink_to(data)
+            shutil.copytree(place / "bundles/left_atrium_vnet/models", place / "output/finetuned")
+        else:
+            shutil.copytree(left_atrium_phantom, place / "data" / "own")
+            (place / "kaggle_3m").symlink_to(brain_phantom)
+            (place / "isbi2012").symlink_to(em_phantom)
+            polyp.make_phantom(place / "CVC-ClinicDB", 3, 2, 0, (64, 48))
+            damage_heart(volumes, place / "Task02_damaged")
+
+    return make
+
+
+def copy_scan(volumes: Path, folder: Path) -> None:
+    folder.mkdir()
+    shutil.copy(volumes / "phantom0_000" / "lgemri.nrrd", folder)
+
+
+def damage_heart(volumes: Path, out: Path) -> None:
+    """Seven cases of Task02_Heart, of which six have a fault."""
+    image = np.random.default_rng(0).normal(size=(20, 20, 10)).astype(np.float32)
+    label = np.zeros(image.shape, np.uint8)
+    label[5:9, 5:9, 3:6] = 1
+    (out / "imagesTr").mkdir(parents=True)
+    (out / "labelsTr").mkdir()
+    for number in range(7):
+        pixels, mask, moved = image + number, label.copy(), np.eye(4)
+        mask[number, 0, 0] = 1
+        if number == 2:
+            mask[0, 0, 0] = 7
+        if number == 3:
+            mask = mask[..., :9]
+        if number == 5:
+            moved[2, 3] = 3
+        if number == 6:
+            pixels = np.zeros_like(image)
+        name = f"la_{number:03d}.nii.gz"
+        nib.save(nib.Nifti1Image(pixels, np.eye(4)), out / "imagesTr" / name)
+        nib.save(nib.Nifti1Image(mask, moved), out / "labelsTr" / name)
+    (out / "labelsTr" / "la_001.nii.gz").unlink()
+    damaged = out / "imagesTr" / "la_004.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+
+
+def write_files(page: str) -> None:
+    """The files in JSON that a page names in the paragraph ahead of each."""
+    for block in BLOCKS[page]:
+        names = re.findall(r"`([\w/]+\.json)`", block.before)
+        if block.language == "json" and names and "training" not in json.loads(block.text):
+            content = json.loads(block.text)
+            Path(names[-1]).write_text(json.dumps({k: 1 if k.endswith("_epochs") else v for k, v in content.items()}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN_PAGES)
+def test_commands_of_a_page(page: str, sources: Callable[[str], None]) -> None:
+    sources(page)
+    write_files(page)
+    for block, command in COMMANDS[page]:
+        if is_marked(page, command):
+            continue
+        output = run(command)
+        following = BLOCKS[page][BLOCKS[page].index(block) + 1 :][:1]
+        last = command == [text for other, text in COMMANDS[page] if other is block][-1]
+        if following and following[0].language == "text" and last:
+            for line in following[0].text.splitlines():
+                assert said(flat(line)).search(flat(output)), f"{line!r} is not in\n{output}"
+            assert "exit status 1" in output
+        elif command.startswith("segbundles"):
+            assert output.endswith("exit status 0"), output
+    for folder in ("masks", "results"):
+        if any(f"--output_dir {folder}" in command for _, command in COMMANDS[page]):
+            assert list(Path(folder).glob("*.csv"))
+    if page == "docs/edit_the_json.md":
+        assert {"dice_1", "dice_2"} <= table(Path("results_of_three/metrics.csv"))[0].keys()
+
+
+class TestPages:
+    def test_every_mark_is_of_a_command(self) -> None:
+        for page, start, reason in MARKED:
+            assert any(text.startswith(start) for _, text in COMMANDS[page]), (page, start)
+            for path in re.findall(r"tests/\S+\.py", reason):
+                assert (ROOT / path).is_file(), path
+
+    def test_a_command_that_nobody_knows_fails(self) -> None:
+        with pytest.raises(AssertionError, match="say in MARKED what it needs: docker run"):
+            run("docker run segbundles")
+
+    def test_every_page_is_linked_from_the_readme(self) -> None:
+        linked = set(re.findall(r"\]\((docs/\w+\.md)\)", PAGES["README.md"].read_text()))
+        assert linked == set(PAGES) - {"README.md"}
+
+    @pytest.mark.parametrize("page", PAGES)
+    def test_links_lead_somewhere(self, page: str) -> None:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", PAGES[page].read_text()):
+            assert (PAGES[page].parent / link).exists(), link
+        for path in re.findall(r"`((?:bundles|common|tests|benchmarks)/[\w/]+\.\w+)`", PAGES[page].read_text()):
+            assert (ROOT / path).exists(), path
+
+
+class TestMessages:
+    """The tables of what is said when something is wrong."""
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("bundle", ["left_atrium_vnet", "brain_flair_unet"])
+    def test_of_knobs(self, bundle: str, place: Path, left_atrium_phantom: Path, brain_phantom: Path) -> None:
+        make_bundle(place, bundle)
+        (place / "scans").mkdir()
+        data = {"left_atrium_vnet": left_atrium_phantom, "brain_flair_unet": brain_phantom}[bundle]
+        root = f"bundles/{bundle}"
+        command = f"python -m monai.bundle run training --bundle_root {root} --config_file {root}/configs/train.json"
+        told = rows(EDIT, f"`{bundle}`, training")
+        assert len(told) >= 2
+        for option, message in told:
+            with pytest.raises(Exception) as caught:  # noqa: PT011 - of MONAI, the cause is looked at
+                command_line(f"{command} --dataset_dir '{data}' {option.strip('`')}")
+            assert said(message).fullmatch(str(root_cause(caught.value))), f"{option}: {root_cause(caught.value)}"
+
+    def test_of_a_file_that_is_no_json(self, tmp_path: Path) -> None:
+        (tmp_path / "train.json").write_text('{"max_epochs": 1,\n}')
+        with pytest.raises(json.JSONDecodeError, match="line 2"):
+            ConfigParser().read_config(str(tmp_path / "train.json"))
+
+    @pytest.mark.slow
+    def test_of_a_list_by_hand(self, place: Path) -> None:
+        make_bundle(place, "left_atrium_vnet")
+        root = "bundles/left_atrium_vnet"
+        command = f"python -m monai.bundle run training --bundle_root {root} --config_file {root}/configs/train.json"
+        for fault, message in rows(OWN, "fault"):
+            shutil.rmtree(place / "data", ignore_errors=True)
+            self.write_case(fault)
+            with pytest.raises(Exception) as caught:  # noqa: PT011 - of MONAI, the cause is looked at
+                command_line(f"{command} --dataset_dir data")
+            assert said(message).fullmatch(str(root_cause(caught.value))), f"{fault}: {root_cause(caught.value)}"
+
+    @staticmethod
+    def write_case(fault: str) -> None:
+        image = np.random.default_rng(0).normal(size=(20, 20, 10)).astype(np.float32)
+        label = np.zeros((20, 20, 9 if fault == "other sizes" else 10), np.uint8)
+        label[5:9, 5:9, 3:6] = 7 if fault == "other values" else 1
+        moved = np.eye(4)
+        moved[2, 3] = 3 if fault == "other places" else 0
+        entry = {"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}
+        for key, array, affine in (("image", image * (fault != "nothing in it"), np.eye(4)), ("label", label, moved)):
+            path = Path("data", entry[key])
+            path.parent.mkdir(parents=True)
+            nib.save(nib.Nifti1Image(array, affine), path)
+        sections = {"training": [entry]}
+        if fault == "a file is not there":
+            Path("data", entry["image"]).unlink()
+        if fault == "validation without labels":
+            sections["validation"] = [{"image": entry["image"]}]
+        Path("data", "datalist.json").write_text(json.dumps(sections))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_a_datalist_of_the_page_is_trained_on(name: str, place: Path) -> None:
+    (text,) = (
+        block.text
+        for block in BLOCKS["docs/own_data.md"]
+        if block.language == "json" and re.findall(r"`(\w+_\w+)`", block.before)[:1] == [name]
+    )
+    (place / "data").mkdir()
+    (place / "data" / "datalist.json").write_text(text)
+    rng = np.random.default_rng(0)
+    for entry in (entry for entries in json.loads(text).values() for entry in entries):
+        for key in ("image", "label"):
+            write_made_up(place / "data" / entry[key], rng, key == "label", entry)
+    root = make_bundle(place, name)
+    command = f"python -m monai.bundle run training --bundle_root {root} --config_file {root}/configs/train.json"
+    run(f"{command} --dataset_dir data")
+    assert (root / "output" / "training.ckpt").is_file()
+
+
+def write_made_up(path: Path, rng: np.random.Generator, is_label: bool, entry: dict) -> None:
+    """Noise, or a label with a square of foreground, in the format that the name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    volume = path.suffix in (".gz", ".nrrd")
+    shape = (48, 48, 24) if volume else (64, 64)
+    label = np.zeros(shape, np.uint8)
+    label[16:40, 16:40] = 1
+    pixels = label * (1 if volume else 255) if is_label else rng.integers(0, 255, shape).astype(np.uint8)
+    if path.suffix == ".gz":
+        nib.save(nib.Nifti1Image(pixels, np.diag([4.0, 4, 4, 1])), path)
+    elif path.suffix == ".nrrd":
+        sitk.WriteImage(sitk.GetImageFromArray(pixels.T), str(path))
+    elif "page" in entry:
+        tifffile.imwrite(path, np.stack([pixels] * 4), photometric="minisblack")
+    elif path.suffix == ".tif":
+        colour = pixels if is_label else rng.integers(0, 255, (*shape, 3)).astype(np.uint8)
+        tifffile.imwrite(path, colour, photometric="minisblack" if is_label else "rgb")
+    else:
+        Image.fromarray(pixels).save(path)

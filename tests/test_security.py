@@ -1,0 +1,191 @@
+"""What files from elsewhere can do, and where the library writes: docs/security.md says the same in words."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from bundle_runs import ROOT
+from ignite.engine import Engine
+from tiny_trainings import TINY_TRAININGS
+from typer.testing import CliRunner
+
+from segbundles.cli import app
+from segbundles.data import Datalist
+from segbundles.handlers import RunLoader, WeightsLoader
+from segbundles.inferers import LocatorCropInferer
+from segbundles.networks import FCN, load_exported, load_vgg16_weights, load_weights
+from segbundles.transforms import SaveSegmentationd
+
+LIBRARY = ROOT / "common" / "segbundles"
+
+
+class Code:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, made: Path) -> None:
+        self.made = str(made)
+
+    def __reduce__(self) -> tuple[Callable, tuple[str]]:
+        return os.mkdir, (self.made,)
+
+
+READERS = {
+    "model.pt": lambda path: load_weights(torch.nn.Linear(1, 1), path),
+    "initial.pt": lambda path: WeightsLoader(path, torch.nn.Linear(1, 1))(Engine(lambda *_: None)),
+    "locator.pt": lambda path: LocatorCropInferer(
+        16, torch.nn.Conv3d(1, 1, 1), locator_spacing_mm=[1.0] * 3, locator_weights=path
+    )(torch.zeros(1, 1, 16, 16, 16), torch.nn.Identity()),
+    "training.ckpt": lambda path: RunLoader(path, {}, resume=True).load(Engine(lambda *_: None)),
+    "vgg16.pth": lambda path: load_vgg16_weights(FCN(2, 3, 2, base_channels=2, fc_channels=2, norm=None), path),
+    "model.ts": lambda path: load_exported(path),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["torch.save", "bare pickle"])
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_pickle_with_code_is_refused_and_not_run(name: str, zipped: bool, tmp_path: Path) -> None:
+    path, made = tmp_path / name, tmp_path / "made"
+    if zipped:
+        torch.save({"weight": Code(made)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"weight": Code(made)}))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} cannot be (read as (weights|TorchScript)|resumed)"):
+        READERS[name](path)
+    assert not made.exists()
+    with suppress(RuntimeError):
+        torch.load(path, weights_only=False)  # it would have
+    assert made.exists()
+
+
+def _name(node: ast.expr) -> str:
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.rglob("*.py")), ids=lambda path: path.relative_to(LIBRARY).as_posix())
+def test_the_library_runs_nothing_that_it_reads(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml", "joblib"}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name, arguments = _name(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords}
+        assert name not in {"eval", "exec", "compile", "os.system", "os.popen", "load_state_dict_from_url"}, name
+        assert name != "torch.load" or arguments.get("weights_only") == "True"
+        assert name != "torch.jit.load" or path.name == "exported.py"
+        assert arguments.get("shell", "False") == "False"
+        assert arguments.get("allow_pickle", "False") == "False"
+
+
+def test_the_look_above_sees() -> None:
+    names = {_name(node.func) for node in ast.walk(ast.parse("torch.load(x); eval('1')")) if isinstance(node, ast.Call)}
+    assert names == {"torch.load", "eval"}
+    sources = "".join(path.read_text(encoding="utf-8") for path in LIBRARY.rglob("*.py"))
+    assert sources.count("torch.load(") >= 2
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("bundles/*/configs/*.json")), ids=lambda p: f"{p.parts[-3]}/{p.stem}")
+def test_the_bundles_configs_load_and_start_nothing(path: Path) -> None:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert not re.search(r"torch\.load|pickle|subprocess|os\.system|popen|\beval\(|\bexec\(|urlopen|requests", line)
+
+
+def snapshot(folder: Path, without: Path) -> dict[Path, tuple[int, int]]:
+    paths = (path for path in folder.rglob("*") if path != without and without not in path.parents)
+    # of folders the time too: a file that was made and removed again changes it
+    return {path: ((at := path.lstat()).st_size, at.st_mtime_ns) for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("name", "data_set"),
+    [
+        ("left_atrium_vnet", "lasc18"),
+        ("brain_flair_unet", "lgg"),
+        ("em_membrane_unet", "isbi2012"),
+        ("polyp_fcn8", "clinicdb"),
+    ],
+)
+def test_phantom_and_prepare_write_in_out_alone(
+    name: str, data_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    source, out = tmp_path / "source", tmp_path / "out"
+    TINY_TRAININGS[name].phantom(source, 0)
+    (source / "datalist.json").unlink()
+    # what a source may hold: an image that is a link to elsewhere
+    image = max((path for path in source.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    (tmp_path / "elsewhere").mkdir()
+    image.rename(tmp_path / "elsewhere" / image.name)
+    image.symlink_to(tmp_path / "elsewhere" / image.name)
+    out.mkdir()
+    before = snapshot(tmp_path, out)
+    result = CliRunner().invoke(app, ["prepare", data_set, "--source", str(source), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in out.iterdir()] == ["datalist.json"]
+    assert snapshot(tmp_path, out) == before
+
+
+def test_a_phantom_is_written_in_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for tiny in TINY_TRAININGS.values():
+        tiny.phantom(tmp_path / "a" / tiny.name, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == set(TINY_TRAININGS)
+
+
+@pytest.mark.parametrize("named", ["../x", "/etc/hostname"])
+def test_names_in_a_table_of_the_source_lead_nowhere(named: str, tmp_path: Path) -> None:
+    source, table = tmp_path / "source", tmp_path / "source" / "sequences.csv"
+    TINY_TRAININGS["polyp_fcn8"].phantom(source, 0)
+    (source / "datalist.json").unlink()
+    head, first, *others = table.read_text().splitlines()
+    table.write_text("\n".join([head, first.replace(first.split(",")[0], named, 1), *others]))
+    before = snapshot(tmp_path, tmp_path / "out")
+    CliRunner().invoke(app, ["prepare", "clinicdb", "--source", str(source), "--out", str(tmp_path / "out")])
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert [path.name for path in written] in ([], ["datalist.json"])
+    assert named not in "".join(path.read_text() for path in written)
+    after = snapshot(tmp_path, tmp_path / "out")
+    assert after.keys() == before.keys()
+
+
+@pytest.mark.parametrize("image", ["D/../elsewhere/x.png", "D/linked/x.png", "D/link.png", "D/..x/../x.png"])
+def test_masks_are_written_in_out_alone(image: str, tmp_path: Path) -> None:
+    for folder in ("D/..x", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name in ("D/x.png", "elsewhere/x.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "D" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "D" / "link.png").symlink_to(tmp_path / "elsewhere" / "x.png")
+    path = SaveSegmentationd("pred", tmp_path / "O", tmp_path / "D").output_path(tmp_path / image)
+    assert path.resolve().parent == tmp_path / "O"
+
+
+def test_a_datalist_reads_where_it_points(tmp_path: Path) -> None:
+    """It may name files anywhere that the person who runs it may read; docs/security.md says so."""
+    for name in ("a.png", "D/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    entries = [{"image": "../a.png"}, {"image": str(tmp_path / "a.png")}, {"image": "b.png"}]
+    (tmp_path / "D" / "datalist.json").write_text(json.dumps({"training": entries}))
+    cases = Datalist(tmp_path / "D", keys=["image"])
+    assert [Path(case["image"]).relative_to(tmp_path).as_posix() for case in cases] == ["a.png", "a.png", "D/b.png"]
+
+
+def test_check_says_that_it_runs_what_is_in_the_bundle(tmp_path: Path) -> None:
+    configs = tmp_path / "stranger" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "train.json").write_text(json.dumps({"bundle_root": ".", "x": "$1 + 1", "run": ["$print(@x)"]}))
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "stranger"), "--config", "train.json"])
+    assert "runs expressions and modules that the bundle names" in result.output
