@@ -22,7 +22,7 @@ import requests
 import SimpleITK as sitk  # noqa: N813
 import tifffile
 
-from segbundles.data import file_suffix
+from segbundles.data import FrameReader, file_suffix
 from segbundles.label import LabelServer, find_bundles, make_environment
 from segbundles.report import case_figure
 
@@ -42,7 +42,10 @@ def cases(samples: Path) -> Iterator[tuple[str, Path, sitk.Image, np.ndarray]]:
         yield "em_membrane_unet", path, sitk.ReadImage(str(path))[:, :, 0], truth > 0
     for path in sorted((samples / "CVC-ClinicDB" / "Original").glob("*.tif"))[:1]:
         truth = tifffile.imread(samples / "CVC-ClinicDB" / "Ground Truth" / path.name)
-        yield "polyp_fcn8", path, sitk.ReadImage(str(path)), truth > 0
+        # SimpleITK takes the colours of these TIFF files, stored one after the other, for interleaved ones
+        reader = FrameReader()
+        frame = np.ascontiguousarray(reader.get_data(reader.read(path))[0].transpose(1, 0, 2))
+        yield "polyp_fcn8", path, sitk.GetImageFromArray(frame, isVector=True), truth > 0
 
 
 def main() -> None:

@@ -43,7 +43,8 @@ def measure(settings: dict[str, Any], count: int) -> tuple[float, int, int, floa
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "inference.json"))
     parser.update({key: value for key, value in settings.items() if key in parser.config})
-    parser.update({"dataset::data": f"$list(@cases)[:{count}]"})
+    # random weights are meant here, so none is looked for by which the network could be told to have been loaded
+    parser.update({"dataset::data": f"$list(@cases)[:{count}]", "inferer::inferer::ckpt_dir": None})
     network, inferer = parser.get_parsed_content("network").eval(), parser.get_parsed_content("inferer")
     device = torch.device(parser.get_parsed_content("device"))
     batches = [batch["image"] for batch in parser.get_parsed_content("dataloader")]

@@ -37,7 +37,7 @@ MARKED = [
     ("README.md", "./quickstart.sh", "needs minutes; a user's first command"),
     ("README.md", "./runtests.sh", "would run itself"),
     ("README.md", "source .venv", "needs the environment that quickstart.sh makes"),
-    ("README.md", "torchrun", "tests/bundles/test_left_atrium_vnet.py"),
+    ("README.md", "torchrun", "tests/test_scale_out.py"),
     ("docs/add_a_bundle.md", "", "tests/test_add_a_bundle.py"),
     ("docs/export.md", "python -m monai.bundle", "tests/test_export.py"),
     ("docs/federated.md", "pip install", "needs a network"),
@@ -260,7 +260,17 @@ class TestPages:
         for page, start, reason in MARKED:
             assert any(text.startswith(start) for _, text in COMMANDS[page]), (page, start)
             for path in re.findall(r"tests/\S+\.py", reason):
-                assert (ROOT / path).is_file(), path
+                source = (ROOT / path).read_text()
+                assert start != "torchrun" or re.search(r"torchrun|torch\.distributed\.run", source), path
+
+    @pytest.mark.parametrize("config", ["train", "inference"])
+    @pytest.mark.parametrize("name", TINY)
+    def test_every_knob_is_in_the_card(self, name: str, config: str) -> None:
+        keys = list(json.loads((ROOT / "bundles" / name / "configs" / f"{config}.json").read_text()))
+        knobs = set(keys[keys.index("_section_1_") + 1 : keys.index("_section_2_")]) - {"bundle_root"}
+        card = (ROOT / "bundles" / name / "docs" / "README.md").read_text()
+        assert len(knobs) > 10
+        assert [knob for knob in sorted(knobs) if f"`{knob}`" not in card] == []
 
     def test_a_command_that_nobody_knows_fails(self) -> None:
         with pytest.raises(AssertionError, match="say in MARKED what it needs: docker run"):

@@ -260,7 +260,8 @@ class TestTensorRT:
 
 
 def shipped() -> Iterator[Any]:
-    for name, net_id in ((VOLUMES, "network_def"), (VOLUMES, "locator_def"), (SLICES, "network_def")):
+    networks = [(name, net_id) for name, bundle in BY_NAME.items() for _, net_id in bundle.networks]
+    for name, net_id in networks:
         path = ROOT / "bundles" / name / "models" / f"{dict(map(reversed, BY_NAME[name].networks))[net_id]}.pt"
         absent = pytest.mark.skipif(not path.is_file(), reason=f"no weights at {path}")
         yield pytest.param(name, net_id, path, marks=absent, id=f"{name}-{net_id}")
@@ -275,10 +276,12 @@ def test_shipped_weights_by_the_documented_commands(name: str, net_id: str, weig
     (root / "models").mkdir()
     copied = shutil.copy(weights, root / "models")
     network = BY_NAME[name].network(root, net_id, Path(copied))
-    sizes = [(1, 1, 40, 48, 50)] if name == VOLUMES else [(1, 3, 96, 128)]
+    channels = 1 if name == "em_membrane_unet" else 3
+    sizes = [(1, 1, 40, 48, 50)] if name == VOLUMES else [(1, channels, 96, 128)]
 
     command_line(export_command(net_id).replace(VOLUMES, name))
     assert_equal(load_exported(Path(copied).with_suffix(".ts")), network, sizes, 1e-5)
     if net_id == "network_def":
-        command_line(documented("onnx_export", name))
+        command = documented("onnx_export", VOLUMES if name == VOLUMES else SLICES).replace(SLICES, name)
+        command_line(changed(command, input_shape=example_shape(name, net_id)))
         assert_equal(onnx(root / "models" / "model.onnx"), network, sizes, 1e-4)

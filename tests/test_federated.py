@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -181,11 +182,74 @@ def test_a_misspelt_setting_of_the_evaluation_stops_a_client(tmp_path: Path) -> 
     assert "'sektion' in the configs of polyp_fcn8: did you mean 'section'?" in str(root_cause(caught.value))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
+    """As it stands, but for its folders and a small network."""
+    tiny = TINY_TRAININGS["polyp_fcn8"]
+    tiny.phantom(tmp_path / "polyps", 0)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "federated.md").read_text(), re.DOTALL)
+    for written, meant in {
+        "/data/polyps": str(tmp_path / "polyps"),
+        "/data/fl": str(tmp_path / "fl"),
+        '"bundles/polyp_fcn8"': repr(str(tiny.root)),
+        '"val_interval": 1}': '"val_interval": 1, **tiny}',
+    }.items():
+        assert written in code
+        code = code.replace(written, meant)
+    names: dict[str, Any] = {"tiny": tiny.settings}
+    exec(compile(code, "docs/federated.md", "exec"), names)
+    assert names["site"]["val_interval"] == 1
+    assert 0 <= names["scores"][tiny.metric] <= 1
+    assert (tmp_path / "fl" / "models" / "model.pt").is_file()
+    assert json.loads((tmp_path / "fl" / "evaluation" / "summary.json").read_text())["cases"] > 0
+
+
+needs_flare = pytest.mark.skipif(
     importlib.util.find_spec("nvflare") is None and os.environ.get("CI") != "true",
     reason="NVIDIA FLARE is not installed: pip install -e .[federated]",
 )
+JOB = ROOT / "docs" / "federated" / "job.py"
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the folder of the job, whose imports set up logging of their own."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=JOB.parent, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+@needs_flare
+def test_models_are_those_of_this_simulation(tmp_path: Path) -> None:
+    out, result = tmp_path / "out", tmp_path / "elsewhere" / "mine"
+    for folder, value in ((out / "other job", 1.0), (result, 2.0)):
+        folder.mkdir(parents=True)
+        torch.save({"model": {"weight": torch.full((1, 1), value)}}, folder / "FL_global_model.pt")
+    code = (
+        "import job, pathlib, sys, torch; "
+        f"job.write_models(torch.nn.Linear(1, 1, bias=False), {{!r}}, pathlib.Path({str(out)!r}))"
+    )
+    for missing in (None, str(tmp_path / "empty")):
+        done = run(code.format(missing))
+        assert done.returncode == 1
+        assert f"the simulation left no model in {missing}" in done.stderr
+        assert [path.name for path in out.iterdir()] == ["other job"]
+    done = run(code.format(str(result)))
+    assert done.returncode == 0, done.stderr
+    assert torch.load(out / "model.pt", weights_only=True)["weight"].item() == 2
+
+
+@pytest.mark.slow
+@needs_flare
+def test_settings_at_a_path_with_spaces_are_refused(tmp_path: Path) -> None:
+    command = [sys.executable, str(JOB), "--sites", "a", "--out", str(tmp_path / "out")]
+    command += ["--settings", str(tmp_path / "my sites" / "{site}.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "my sites/{site}.json' has spaces" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@needs_flare
 def test_flare_averages_two_sites_by_their_steps(tmp_path: Path) -> None:
     tiny = TINY_TRAININGS["brain_flair_unet"]
     (tmp_path / "sites").mkdir()
@@ -193,7 +257,7 @@ def test_flare_averages_two_sites_by_their_steps(tmp_path: Path) -> None:
         tiny.phantom(tmp_path / f"data{k}", k, patients)
         site = settings(tiny, tmp_path / f"data{k}", tmp_path / f"site-{k}", bundle_root=str(tiny.root), seed=k)
         (tmp_path / "sites" / f"site-{k}.json").write_text(json.dumps(site))
-    command = [sys.executable, str(ROOT / "docs" / "federated" / "job.py"), "--sites", "site-1,site-2", "--rounds", "2"]
+    command = [sys.executable, str(JOB), "--sites", "site-1,site-2", "--rounds", "2"]
     command += ["--settings", str(tmp_path / "sites" / "{site}.json"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -212,3 +276,5 @@ def test_flare_averages_two_sites_by_their_steps(tmp_path: Path) -> None:
         torch.testing.assert_close(value.double(), mean, rtol=0, atol=1e-6)
         torch.testing.assert_close(final[name].double(), mean, rtol=1e-3, atol=0.5 if "tracked" in name else 1e-3)
     assert any(not torch.equal(average[name].float(), value.float()) for name, value in start.items())
+    best = torch.load(tmp_path / "out" / "best_model.pt", weights_only=True)
+    assert {name: value.shape for name, value in best.items()} == {name: value.shape for name, value in final.items()}

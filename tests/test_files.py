@@ -161,6 +161,29 @@ def test_one_run_at_a_time(tmp_path, other, lock, setting, left):
     assert [p.name for p in tmp_path.iterdir()] == left
 
 
+@pytest.mark.parametrize("lock", [RunLock, RunLog])
+def test_the_lock_outlives_an_earlier_holder_of_this_process(tmp_path, lock):
+    (tmp_path / "linked").symlink_to(tmp_path)
+    earlier, later = lock(tmp_path / "linked" / "x.log", "output_dir"), lock(tmp_path / "x.log", "output_dir")
+    earlier.take()
+    later.take()
+    del earlier
+    code = f"from segbundles.files import {lock.__name__} as L; L({str(tmp_path / 'x.log')!r}, 'output_dir').take()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "is in use: another run is writing x.log there" in done.stderr
+    later.release()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_system_without_locks_is_left_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    lock = RunLock(tmp_path / "model.pt", "ckpt_dir")
+    lock.take()
+    assert list(tmp_path.iterdir()) == []
+    lock.release()
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), OSError(errno.ENOSYS, "not there")])
 def test_without_locks_the_run_goes_on(tmp_path, monkeypatch, error):
     def lockf(*_):

@@ -272,6 +272,29 @@ class TestServer:
         assert served() == (b"trained", ["b"])
         assert (bundle / "models" / "model.pt").read_bytes() == b"three"
 
+    def test_copies_of_a_read_only_bundle_can_be_replaced(self, tmp_path: Path) -> None:
+        bundle = make_bundle(tmp_path / "b")
+        (bundle / "configs" / "more").mkdir()
+        (bundle / "configs" / "more" / "logging.conf").write_text("")
+        read_only = [bundle, *bundle.rglob("*")]
+        for path in read_only:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        (tmp_path / "studies").mkdir()
+        try:
+            for _ in range(2):
+                server = LabelServer("python", tmp_path / "studies", {"b": bundle})
+                server.work.mkdir(exist_ok=True)
+                server._copy()
+                copies = {
+                    path.relative_to(server.bundle_root("b")).as_posix(): path for path in server.work.rglob("b/**/*")
+                }
+                assert {"configs/inference.json", "configs/more/logging.conf", "models/model.pt"} < set(copies)
+                # the owner's right to write, which a root user would not miss
+                assert all(path.stat().st_mode & stat.S_IWUSR for path in copies.values())
+        finally:
+            for path in read_only:
+                path.chmod(0o755)
+
     def test_faults_are_one_message_and_status_1(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("segbundles.label.make_environment", lambda folder, say: Path("python"))
 

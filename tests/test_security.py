@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import json
 import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
+import tifffile
 import torch
 from bundle_runs import ROOT
 from ignite.engine import Engine
+from PIL import Image
 from tiny_trainings import TINY_TRAININGS
 from typer.testing import CliRunner
 
@@ -93,10 +99,81 @@ def test_the_look_above_sees() -> None:
     assert sources.count("torch.load(") >= 2
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("bundles/*/configs/*.json")), ids=lambda p: f"{p.parts[-3]}/{p.stem}")
+# what docs/security.md tells a reader to look for
+REFUSED = (
+    r"torch\.load|pickle|subprocess|\bsystem\s*\(|popen|\b(open|eval|exec|compile|getattr|globals)\s*\(|urlopen|requests|urllib|"
+    r"socket|base64|__"
+)
+CONFIGS = sorted(ROOT.glob("bundles/*/configs/*.json"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parts[-3]}/{p.stem}")
 def test_the_bundles_configs_load_and_start_nothing(path: Path) -> None:
     for line in path.read_text(encoding="utf-8").splitlines():
-        assert not re.search(r"torch\.load|pickle|subprocess|os\.system|popen|\beval\(|\bexec\(|urlopen|requests", line)
+        assert not re.search(REFUSED, line)
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Keys and values of a JSON, as MONAI gets them: without escapes."""
+    if isinstance(value, dict | list):
+        for one in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from strings(one)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parts[-3]}/{p.stem}")
+def test_the_bundles_configs_name_nothing_foreign(path: Path) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    found = list(strings(config))
+    assert [text for text in found if re.search(REFUSED, text)] == []
+    programs = [text for text in found if text.startswith("$")]
+    assert [text for text in programs if len(text) > 300] == []
+    imported = {text for text in programs if re.search(r"\bimport\b", text)}
+    allowed = {"$import ignite", "$import segbundles"}
+    if path.name.startswith("multi_gpu_"):
+        allowed |= {f"$import {name}" for name in ("os", "logging", "datetime", "torch.distributed as dist")}
+    elif path.name == "inference_trt.json":
+        allowed |= {"$from monai.networks import trt_compile"}
+    assert imported <= allowed
+    targets = [text for name, text in targets_of(config) if name == "_target_"]
+    assert [text for text in targets if not re.match(r"(segbundles|torch|ignite)\.|[A-Za-z]\w*$", text)] == []
+
+
+def targets_of(value: Any) -> Iterator[tuple[str, Any]]:
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from targets_of(one)
+    if isinstance(value, dict):
+        yield from value.items()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("$open('x')", "$().__class__", "$getattr(a, 'b')", "$socket.socket()", "$base64.b64decode(x)"),
+        *("$urllib.request", "$torch.load(x)", "$eval ('1')", "$exec('1')", "$os.system('x')", "$requests.post(x)"),
+    ],
+)
+def test_that_look_sees(text: str) -> None:
+    assert re.search(REFUSED, text)
+    assert list(strings({"a": ["b", {"c": text}, 1, None]})) == ["a", "b", "c", text]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("bundles/*/configs/*.conf")), ids=lambda p: p.parts[-3])
+def test_the_bundles_logging_writes_to_the_terminal_alone(path: Path) -> None:
+    parser = configparser.RawConfigParser()
+    parser.read(path, encoding="utf-8")
+    keys = [(key, value) for section in parser.sections() for key, value in parser.items(section)]
+    assert {value for key, value in keys if key == "args"} == {"(sys.stdout,)"}
+    assert {value for key, value in keys if key in ("class", "kwargs")} == {"StreamHandler"}
+    assert not re.search(REFUSED, path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", TINY_TRAININGS)
+def test_the_bundles_hold_no_program(name: str) -> None:
+    suffixes = {path.suffix for part in ("configs", "docs") for path in (ROOT / "bundles" / name / part).rglob("*.*")}
+    assert suffixes <= {".json", ".conf", ".md", ".txt", ".png", ".jpeg"}
+    assert list((ROOT / "bundles" / name).rglob("*.py*")) == []
 
 
 def snapshot(folder: Path, without: Path) -> dict[Path, tuple[int, int]]:
@@ -134,6 +211,47 @@ def test_phantom_and_prepare_write_in_out_alone(
     assert result.exit_code == 0, result.output
     assert [path.name for path in out.iterdir()] == ["datalist.json"]
     assert snapshot(tmp_path, out) == before
+
+
+def make_heart(source: Path, first: int) -> None:
+    for number in range(first, first + 4):
+        array = np.random.default_rng(number).integers(0, 99, (8, 8, 6)).astype(np.int16)
+        for folder, pixels in (("imagesTr", array), ("labelsTr", (array > 50).astype(np.uint8))):
+            (source / folder).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(pixels, np.eye(4)), source / folder / f"la_{number:03d}.nii.gz")
+
+
+def make_polyps912(source: Path, first: int) -> None:
+    for number, folder in enumerate(("train", "train", "valid", "test"), first):
+        for part in ("images", "masks2"):
+            (source / folder / part).mkdir(parents=True, exist_ok=True)
+        frame = np.random.default_rng(number).integers(0, 255, (18, 24, 3), dtype=np.uint8)
+        Image.fromarray(frame).save(source / folder / "images" / f"{number}.bmp")
+        mask = np.zeros((18, 24), np.uint8)
+        mask[2 : 6 + number % 10, 2:9] = 1
+        tifffile.imwrite(source / folder / "masks2" / f"{number}.tif", mask)
+
+
+@pytest.mark.parametrize(
+    ("data_set", "make"), [("heart", make_heart), ("polyps912", make_polyps912)], ids=["heart", "polyps912"]
+)
+def test_prepare_of_the_others_and_merge_write_in_out_alone(
+    data_set: str, make: Callable[[Path, int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    sources, prepared = ([tmp_path / f"{name}{k}" for k in range(2)] for name in ("source", "prepared"))
+    commands = {tmp_path / "merged": ["merge", *map(str, prepared)]}
+    for k, (source, out) in enumerate(zip(sources, prepared, strict=True)):
+        make(source, 10 * k)
+        commands = {out: ["prepare", data_set, "--source", str(source)], **commands}
+    for out, command in commands.items():
+        out.mkdir()
+        before = snapshot(tmp_path, out)
+        result = CliRunner().invoke(app, [*command, "--out", str(out)])
+        assert result.exit_code == 0, result.output
+        assert [path.name for path in out.iterdir()] == ["datalist.json"]
+        assert snapshot(tmp_path, out) == before
 
 
 def test_a_phantom_is_written_in_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,3 +114,13 @@ def test_no_bundle_and_no_weights(tmp_path: Path) -> None:
     (root / "models" / "model.pt").unlink()
     with pytest.raises(ValueError, match=r"there are no weights at .*model\.pt"):
         Segmenter(root)
+
+
+def test_folders_may_be_path_objects(tmp_path: Path) -> None:
+    bundle = BY_NAME["polyp_fcn8"]
+    root = bundle.make(tmp_path)
+    moved = tmp_path / "elsewhere"
+    (root / "models").rename(moved)
+    image = bundle.write_image(tmp_path / "in")
+    by_path, by_text = (Segmenter(root, ckpt_dir=folder)(image)["pred"] for folder in (moved, str(moved)))
+    np.testing.assert_array_equal(by_path, by_text)

@@ -30,6 +30,7 @@ logger = logging.getLogger("segbundles")
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _PART = re.compile(rf"\.{_HOST}-(\d+)\.part\.")
 _swept: set[Path] = set()
+_holders: weakref.WeakValueDictionary[str, RunLock] = weakref.WeakValueDictionary()
 
 
 @contextmanager
@@ -134,7 +135,8 @@ def walk(folder: str | os.PathLike) -> Iterator[Path]:
 class RunLock:
     """Keep other processes from writing a file, until the lock is released or this process ends, however it does.
 
-    In one process the lock may be taken again. Where the file system knows no locks, none is held.
+    In one process the lock may be taken again, which releases the one before. Where the system knows no locks, none is
+    held.
 
     Args:
         path: file that a run writes.
@@ -154,6 +156,8 @@ class RunLock:
             ValueError: when another process has it.
         """
         self.release()
+        if fcntl is None:
+            return
         lock = self.path.with_name(f".{self.path.name}.lock")
         if (file := self._locked(lock)) is not None:
             self._finish = weakref.finalize(self, _remove, lock, file, os.getpid())
@@ -164,6 +168,10 @@ class RunLock:
 
     def _locked(self, path: Path) -> TextIO | None:
         """Open a file to append to, and lock it; None when it cannot be opened."""
+        # a process loses its lock on a file when it closes any that it has opened of it
+        if (earlier := _holders.get(os.path.realpath(path))) is not None:
+            earlier.release()
+        _holders[os.path.realpath(path)] = self
         while True:
             try:
                 file = path.open("a", encoding="utf-8")

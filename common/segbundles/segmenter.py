@@ -52,7 +52,10 @@ class Segmenter:
             fail(f"{bundle_root} is no bundle, it has no configs/inference.json: give the folder that holds configs.")
         parser = ConfigParser()
         parser.read_config(str(config))
-        parser.update({**settings, "bundle_root": str(root)})
+        given = {
+            name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()
+        }
+        parser.update({**given, "bundle_root": str(root)})
         parsed = parser.get_parsed_content
         parsed("initialize")
         self.name = root.name

@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--job_only", action="store_true", help="write the job for a federation, simulate nothing")
     args = parser.parse_args()
+    script, site_settings = Path(__file__).resolve(), Path(args.settings).absolute()
+    if len(str(site_settings).split()) > 1:
+        parser.error(f"--settings {str(site_settings)!r} has spaces, at which FLARE parts it: move it elsewhere")
     sites, out = args.sites.split(","), args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
 
@@ -47,7 +50,6 @@ def main() -> None:
     start = out / "start.pt"
     torch.save(network.state_dict(), start)
 
-    script, site_settings = Path(__file__).resolve(), Path(args.settings).absolute()
     os.chdir(script.parent)  # a script named by its whole path is looked for there on every site
     recipe = FedAvgRecipe(
         name=Path(settings["bundle_root"]).name,
@@ -62,8 +64,25 @@ def main() -> None:
     if args.job_only:
         recipe.export(str(out))
         return
-    recipe.execute(SimEnv(clients=sites, workspace_root=str(out)))
-    for saved in out.rglob("*FL_global_model.pt"):
+    run = recipe.execute(SimEnv(clients=sites, workspace_root=str(out)))
+    write_models(network, run.get_result(clean_up=False), out)
+
+
+def write_models(network: torch.nn.Module, result: str | None, out: Path) -> None:
+    """Write the models of a simulation as a bundle's.
+
+    Args:
+        network: network to write them from.
+        result: folder of the simulation; that of the environment, which a variable of FLARE's may put elsewhere.
+        out: folder to write to.
+
+    Raises:
+        SystemExit: when there is none.
+    """
+    models = [] if result is None else sorted(Path(result).rglob("*FL_global_model.pt"))
+    if not models:
+        raise SystemExit(f"the simulation left no model in {result}: see the logs there")
+    for saved in models:
         state = torch.load(saved, map_location="cpu", weights_only=True)["model"]
         network.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
         path = out / saved.name.replace("FL_global_model", "model")

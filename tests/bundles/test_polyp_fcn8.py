@@ -396,6 +396,27 @@ class TestVoid:
         step = 255 // (num_classes - 1)
         assert set(np.unique(read(tmp_path / "i" / "0_seg.png")).tolist()) <= {k * step for k in range(num_classes)}
 
+    def test_polyps912_from_the_publishers_layout_on(self, frames: tuple, tmp_path: Path) -> None:
+        images, labels = frames
+        source, data = tmp_path / "polyps_split7", tmp_path / "data"
+        for k, folder in enumerate(("train", "train", "valid", "test")):
+            for name in ("images", "masks4"):
+                (source / folder / name).mkdir(parents=True, exist_ok=True)
+            mask = np.where(labels[k % 3] > 0, 1, 0).astype(np.uint8)
+            mask[:6], mask[-6:] = 2, 3
+            noise = np.random.default_rng(k).integers(0, 8, images[k % 3].shape, np.uint8)
+            Image.fromarray(images[k % 3] // 2 + noise).save(source / folder / "images" / f"{k}.bmp")
+            Image.fromarray(np.roll(mask, k, 1)).save(source / folder / "masks4" / f"{k}.tif")
+        prepared = prepare(get_data_set("polyps912", masks="masks4"), source, data)
+        settings = {"num_classes": 3, "void_class": prepared.datalist["void_class"]}
+        train(data, tmp_path / "t", batch_size=2, **settings)
+        assert len(evaluate(tmp_path / "t", data, tmp_path / "e", section="testing", **settings)) == 1
+        summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+        assert 0 < summary["pooled_accuracy"] < 1
+        assert {"pooled_jaccard_1", "pooled_jaccard_2"} <= set(summary)
+        infer(tmp_path / "t", source, tmp_path / "i", num_classes=3)
+        assert len(list((tmp_path / "i").rglob("*_seg.png"))) == 4
+
 
 class TestResume:
     def test_stopped_and_resumed_gives_the_same_weights_bit_for_bit(self, phantom: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from monai.data import CacheDataset, partition_dataset
 
-from segbundles.data import Datalist, FolderImages
+from segbundles.data import Datalist, FolderImages, file_suffix, image_root
 
 
 def make(folder, content, files=("a.nrrd", "b.nrrd", "ü 1/c.nrrd")):
@@ -51,6 +51,20 @@ def test_datalist_reads_the_disk_at_first_use_only(tmp_path):
     assert len(cases[:1]) == 1
     assert len(CacheDataset(cases, lambda x: x, progress=False)) == 2
     assert [len(part) for part in partition_dataset(cases, num_partitions=2)] == [1, 1]
+
+
+def test_links_of_a_datalist_keep_their_names(tmp_path):
+    """Tools that version data keep it under names without a suffix."""
+    make(tmp_path, {"training": [entry("a.nii.gz", "linked/b.nii.gz")]}, files=[])
+    (tmp_path / "cache/ab").mkdir(parents=True)
+    (tmp_path / "d").mkdir()
+    for name in ("a.nii.gz", "d/b.nii.gz"):
+        (tmp_path / "cache/ab" / name[-8]).touch()
+        (tmp_path / name).symlink_to(tmp_path / "cache/ab" / name[-8])
+    (tmp_path / "linked").symlink_to(tmp_path / "d")
+    (case,) = Datalist(tmp_path)
+    assert case == {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "d/b.nii.gz")}
+    assert file_suffix(case["image"]) == ".nii.gz"
 
 
 def test_datalist_without_labels(tmp_path):
@@ -170,7 +184,8 @@ def test_a_single_link_keeps_its_own_place(tmp_path, monkeypatch):
     for given in (tmp_path / "d/a.nrrd", "a.nrrd", tmp_path / "linked/a.nrrd"):
         cases = FolderImages(given)
         assert found(cases) == [str(tmp_path / "d/a.nrrd")]
-        assert cases.root == tmp_path / "d"
+        assert cases.root == image_root(given) == tmp_path / "d"
+    assert image_root(tmp_path / "linked") == tmp_path / "d"
 
 
 def test_single_file(tmp_path):

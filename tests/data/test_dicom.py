@@ -3,6 +3,7 @@ from __future__ import annotations
 import locale
 import logging
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from monai.transforms import LoadImage
 from scipy.spatial.transform import Rotation
 
 from segbundles.data import DicomReader, FolderImages, StackReader, SuffixReader, is_dicom_slice
+from segbundles.datasets.volumes import read_volume
+from segbundles.itk import quiet_itk
 
 VOLUME = np.random.default_rng(0).integers(-500, 500, (5, 6, 4)).astype(np.int16)
 # sagittal: columns run to the back, rows down, slices to the left, with spacing 0.7, 1.3 and 3
@@ -109,6 +112,46 @@ def test_lossless_compression_is_read(compressor: str, syntax: str, tmp_path: Pa
     assert locale.setlocale(locale.LC_ALL) == before  # GDCM changes it
     np.testing.assert_array_equal(array, stored.transpose(2, 1, 0))
     np.testing.assert_allclose(affine, np.diag([-0.5, -0.8, 2, 1]), atol=1e-12)
+
+
+def test_threads_put_back_what_the_first_one_found() -> None:
+    """One is let in while another is reading, and stays longer."""
+    before, inside, leave = locale.setlocale(locale.LC_ALL), threading.Event(), threading.Event()
+
+    def second() -> None:
+        with quiet_itk():
+            inside.set()
+            leave.wait(10)
+
+    warns = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(True)
+    thread = threading.Thread(target=second)
+    other = "C.UTF-8" if before == "C" else "C"
+    try:
+        with quiet_itk():
+            locale.setlocale(locale.LC_ALL, other)  # as GDCM does
+            thread.start()
+            assert inside.wait(10)
+        assert not sitk.ProcessObject.GetGlobalWarningDisplay()
+        leave.set()
+        thread.join()
+        assert sitk.ProcessObject.GetGlobalWarningDisplay()
+        assert locale.setlocale(locale.LC_ALL) == before
+    finally:
+        leave.set()
+        locale.setlocale(locale.LC_ALL, before)
+        sitk.ProcessObject.SetGlobalWarningDisplay(warns)
+
+
+def test_checking_a_volume_leaves_warnings_as_they_are(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(tmp_path / "a.nrrd"))
+    warns = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(True)
+    try:
+        read_volume(tmp_path / "a.nrrd")
+        assert sitk.ProcessObject.GetGlobalWarningDisplay()
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(warns)
 
 
 class TestFaults:

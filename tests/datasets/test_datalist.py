@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -95,8 +98,26 @@ class TestWriteDatalist:
 
     def test_folder_that_cannot_be_written(self, tmp_path):
         (tmp_path / "file").write_text("x")
-        with pytest.raises(ValueError, match=r"cannot write .*file.*choose another --out"):
+        with pytest.raises(ValueError, match=r"cannot write .*datalist\.json \(Not a directory\).*choose another"):
             write_datalist(HEAD, tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("name", ["brain", "em", "left_atrium", "polyp"])
+def test_a_full_disk_leaves_no_half_file_of_a_phantom(name, tmp_path, monkeypatch):
+    import SimpleITK as sitk  # noqa: N813
+    import tifffile
+
+    def full(*args, **kwargs):
+        path = next(Path(arg) for arg in args if isinstance(arg, str | Path))
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sitk, "WriteImage", full)
+    monkeypatch.setattr(tifffile, "imwrite", full)
+    make_phantom = importlib.import_module(f"segbundles.datasets.{name}").make_phantom
+    with pytest.raises(ValueError, match=r"^cannot write .* \(No space left on device\): make room, or choose another"):
+        make_phantom(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 class TestPrepare:

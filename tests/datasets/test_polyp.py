@@ -118,3 +118,9 @@ def test_bad_options(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         make_phantom(tmp_path, **{**SMALL, **options})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_was_writing_keeps_no_one_out(tmp_path):
+    make_phantom(tmp_path, sequences=3, frames=3)
+    (tmp_path / "Original" / ".host-1.part.4.tif").write_bytes(b"half")
+    assert make_phantom(tmp_path, sequences=3, frames=3).datalist["numTraining"] == 3

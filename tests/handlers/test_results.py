@@ -420,3 +420,12 @@ def test_an_empty_folder_is_an_error(tmp_path):
     (tmp_path / "d").mkdir()
     with pytest.raises(ValueError, match="no image under"):
         infer(tmp_path / "d", tmp_path / "o")[1].run()
+
+
+def test_a_single_linked_image_goes_by_its_own_name(tmp_path):
+    (tmp_path / "0001.nrrd").touch()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a.nrrd").symlink_to(tmp_path / "0001.nrrd")
+    results = InferenceResults(tmp_path / "out", tmp_path / "d/a.nrrd")
+    assert results.root == tmp_path / "d"
+    assert results._name(str(tmp_path / "d/a.nrrd")) == "a.nrrd"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
-from torch.optim.lr_scheduler import LinearLR, PolynomialLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import LinearLR, OneCycleLR, PolynomialLR, ReduceLROnPlateau, StepLR
 
 from segbundles.handlers import EarlyStopHandler, LrScheduleHandler
 
@@ -63,6 +63,31 @@ def test_a_polynomial_shorter_than_the_run_is_refused_and_a_warm_up_is_not():
     seen = rates(optimizer, engine)
     engine.run([0], max_epochs=3)
     assert seen == pytest.approx([0.75, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("length", [5, 6])
+@pytest.mark.parametrize(
+    ("make", "end"),
+    [
+        (
+            lambda length: PolynomialLR(sgd(), total_iters=length),
+            "the learning rate comes down to 0 after 5 iterations, this run takes 6",
+        ),
+        (
+            lambda length: OneCycleLR(sgd(), 1.0, total_steps=length),
+            "the one-cycle schedule ends after 5 steps, this run takes 6",
+        ),
+    ],
+    ids=["polynomial", "one-cycle"],
+)
+def test_a_schedule_of_iterations_is_as_long_as_the_run(make, end, length):
+    engine = trainer(LrScheduleHandler(make(length), epoch_level=False))
+    if length == 6:
+        engine.run([0, 0, 0], max_epochs=2)
+        return
+    advice = r"set lr_epochs to max_epochs or more, with a schedule made for iterations \(lr_every_iteration\)\.$"
+    with pytest.raises(ValueError, match=f"^{end}: {advice}"):
+        engine.run([0, 0, 0], max_epochs=2)
 
 
 def test_iteration_level():

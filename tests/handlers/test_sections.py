@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from types import SimpleNamespace
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from PIL import Image
 
 from segbundles.handlers import SectionReport
 from segbundles.metrics import threshold_scores
 from segbundles.metrics.instances import label_cells
+from segbundles.report import sections
 
 COLUMNS = [
     *("case", "status", "pixel_accuracy", "dice_membrane", "pixel_accuracy_mask", "v_rand", "v_info"),
@@ -127,6 +130,21 @@ def test_a_section_of_one_class_alone_spoils_no_mean(value, tmp_path):
     else:
         assert rows["blank"]["dice_membrane"] == ""
         assert summary["dice_membrane"]["n"] == 1
+
+
+def test_a_report_of_200_sections_stays_below_20_mb(tmp_path, monkeypatch):
+    """As large as pictures of sections get: 300 kB each would make 80 MB."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (520, 680, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG", quality=85)
+    assert 250_000 < len(buffer.getvalue()) <= 300_000
+    monkeypatch.setattr("segbundles.report.section_figure", lambda *_: buffer.getvalue())
+    monkeypatch.setattr(sections, "_encode", lambda image, most: buffer.getvalue()[:most])
+    report = SectionReport(tmp_path, thresholds=(0.5,))
+    run(report, [("s", [probability(0.05, 0.9)] * 200, TRUTH)])
+    page = tmp_path / "report.html"
+    assert page.read_text().count("data:image/jpeg") == 200
+    assert 18_000_000 < page.stat().st_size < 20_000_000
 
 
 def test_a_second_run_forgets_the_first(tmp_path):

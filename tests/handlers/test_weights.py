@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +140,24 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, caplog):
         train(tmp_path, [0.1], 1, network=network)
     assert (weight(tmp_path), weight(tmp_path, "model_previous.pt")) == (2, 1)
     assert names(tmp_path) == ["model.pt", "model_previous.pt"]
+
+
+def test_there_is_a_complete_file_at_every_moment(tmp_path, monkeypatch):
+    train(tmp_path, [0.1], 1)
+    seen, replace = [], Path.replace
+
+    def watched(path, target):
+        seen.append(weight(tmp_path))
+        found = replace(path, target)
+        seen.append(weight(tmp_path))
+        return found
+
+    monkeypatch.setattr(Path, "replace", watched)
+    network = Shift()
+    network.weight.data.fill_(2)
+    save_weights(network, tmp_path / "models/model.pt", tmp_path / "models/model_previous.pt")
+    assert seen == [1, 1, 1, 2]  # the previous file, then the new one
+    assert weight(tmp_path, "model_previous.pt") == 1
 
 
 def test_a_write_that_fails_keeps_both_files(tmp_path, monkeypatch):

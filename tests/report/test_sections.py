@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segbundles.report import CELL_COLOURS, PREDICTION_COLOURS, TRUTH_COLOURS, colour_cells, section_figure
+from segbundles.report import (
+    CELL_COLOURS,
+    PREDICTION_COLOURS,
+    TRUTH_COLOURS,
+    colour_cells,
+    limit_figures,
+    section_figure,
+)
 
 
 def brick_wall(rows: int, columns: int, side: int = 12) -> np.ndarray:
@@ -91,6 +98,23 @@ def test_noise_of_any_size_stays_small(size):
     jpeg = section_figure(rng.integers(0, 256, size), cells > 4, cells > 5, rng.random(size), cells)
     assert len(jpeg) <= 300_000
     picture_of(jpeg)
+
+
+def test_many_sections_are_drawn_smaller():
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (520, 680, 3), np.uint8)).save(buffer, "JPEG", quality=85)
+    large, small = buffer.getvalue(), b"small ones are not touched"
+    assert 200_000 < len(large) <= 300_000
+    assert limit_figures([]) == []
+    assert limit_figures([large] * 46) == [large] * 46
+    # 14 MB / 140 = 100 kB
+    found = limit_figures([large, *[small] * 139])
+    assert found[1:] == [small] * 139
+    assert 50_000 < len(found[0]) <= 100_000
+    picture_of(found[0])
+    # and no smaller than the picture of a case of the other bundles
+    assert 34_000 < len(limit_figures([large, *[small] * 4999])[0]) <= 68_000
 
 
 def test_shapes_that_differ_are_refused():

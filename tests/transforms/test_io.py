@@ -239,6 +239,15 @@ def test_a_linked_image_keeps_its_place_and_name(tmp_path):
     ]
 
 
+def test_a_single_linked_image_is_mirrored_from_its_own_folder(tmp_path):
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive/0001.nrrd").touch()
+    (tmp_path / "archive/d").mkdir()
+    (tmp_path / "archive/d/a.nrrd").symlink_to(tmp_path / "archive/0001.nrrd")
+    save = SaveSegmentationd("pred", tmp_path / "out", tmp_path / "archive/d/a.nrrd")
+    assert save.output_path(tmp_path / "archive/d/a.nrrd") == tmp_path / "out/a_seg.nrrd"
+
+
 def test_postfix():
     path = SaveSegmentationd("pred", "out", "d", output_postfix="cells").output_path("d/x/a.tif", pages=True)
     assert path.as_posix() == "out/x/a_cells.tif"

@@ -1,6 +1,6 @@
 """Reading and writing images, lists of cases, volumes slice by slice, and loading images of which some may be bad."""
 
-from .cases import Datalist, FolderImages
+from .cases import Datalist, FolderImages, image_root
 from .dicom import DicomReader, is_dicom_slice
 from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
 from .loader import SharedDataLoader, TolerantDataLoader, validation_sampler
@@ -27,6 +27,7 @@ __all__ = [
     "TolerantDataLoader",
     "file_stem",
     "file_suffix",
+    "image_root",
     "is_dicom_slice",
     "lesion_weights",
     "mask_classes",

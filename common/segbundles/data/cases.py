@@ -16,7 +16,7 @@ from segbundles.data.readers import DICOM, SuffixReader, file_stem, file_suffix
 from segbundles.errors import fail
 from segbundles.files import walk
 
-__all__ = ["Datalist", "FolderImages"]
+__all__ = ["Datalist", "FolderImages", "image_root"]
 
 SECTIONS = ("training", "validation", "testing")
 
@@ -99,7 +99,7 @@ class Datalist(_LazyCases):
                 elif not (root / entry[key]).exists():
                     faults.append(f"{key} {entry[key]} does not exist")
                 else:
-                    case[key] = str((root / entry[key]).resolve())
+                    case[key] = str(_unlinked(root / entry[key]))
             cases.append(case)
         bare = [key for key in self.keys if key != "image" and not any(entry.get(key) for entry in entries)]
         if entries and bare and self.section != "training":
@@ -117,6 +117,12 @@ def _unlinked(path: PathLike) -> Path:
     """Absolute path without links; a linked file keeps its own name and folder, which name the output."""
     path = Path(path)
     return path.parent.resolve() / path.name if path.is_file() else path.resolve()
+
+
+def image_root(dataset_dir: PathLike) -> Path:
+    """Folder that output paths mirror: ``dataset_dir``, or the one that holds it if it is (a link to) a file."""
+    path = _unlinked(dataset_dir)
+    return path.parent if path.is_file() else path
 
 
 class FolderImages(_LazyCases):
@@ -150,9 +156,8 @@ class FolderImages(_LazyCases):
 
     @property
     def root(self) -> Path:
-        """Folder that output paths mirror: ``dataset_dir``, or the one that holds it if it is (a link to) a file."""
-        path = _unlinked(self.dataset_dir)
-        return path.parent if path.is_file() else path
+        """Folder that output paths mirror, see :func:`image_root`."""
+        return image_root(self.dataset_dir)
 
     def _skipped(self, path: Path) -> bool:
         relative = path.relative_to(self.root)

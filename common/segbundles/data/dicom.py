@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import locale
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +14,9 @@ from monai.data import ImageReader
 from monai.data.utils import orientation_ras_lps
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-__all__ = ["DicomReader", "is_dicom_slice", "quiet_itk"]
+from segbundles.itk import quiet_itk
+
+__all__ = ["DicomReader", "is_dicom_slice"]
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 # waveforms, presentation states, registrations and segmentations, reports, documents, radiotherapy, spectra
@@ -133,20 +133,6 @@ def _read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     affine[:3, :3] = np.stack([axes[0] * spacing[0], axes[1] * spacing[1], normal * step], axis=1)
     affine[:3, 3] = slices[0].position
     return array, orientation_ras_lps(affine)
-
-
-@contextmanager
-def quiet_itk() -> Iterator[None]:
-    """Keep ITK's warnings from standard error, as this library's errors say what is wrong, and the locale as it is."""
-    # GDCM's JPEG sets it to C: text files opened afterwards would be read as ASCII
-    before = locale.setlocale(locale.LC_ALL)
-    level = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(level)
-        locale.setlocale(locale.LC_ALL, before)
 
 
 def _open(path: Path) -> sitk.ImageFileReader:

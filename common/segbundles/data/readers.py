@@ -18,8 +18,9 @@ from monai.data import ImageReader, NibabelReader, PILReader
 from monai.data.utils import orientation_ras_lps
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
-from segbundles.data.dicom import DicomReader, is_dicom_slice, quiet_itk
+from segbundles.data.dicom import DicomReader, is_dicom_slice
 from segbundles.errors import fail
+from segbundles.itk import quiet_itk
 
 __all__ = ["NiftiReader", "SimpleITKReader", "StackReader", "SuffixReader", "TiffReader", "file_stem", "file_suffix"]
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from segbundles.files import atomic_path
+
 from .datalist import SECTIONS, DataSet, Prepared, check_out, prepare
 from .lgg import FOLDER, LABEL_VALUES, METADATA, check_slice, find_cases, review_slices
 
@@ -208,12 +210,6 @@ def _write_patient(folder: Path, image: np.ndarray, label: np.ndarray) -> None:
     except OSError as error:
         raise ValueError(f"cannot write {folder}: {error}") from error
     for name, pixels in files.items():
-        temporary = folder / f".{os.getpid()}.{name}"
-        try:
-            photometric = "rgb" if pixels.ndim == 3 else "minisblack"
-            tifffile.imwrite(temporary, np.ascontiguousarray(pixels), photometric=photometric, metadata=None)
-            temporary.replace(folder / name)
-        except OSError as error:
-            raise ValueError(f"cannot write {folder / name}: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        photometric = "rgb" if pixels.ndim == 3 else "minisblack"
+        with atomic_path(folder / name) as part:
+            tifffile.imwrite(part, np.ascontiguousarray(pixels), photometric=photometric, metadata=None)

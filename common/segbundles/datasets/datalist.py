@@ -20,6 +20,8 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segbundles.files import atomic_path
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -468,16 +470,8 @@ def write_datalist(datalist: Mapping[str, Any], out: str | os.PathLike) -> Path:
         entries = ",\n".join(f"  {_dumps(entry)}" for entry in datalist.get(section, []))
         lines.append(f' "{section}": [\n{entries}\n ]' if entries else f' "{section}": []')
     path = out / DATALIST_NAME
-    temporary = out / f".{DATALIST_NAME}.{os.getpid()}.tmp"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror or error}; choose another --out") from error
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
+    with atomic_path(path) as part:
+        part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     return path
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from segbundles.files import atomic_path
+
 from .datalist import SECTIONS, DataSet, Prepared, check_out, is_marked_tiff, prepare
 from .isbi2012 import LABEL_FILE, LABEL_VALUES, METADATA, VOLUME_FILE, check_section, find_cases, review_sections
 
@@ -167,13 +169,6 @@ def _check_owned(path: Path) -> None:
 
 def _write(path: Path, stack: np.ndarray) -> None:
     """Write (W, H, D) as one page a section."""
-    temporary = path.parent / f".{os.getpid()}.{path.name}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pages = np.ascontiguousarray(stack.transpose(2, 1, 0))
-        tifffile.imwrite(temporary, pages, photometric="minisblack", description=_MARK, metadata=None)
-        temporary.replace(path)
-    except OSError as error:
-        raise ValueError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    pages = np.ascontiguousarray(stack.transpose(2, 1, 0))
+    with atomic_path(path) as part:
+        tifffile.imwrite(part, pages, photometric="minisblack", description=_MARK, metadata=None)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segbundles.files import atomic_path
+
 from .datalist import SECTIONS, DataSet, Prepared, check_out, prepare
 from .lasc18 import IMAGE_NAME, LABEL_NAME, LABEL_VALUES, METADATA, find_cases
 from .volumes import check_volumes
@@ -86,16 +88,8 @@ def make_phantom(
     for index in track(range(cases)):
         volumes = make_case(seed, index, size, spacing_mm)
         for volume, name in zip(volumes, (IMAGE_NAME, LABEL_NAME), strict=True):
-            path = root / names[index] / name
-            temporary = path.with_name(f".{os.getpid()}.{name}")
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                sitk.WriteImage(volume, str(temporary), useCompression=True)
-                temporary.replace(path)
-            except (OSError, RuntimeError) as error:
-                raise ValueError(f"cannot write {path}: {error}") from error
-            finally:
-                temporary.unlink(missing_ok=True)
+            with atomic_path(root / names[index] / name) as part:
+                sitk.WriteImage(volume, str(part), useCompression=True)
 
     held_out = max(1, round(cases / 5))
     bounds = (0, cases - 2 * held_out, cases - held_out, cases)

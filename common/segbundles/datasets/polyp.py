@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from segbundles.files import atomic_path
+
 from .clinicdb import IMAGE_FOLDER, MASK_FOLDER, METADATA, SEQUENCES_FILE, check_frame, find_cases, review_frames
 from .datalist import SECTIONS, DataSet, Prepared, check_out, is_marked_tiff, prepare
 
@@ -83,14 +85,10 @@ def make_phantom(
                 rows.append((len(rows) + 1, number))
                 for folder, pixels in zip(folders, (image[..., k].T, label[0, ..., k].T), strict=True):
                     colour = "rgb" if pixels.ndim == 3 else "minisblack"
-                    tifffile.imwrite(
-                        folder / f"{rows[-1][0]}.tif",
-                        np.ascontiguousarray(pixels),
-                        photometric=colour,
-                        description=_MARK,
-                        metadata=None,
-                    )
-        with (out / SEQUENCES_FILE).open("w", newline="", encoding="utf-8") as file:
+                    pixels = np.ascontiguousarray(pixels)
+                    with atomic_path(folder / f"{rows[-1][0]}.tif") as part:
+                        tifffile.imwrite(part, pixels, photometric=colour, description=_MARK, metadata=None)
+        with atomic_path(out / SEQUENCES_FILE) as part, part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("frame", "sequence"), *rows])
     except OSError as error:
         raise ValueError(f"cannot write {out}: {error}") from error
@@ -196,7 +194,8 @@ def _owned(folder: Path) -> list[Path]:
     if not folder.exists() and not folder.is_symlink():
         return []
     foreign = folder if folder.is_symlink() or not folder.is_dir() else None
-    files = [] if foreign else sorted(folder.iterdir())
+    # hidden: what a killed process was writing
+    files = [] if foreign else sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     for path in files:
         if not is_marked_tiff(path, _MARK):
             foreign = path

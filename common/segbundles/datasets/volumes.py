@@ -64,8 +64,10 @@ def _read_nifti(path: Path) -> Volume:
 def _read_itk(path: Path) -> Volume:
     import SimpleITK as sitk  # noqa: N813
 
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    image = sitk.ReadImage(str(path))
+    from segbundles.itk import quiet_itk
+
+    with quiet_itk():
+        image = sitk.ReadImage(str(path))
     array = sitk.GetArrayFromImage(image).T
     dimension = image.GetDimension()
     to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])[:dimension, :dimension]

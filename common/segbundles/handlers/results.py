@@ -17,6 +17,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
 
+from segbundles.data import image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.errors import fail, innermost
 from segbundles.files import RunLog, atomic_path, check_writable
@@ -76,8 +77,7 @@ class InferenceResults:
     ) -> None:
         """See the class."""
         self.output_dir = Path(output_dir)
-        root = Path(dataset_dir).resolve()
-        self.root = root.parent if root.is_file() else root
+        self.root = image_root(dataset_dir)
         self.key = key
         self.skip_finished = skip_finished
         self._outputs = [SaveSegmentationd(key, output_dir, dataset_dir, postfix) for postfix in postfixes]

@@ -63,27 +63,24 @@ class LrScheduleHandler(_LrScheduleHandler):
 
     def check_length(self, engine: Engine) -> None:
         """Compare the length of a schedule that has an end, polynomial or one-cycle, with that of the run."""
+        steps = engine.state.max_epochs * (1 if self.epoch_level else engine.state.epoch_length)
         if isinstance(self.lr_scheduler, OneCycleLR):
-            steps = engine.state.max_epochs * (1 if self.epoch_level else engine.state.epoch_length)
-            if self.lr_scheduler.total_steps < steps:
-                fail(
-                    f"the one-cycle schedule ends after {self.lr_scheduler.total_steps} steps, this run takes {steps}: "
-                    "set lr_epochs to max_epochs or more."
-                )
-        if not self.epoch_level or not isinstance(self.lr_scheduler, PolynomialLR):
+            length = self.lr_scheduler.total_steps
+            end = f"the one-cycle schedule ends after {length} steps, this run takes {steps}"
+        elif isinstance(self.lr_scheduler, PolynomialLR):
+            length = self.lr_scheduler.total_iters
+            end = f"the learning rate comes down to 0 after {length} "
+            end += f"epochs, max_epochs is {steps}" if self.epoch_level else f"iterations, this run takes {steps}"
+        else:
             return
-        epochs, length = engine.state.max_epochs, self.lr_scheduler.total_iters
-        if length == epochs:
-            return
-        if length < epochs:
-            fail(
-                f"the learning rate comes down to 0 after {length} epochs, max_epochs is {epochs}: "
-                "set lr_epochs to max_epochs or more."
+        if length < steps:
+            made = "" if self.epoch_level else ", with a schedule made for iterations (lr_every_iteration)"
+            fail(f"{end}: set lr_epochs to max_epochs or more{made}.")
+        if length > steps and self.epoch_level and isinstance(self.lr_scheduler, PolynomialLR):
+            logger.info(
+                f"The learning rate is made to fall over {length} epochs (lr_epochs), this run ends at {steps}: "
+                "set both alike unless you mean to resume it."
             )
-        logger.info(
-            f"The learning rate is made to fall over {length} epochs (lr_epochs), this run ends at {epochs}: "
-            "set both alike unless you mean to resume it."
-        )
 
     def __call__(self, engine: Engine) -> None:
         """Step the schedule."""

@@ -134,6 +134,10 @@ class SectionReport(EvaluationReport):
             for row, scores in zip(self.rows, self._scores, strict=True):
                 row[key] = scores[best][key]
         _write_csv(self.output_dir / "thresholds.csv", ("threshold", *SCORES), means)
+        if self._figures:
+            from segbundles.report import limit_figures
+
+            self._figures = limit_figures(self._figures)
         super()._write()
 
     def _summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

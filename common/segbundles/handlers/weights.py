@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -48,7 +49,8 @@ def save_weights(network: nn.Module, path: PathLike, previous: PathLike | None =
     with atomic_path(path) as part:
         torch.save(dict(state), part)
         if previous is not None and Path(path).is_file():
-            Path(path).replace(previous)
+            with atomic_path(previous) as copy:  # not moved: a process that is killed now leaves the older weights
+                shutil.copyfile(path, copy)
 
 
 def _half(value: torch.Tensor) -> torch.Tensor:

@@ -207,8 +207,9 @@ class LabelServer:
         (self.work / "main.py").write_text(_APP, encoding="utf-8")
         for name, root in self.bundles.items():
             copy = self.bundle_root(name)
-            shutil.rmtree(copy / "configs", ignore_errors=True)
-            shutil.copytree(root / "configs", copy / "configs")
+            if (copy / "configs").exists():
+                shutil.rmtree(copy / "configs")
+            _copy_files(root / "configs", copy / "configs")
             models = copy / "models"
             models.mkdir(exist_ok=True)
             # the weights that were copied, by which those that a training wrote since are told apart
@@ -229,6 +230,15 @@ class LabelServer:
                 self._process.send_signal(number)
             else:
                 os.killpg(self._process.pid, number)
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """Copy what files hold, not their modes: of a bundle that is read-only too the copy can be replaced."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def _digest(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .html import write_report
 from .overlay import PREDICTION_COLOURS, TRUTH_COLOURS, case_figure, choose_slices, overlay_rgb
 from .plots import distribution_svg
-from .sections import CELL_COLOURS, colour_cells, section_figure
+from .sections import CELL_COLOURS, colour_cells, limit_figures, section_figure
 
 __all__ = [
     "CELL_COLOURS",
@@ -15,6 +15,7 @@ __all__ = [
     "choose_slices",
     "colour_cells",
     "distribution_svg",
+    "limit_figures",
     "overlay_rgb",
     "section_figure",
     "write_report",

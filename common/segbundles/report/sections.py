@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from skimage.segmentation import expand_labels
 
 from segbundles.errors import fail
+from segbundles.report import overlay
 from segbundles.report.overlay import (
     _TALLEST_PANEL,
     PREDICTION_COLOURS,
@@ -22,7 +25,7 @@ from segbundles.report.overlay import (
     _to_uint8,
 )
 
-__all__ = ["CELL_COLOURS", "colour_cells", "section_figure"]
+__all__ = ["CELL_COLOURS", "colour_cells", "limit_figures", "section_figure"]
 
 # Okabe and Ito's colour-blind-safe palette, less black, and grey
 CELL_COLOURS = (
@@ -37,6 +40,7 @@ CELL_COLOURS = (
 )
 _PANEL = 512  # pixels, width of one panel: thin membranes need more than an organ
 _FIGURE_BYTES = 300_000  # a stack of 30 sections, base64-encoded, makes 12 MB
+_REPORT_BYTES = 14_000_000  # of all sections; base64-encoded 19 MB
 _REACH = 8  # pixels of membrane across which cells are neighbours, from each side
 
 
@@ -118,6 +122,21 @@ def section_figure(image: Any, truth: Any, prediction: Any, membrane_probability
         for name, reason, picture, how in panels
     ]
     return _encode(_compose(drawn, _PANEL), _FIGURE_BYTES)
+
+
+def limit_figures(figures: Sequence[bytes]) -> list[bytes]:
+    """Make the sections of a report smaller where all together would make it too large to open or to send.
+
+    Up to 46 sections are left as :func:`section_figure` drew them; 200 make a report of less than 20 MB.
+
+    Args:
+        figures: JPEG pictures of all sections.
+
+    Returns:
+        The same pictures, together of at most 14 MB, or of 68 kB each where that is more.
+    """
+    most = max(overlay._FIGURE_BYTES, _REPORT_BYTES // max(1, len(figures)))
+    return [figure if len(figure) <= most else _encode(Image.open(io.BytesIO(figure)), most) for figure in figures]
 
 
 def _cells(cells: Any) -> NDArray:

@@ -12,7 +12,7 @@ from monai.config import KeysCollection, PathLike
 from monai.data import ImageWriter, NibabelWriter, PILWriter
 from monai.transforms import MapTransform, SaveImaged
 
-from segbundles.data import SimpleITKWriter, TiffWriter, file_stem, file_suffix
+from segbundles.data import SimpleITKWriter, TiffWriter, file_stem, file_suffix, image_root
 from segbundles.data.readers import ITK, NIFTI
 from segbundles.errors import fail
 from segbundles.files import atomic_path
@@ -66,8 +66,7 @@ class SaveSegmentationd(SaveImaged):
         """See the class."""
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.output_dir = Path(output_dir)
-        root = Path(data_root_dir).resolve()
-        self.data_root_dir = root.parent if root.is_file() else root
+        self.data_root_dir = image_root(data_root_dir)
         self.output_postfix = output_postfix
         self.num_classes = num_classes
         self.label_image = label_image
