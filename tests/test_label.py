@@ -504,7 +504,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     command += ["--environment", chosen] if chosen else []
     output = out / "output.txt"
     with output.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        # Ctrl-C counts, though a shell that started the tests in the background may have it ignored
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     server = Served(f"http://127.0.0.1:{port}", studies, bundles, process, output)
     try:
         while "Ctrl-C" not in output.read_text():
