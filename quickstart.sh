@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained, evaluated and applied bundle, on made-up data: ./quickstart.sh [bundle]
+# From nothing to a trained, evaluated and applied bundle, on synthetic data: ./quickstart.sh [bundle]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source common/environment.sh
@@ -15,7 +15,7 @@ rm -rf "$out"
 mkdir -p "$out"
 SECONDS=0
 
-step() { # step TITLE NAME COMMAND...: show the command and what it prints, and keep the latter
+step() { # step TITLE NAME COMMAND...: show what the command prints, and keep it in a log
     local title=$1 log=$out/${number}_$2.log
     shift 2
     say "$number of $steps: $title ($SECONDS s so far)"
@@ -36,13 +36,13 @@ steps=4
 [[ -f $configs/train_locator.json ]] && steps=5
 number=1
 
-# the phantom has the bundle's name as far as it goes: left_atrium for left_atrium_vnet, brain for brain_flair_unet
+# the phantom is named like the start of the bundle: left_atrium for left_atrium_vnet, brain for brain_flair_unet
 phantom=$bundle
 until "$python" -m segbundles phantom "$phantom" --help >/dev/null 2>&1; do
-    [[ $phantom == *_* ]] || die "there is no made-up data for '$bundle': see segbundles phantom --help"
+    [[ $phantom == *_* ]] || die "there is no synthetic data for '$bundle': see segbundles phantom --help"
     phantom=${phantom%_*}
 done
-step "making up data" data "$python" -m segbundles phantom "$phantom" --out "$out/data"
+step "making synthetic data" data "$python" -m segbundles phantom "$phantom" --out "$out/data"
 if [[ -f $configs/train_locator.json ]]; then
     step "training the locator" train_locator bundle_run training "$configs/train_locator.json" \
         --args_file "$configs/args_quickstart_locator.json" --output_dir "$out/training"
@@ -50,11 +50,11 @@ fi
 step "training" train bundle_run training "$configs/train.json" \
     --args_file "$configs/args_quickstart.json" --output_dir "$out/training"
 step "evaluating" evaluate bundle_run evaluating "['$configs/train.json','$configs/evaluate.json']" \
-    --args_file "$configs/args_quickstart.json" --section testing --output_dir "$out/evaluation"
+    --args_file "$configs/args_quickstart.json" --split testing --output_dir "$out/evaluation"
 step "segmenting" infer bundle_run inferring "$configs/inference.json" \
     --args_file "$configs/args_quickstart.json" --output_dir "$out/segmentations"
 
-say "Done in $SECONDS s. Made-up data and a short training: the figures say nothing about real images."
+say "Done in $SECONDS s. Synthetic data and a short training: these figures say nothing about real images."
 echo "report            $out/evaluation/report.html"
 echo "metrics           $out/evaluation/metrics.csv, summary.json"
 echo "segmentations     $out/segmentations"
