@@ -1,30 +1,18 @@
-"""What MONAI lacks for four segmentation bundles: networks, losses, transforms, inferers, handlers and metrics.
+"""Networks, losses, transforms, inferers, handlers and metrics that four segmentation bundles add to MONAI.
 
-Sub-packages are named as MONAI's own and are imported at first use, so that the command line answers at once.
+Sub-packages are named like MONAI's own. Each is imported at first use, so that the command line answers at once.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
-__version__ = "0.1.0"
-
-_SUBMODULES = (
-    "bundle",
-    "data",
-    "datasets",
-    "handlers",
-    "inferers",
-    "losses",
-    "metrics",
-    "networks",
-    "report",
-    "transforms",
-)
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _SUBMODULES:
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

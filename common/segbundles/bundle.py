@@ -1,186 +1,163 @@
-"""What every bundle's configs call by name: the check of what a person typed on the command line."""
+"""What every config of a bundle calls first: the check of its settings, and the facts of the weights it uses.
+
+    "settings": "$segbundles.bundle.settle(@bundle_root)"
+
+A run evaluates this entry in ``initialize``. Networks name it under ``_requires_``, so that it also comes first where
+``initialize`` is not run: in MONAI Label, in export, and in a program that parses the config itself.
+"""
 
 from __future__ import annotations
 
-import inspect
 import json
+import logging
 import re
-from collections.abc import Iterator
-from difflib import get_close_matches
+import shlex
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.fl.client import MonaiAlgo
+from monai.bundle import ConfigParser
 
+from segbundles.distributed import process_rank
 from segbundles.errors import fail
+from segbundles.facts import read_facts, versions, weights_files
+from segbundles.files import write_json
+from segbundles.knobs import SCHEMA_NAME, fact_knobs, faults, read_schema
+from segbundles.rules import broken_rules
+from segbundles.running import ABSENT, Running, read_configs, read_words, unknown_settings
 
-__all__ = ["check_overrides"]
+__all__ = ["RunSettings", "settle"]
 
-_WORDS = {"true": True, "false": False, "null": None}
-# set by MONAI itself beside the config: metadata, experiment tracking, federated clients
-MONAI_KEYS = {
-    "_meta_",
-    "tracking_uri",
-    "experiment_name",
-    "run_name",
-    "save_execute_config",
-    "is_not_rank0",
-    "use_click",
-}
-# settings that put other weights in the place of those that a federation's server sends
+logger = logging.getLogger("segbundles")
+
+# knobs that would replace the weights that a federation's server sends
 _OWN_WEIGHTS = ("resume", "initial_weights", "vgg16_weights")
+# facts that an earlier parse of the same config has written into it: they were not given by a person
+_applied: WeakKeyDictionary[ConfigParser, dict[str, Any]] = WeakKeyDictionary()
 
 
-def check_overrides(bundle_root: str | Path) -> None:
-    """Refuse settings that no config of the bundle knows, and read the words ``true``, ``false`` and ``null``.
+@dataclass
+class RunSettings:
+    """What a run was started with.
 
-    To be the first entry of ``initialize`` in every config. MONAI takes any ``--key value`` into the config, so that a
-    misspelt ``--max_epoch 1`` changes nothing and says nothing, and passes ``--amp false`` on as the string
-    ``"false"``, which is true. A key is known when a JSON file beside the running config or in
-    ``bundle_root/configs`` holds it (args files apart), or when another entry of the config refers by ``@key`` to it or
-    to the whole section it is in. Keyword arguments of components (inside a ``_target_``) are left to the component.
+    Args:
+        bundle: name of the bundle's folder.
+        version: version of the bundle.
+        command: what was typed.
+        knobs: value of every knob.
+        sources: where values that are not the config's come from, by knob.
+        facts: facts of the weights, by the knob that names the weights.
+        classes: name of each class, by its index.
+        notes: what a reader of the results should know, such as a knob that contradicts the weights.
+        federated: whether a federated client runs it, whose weights come from a server and go back there.
+    """
 
-    In a client of a federation (MONAI's ``MonaiAlgo``) the weights come from the server: settings that load others are
+    bundle: str = ""
+    version: str = ""
+    command: str = ""
+    knobs: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    federated: bool = False
+    schema: dict[str, Any] = field(default_factory=lambda: {"properties": {}}, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it as JSON has it, with the versions of the software."""
+        weights = {
+            knob: {key: facts.get(key) for key in ("file", "sha256", "bundle", "version")}
+            for knob, facts in self.facts.items()
+        }
+        return {
+            "bundle": self.bundle,
+            "version": self.version,
+            "command": self.command,
+            "knobs": self.knobs,
+            "sources": self.sources,
+            "weights": weights,
+            "notes": self.notes,
+            "versions": versions(),
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the record, in the first process.
+
+        Args:
+            path: JSON file.
+        """
+        if process_rank() == 0:
+            write_json(path, self.record())
+
+
+def settle(bundle_root: str | Path) -> RunSettings:
+    """Check the settings of the run that evaluates this, and give its knobs the values that its weights need.
+
+    MONAI takes any ``--key value`` into a config, so that a misspelt ``--max_epoch 1`` changes nothing without a word,
+    and passes ``--amp false`` on as the text ``"false"``, which counts as true. Here the words true, false and null
+    become values, and an unknown name is an error. A name is known when a JSON file beside the running config or in
+    ``bundle_root/configs`` has it (args files excepted), or when another entry refers to it by ``@name``. Keyword
+    arguments of components are left to the components.
+
+    Facts of the weights (:mod:`segbundles.facts`) come before the config's own line, and a value given on the command
+    line, in an args file or by a program comes before both. If it contradicts the architecture of the weights, it is an
+    error; otherwise the run goes on with a warning and a note in the results.
+
+    In a client of a federation (MONAI's ``MonaiAlgo``) the weights come from the server: knobs that load others are
     refused, and evaluation does not read ``model.pt``.
 
     Args:
-        bundle_root: folder of the bundle, whose ``configs`` are read.
+        bundle_root: folder of the bundle.
+
+    Returns:
+        The settings of the run.
 
     Raises:
-        ValueError: when a key is unknown (naming the nearest known one), when a setting whose default is a number,
-            a boolean or a list is given something else, or when a federated client is to load weights of its own.
+        ValueError: when a setting is unknown, has a value that ``knobs.schema.json`` does not allow, contradicts
+            another one or the weights, or when a federated client is to load weights of its own.
     """
-    parser, workflow, client = _running_config()
-    if parser is None or not isinstance(parser.config, dict):
-        return
-    folders = [Path(bundle_root) / "configs"]
-    if workflow is not None:
-        folders.append(Path(workflow.config_root_path))
-    files = read_configs(set(folders))
+    running = Running.find()
+    if running.parser is None or not isinstance(running.parser.config, dict):
+        return RunSettings()
+    workflow = running.workflow
+    folders = [Path(bundle_root) / "configs", *([Path(workflow.config_root_path)] if workflow else [])]
+    there = [folder for folder in folders if folder.is_dir()]
+    described = [folder for folder in there if (folder / SCHEMA_NAME).is_file()]
+    root = next(iter(described or there or folders)).resolve().parent
+    files, schema = read_configs(set(folders)), read_schema(root)
     if not files:
-        return
-    for key, hint in unknown_settings(parser.config, files):
-        name = next(folder for folder in folders if folder.is_dir()).resolve().parent.name
-        fail(f"there is no setting {key!r} in the configs of {name}: {hint}")
-    read_words(parser)
-    for key, problem in wrong_types(parser, files):
-        fail(f"setting {key!r} {problem}.")
-    mend_tracked_file(parser)
-    if client is not None:
-        _leave_weights_to_server(parser, client)
+        return RunSettings()
+    for key, hint in unknown_settings(running.parser.config, files, schema):
+        fail(f"there is no setting {key!r} in the configs of {root.name}: {hint}")
+    read_words(running.parser)
+    _set_tracked_file(running.parser)
+    metadata = _metadata(root)
+    settings = RunSettings(root.name, metadata.get("version", ""), shlex.join(sys.orig_argv), schema=schema)
+    outputs = metadata.get("network_data_format", {}).get("outputs", {})
+    settings.classes = dict(outputs.get("pred", {}).get("channel_def", {}))
+    settings.federated = running.client is not None
+    if settings.federated:
+        _leave_weights_to_server(running)
+    else:
+        _apply_facts(running, files, settings)
+        _check_initial_weights(running)
+    values = {name: running.value(name) for name in schema["properties"]}
+    values = {name: value for name, value in values.items() if value is not ABSENT}
+    for name, problem in list(faults(schema, values)) or broken_rules(values):
+        source = f" (from {settings.sources[name]})" if name in settings.sources else ""
+        fail(f"{name} {problem}{source}.")
+    settings.knobs = json.loads(json.dumps(values, default=str))
+    return settings
 
 
-def unknown_settings(config: dict, files: list[dict]) -> Iterator[tuple[str, str]]:
-    """Keys of a config that neither the bundle's files nor a reference know, each with what to do.
-
-    Args:
-        config: the config as it runs, overrides and all.
-        files: what :func:`read_configs` gave.
-    """
-    referenced = set(_references(config))
-    known = {key for tree in files for key in setting_keys(tree)} | referenced
-    sections = tuple(f"{key}::" for key in _components(files) | referenced)
-    for key in setting_keys(config):
-        if key in known or key.split("::")[0] in MONAI_KEYS or key.startswith(sections):
-            continue
-        near = get_close_matches(key, sorted(known), n=1, cutoff=0.6)
-        yield key, f"did you mean {near[0]!r}?" if near else "section 1 of the JSON shows what can be set."
+def _metadata(root: Path) -> dict[str, Any]:
+    path = root / "configs" / "metadata.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _running_config() -> tuple[ConfigParser | None, ConfigWorkflow | None, MonaiAlgo | None]:
-    """The parser and the workflow that are evaluating the expression which called us, and their federated client."""
-    parser = workflow = None
-    frame = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if parser is None and isinstance(owner, ConfigParser):
-            parser = owner
-        if workflow is None and isinstance(owner, ConfigWorkflow):
-            workflow = owner
-        if isinstance(owner, MonaiAlgo):
-            return parser, workflow, owner
-        frame = frame.f_back
-    return parser, workflow, None
-
-
-def read_configs(folders: set[Path]) -> list[dict]:
-    """The configs in some folders, without metadata and args files; what cannot be read is left out."""
-    trees = []
-    for path in sorted({p.resolve() for folder in folders for p in folder.glob("*.json")}):
-        if path.name == "metadata.json" or path.name.startswith("args_"):
-            continue
-        try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(tree, dict) and "config_file" not in tree:  # that one is for --args_file
-            trees.append({_plain(key): value for key, value in tree.items()})
-    return trees
-
-
-def _plain(key: str) -> str:
-    """A patch file writes ``+key`` to append and ``a#b`` or ``a::b`` to reach inside."""
-    return key.lstrip("+~").replace("#", "::")
-
-
-def setting_keys(tree: dict, prefix: str = "") -> Iterator[str]:
-    """Ids of a config's entries, down to components."""
-    for key, value in tree.items():
-        name = prefix + _plain(str(key))
-        yield name
-        if isinstance(value, dict) and "_target_" not in value:
-            yield from setting_keys(value, f"{name}::")
-
-
-def _components(trees: list[dict]) -> set[str]:
-    """Ids of components and lists, into which an override may put anything."""
-    found = set()
-    for tree in trees:
-        stack = [("", tree)]
-        while stack:
-            prefix, node = stack.pop()
-            for key, value in node.items():
-                name = prefix + _plain(str(key))
-                if isinstance(value, list) or (isinstance(value, dict) and "_target_" in value):
-                    found.add(name)
-                elif isinstance(value, dict):
-                    stack.append((f"{name}::", value))
-    return found
-
-
-def _references(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        for value in node.values():
-            yield from _references(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _references(value)
-    elif isinstance(node, str) and node[:1] in "@$":
-        yield from (name.replace("#", "::") for name in re.findall(r"@([A-Za-z_][\w:#]*)", node))
-
-
-def read_words(parser: ConfigParser) -> None:
-    """Turn the words true, false and null of a parsed config into values."""
-    # not parser[id] = ...: that would reset the resolver in the middle of its work
-    for item in parser.ref_resolver.items.values():
-        value = item.get_config()
-        if _is_word(value):
-            item.update_config(_WORDS[value.lower()])
-        elif item.get_id().endswith("_dir") and isinstance(value, int):
-            item.update_config(str(value))  # a folder named 2018
-        elif isinstance(value, (dict, list)):
-            # a component takes its plain arguments from its own dictionary, not from their items
-            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-                if _is_word(inner):
-                    value[key] = _WORDS[inner.lower()]
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and value.lower() in _WORDS
-
-
-def mend_tracked_file(parser: ConfigParser) -> None:
+def _set_tracked_file(parser: ConfigParser) -> None:
     """Make a path of the name of the config's copy that experiment tracking keeps.
 
     ``--tracking mlflow`` joins ``output_dir`` and that name as an expression, and leaves it text where ``output_dir``
@@ -192,44 +169,90 @@ def mend_tracked_file(parser: ConfigParser) -> None:
         item.update_config(str(Path(joined[1], joined[2])))
 
 
-def _leave_weights_to_server(parser: ConfigParser, client: MonaiAlgo) -> None:
+def _apply_facts(running: Running, files: list[dict], settings: RunSettings) -> None:
+    """Set the knobs that are facts of the weights that this config loads."""
+    for knob, entry in settings.schema["properties"].items():
+        names = [name for name in fact_knobs(settings.schema, knob) if name in running.items]
+        paths = running.weights.get(knob, running.value(knob) if entry.get("loads") else ABSENT)
+        path = None if paths is ABSENT else next(iter(weights_files(paths)), None)
+        if not names or path is None or not path.is_file():
+            continue
+        facts = read_facts(path)
+        if facts is None:
+            logger.warning(f"{path} has no facts beside it: {', '.join(names)} are taken from the config.")
+            continue
+        settings.facts[knob] = {**facts, "file": str(path)}
+        architecture = running.reached("network_def" if knob == "weights" else knob.replace("_weights", "_def"))
+        taken, own = [], []
+        for name in (name for name in names if name in facts["knobs"]):
+            fact, config = facts["knobs"][name], running.items[name].get_config()
+            if _is_given(running, files, name):
+                own.append(name)
+                _compare(running.value(name), fact, name, knob, path, name in architecture, settings)
+                continue
+            settings.sources[name] = f"the facts of {path.name}"
+            if config != fact:
+                taken.append(f"{name} {_text(fact)} (config: {_text(config)})")
+                running.set(name, fact)
+            _applied.setdefault(running.parser, {})[name] = fact
+        also = f"; from the command line: {', '.join(own)}" if own else ""
+        which = f"{path.name}, {facts.get('bundle')} {facts.get('version')}"
+        logger.info(f"Weights {which}; from their facts: {', '.join(taken) or 'the same as in the config'}{also}.")
+
+
+def _is_given(running: Running, files: list[dict], name: str) -> bool:
+    """Return whether a value was given for this run: it is neither a config's line nor a fact applied before."""
+    now = running.items[name].get_config()
+    usual = [tree[name] for tree in files if name in tree]
+    return name in running.given or now not in [*usual, _applied.get(running.parser, {}).get(name, ABSENT)]
+
+
+def _compare(
+    value: Any, fact: Any, name: str, knob: str, path: Path, is_architecture: bool, settings: RunSettings
+) -> None:
+    """Refuse or note a given value that contradicts a fact."""
+    settings.sources[name] = "the command line"
+    if value == fact:
+        return
+    if is_architecture:
+        fail(
+            f"{name} is {_text(value)}, but {path} was trained with {name} {_text(fact)}: leave out {name}, or choose "
+            f"other weights with --{knob}."
+        )
+    note = f"{name} {_text(value)} differs from {_text(fact)}, with which {path.name} was trained"
+    logger.warning(f"{note}.")
+    settings.notes.append(note)
+
+
+def _check_initial_weights(running: Running) -> None:
+    """Refuse a network that the weights to start from do not fit, naming the knob."""
+    path = running.value("initial_weights")
+    if not isinstance(path, str) or not Path(path).is_file() or not (facts := read_facts(path)):
+        return
+    architecture = running.reached("network_def")
+    for name, fact in facts["knobs"].items():
+        if name in architecture and (now := running.value(name)) not in (ABSENT, fact):
+            fail(
+                f"{name} is {_text(now)}, but initial_weights {path} was trained with {name} {_text(fact)}: give "
+                f"--{name} that value, or start from other weights."
+            )
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _leave_weights_to_server(running: Running) -> None:
     for key in _OWN_WEIGHTS:
-        item = parser.ref_resolver.items.get(key)
+        item = running.items.get(key)
         if item is not None and item.get_config():
             fail(
-                f"setting {key!r} is {item.get_config()!r}, but the weights of a federated client come from the "
-                "server: leave it as it is in train.json, and give the server the weights to start from."
+                f"{key} is {item.get_config()!r}, but the weights of a federated client come from the server: leave it "
+                "as it is in train.json, and give the server the weights to start from."
             )
-    if not client.disable_ckpt_loading:
+    if not running.client.disable_ckpt_loading:
         return
-    for handler in parser.get("validate::handlers", []):
+    for handler in running.parser.get("validate::handlers", []):
         # as MonaiAlgo does with MONAI's CheckpointLoader; it parses the config again
         if isinstance(handler, dict) and str(handler.get("_target_")).endswith(".WeightsLoader"):
             handler["_disabled_"] = True
-
-
-def wrong_types(parser: ConfigParser, files: list[dict]) -> Iterator[tuple[str, str]]:
-    """Settings of a parsed config that are of another kind than in the bundle's files, each with what is wrong."""
-    defaults: dict[str, list[Any]] = {}
-    for tree in files:
-        for key, value in tree.items():
-            defaults.setdefault(key, []).append(value)
-    for key, values in defaults.items():
-        item = parser.ref_resolver.items.get(key)
-        value = None if item is None else item.get_config()
-        if value is None or (isinstance(value, str) and value[:1] in ("$", "@", "%")):
-            continue
-        kinds = list(map(_kind, values))
-        if None in kinds or _kind(value) in kinds:
-            continue
-        yield key, f"must be {kinds[0]}, got {value!r} ({type(value).__name__})"
-
-
-def _kind(value: Any) -> str | None:
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, list):
-        return "a list"
-    return None  # text, null, expressions and sections are not judged

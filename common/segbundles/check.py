@@ -1,4 +1,4 @@
-"""What is wrong with a bundle's configs, found without running them: nothing is trained, no image is read."""
+"""Find what is wrong with a bundle's configs without running them: nothing is trained, no image is read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import fire
+from jsonschema import Draft202012Validator, SchemaError
 from monai.bundle import verify_metadata, verify_net_in_out
 
-from segbundles.bundle import read_configs, setting_keys
 from segbundles.check_rules import RULES, Config, Found, nearest
-from segbundles.errors import innermost
+from segbundles.errors import fail, innermost
+from segbundles.knobs import SCHEMA_NAME
+from segbundles.running import read_configs, setting_keys
 
 __all__ = ["Checked", "Finding", "check_bundle", "read_overrides"]
 
@@ -31,9 +33,14 @@ _LONGEST_EXPRESSION = 160
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to mend: in which config (files joined by ``+``), at which id, what is wrong, what to do.
+    """One thing to fix.
 
-    ``fault`` is False for what could not be checked, and for what may be meant.
+    Args:
+        config: in which config; patches are joined by ``+``.
+        id: at which entry.
+        problem: what is wrong.
+        repair: what to do.
+        fault: False for what could not be checked, and for what may be intended.
     """
 
     config: str
@@ -45,7 +52,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checked:
-    """A config, what was looked at in it, and what was found."""
+    """A config, a summary of what was checked in it, and what was found."""
 
     config: str
     summary: str
@@ -56,7 +63,7 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Read ``--key value`` as the command line of ``monai.bundle`` does.
 
     Raises:
-        ValueError: when the words are not of that form.
+        ValueError: when the words do not have this form.
     """
     settings = None
     try:
@@ -65,7 +72,7 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     except fire.core.FireExit:
         pass
     if not isinstance(settings, dict):
-        raise ValueError(f"settings are given as --key value, behind the bundle; got {' '.join(arguments)!r}.")
+        fail(f"settings are written as --key value, after the bundle; got {' '.join(arguments)!r}.")
     return settings
 
 
@@ -78,37 +85,49 @@ def check_bundle(
 ) -> list[Checked]:
     """Check a bundle, or one combination of its configs.
 
-    With nothing but ``bundle`` every config is checked: those that stand alone, patches over ``train.json``, args files
-    over what they belong to, and the metadata. Else one combination, as ``monai.bundle run`` would read it. A fault of
-    a file is given once, though several combinations have it.
+    Without ``configs``, ``args_file`` and ``overrides``, everything is checked: each config that stands alone, patches
+    over the config they belong to, args files over theirs, the schema of the knobs and the metadata. Otherwise one
+    combination is checked, as ``monai.bundle run`` would read it, with the facts of the weights that it loads. A fault
+    of a file is reported once, even if several combinations have it.
 
     Args:
-        bundle: folder that holds ``configs``.
+        bundle: folder that contains ``configs``.
         configs: names in ``configs``, or paths; later ones patch earlier ones. Default: ``config_file`` of the
-            settings, else ``train.json``.
+            settings, otherwise ``train.json``.
         args_file: settings in JSON, as for ``--args_file``.
         overrides: settings by id.
         schema: JSON schema of the metadata; None downloads the one that the metadata names.
 
     Raises:
-        ValueError: when the folder is no bundle, or a file named here does not exist.
+        ValueError: when the folder is not a bundle, or a file named here does not exist.
     """
     root = Path(bundle).resolve()
-    files = sorted(path for path in (root / "configs").glob("*.json") if path.name != "metadata.json")
+    files = sorted(p for p in (root / "configs").glob("*.json") if p.name not in ("metadata.json", SCHEMA_NAME))
     if not files:
-        raise ValueError(f"{bundle} is not a bundle, it has no configs/*.json: give the folder that holds configs.")
+        fail(f"{bundle} is not a bundle, it has no configs/*.json: give the folder that contains configs.")
     if schema is not None and not Path(schema).is_file():
-        raise ValueError(f"there is no schema {str(schema)!r}: give --schema a file.")
+        fail(f"there is no schema {str(schema)!r}: give --schema a file.")
     with _quiet(root):
-        checker = _Checker(root, files)
-        if configs or args_file or overrides:
+        one = bool(configs or args_file or overrides)
+        checker = _Checker(root, files, one)
+        if one:
             return [checker.check(configs, args_file and _find(root, args_file), overrides)]
-        return [*checker.check_all(), checker.check_metadata(schema)]
+        return [*checker.check_all(), checker.check_knobs(), checker.check_metadata(schema)]
 
 
 class _Checker:
-    def __init__(self, root: Path, files: list[Path]) -> None:
-        self.root, self.read = root, cache(_read)
+    """Check combinations of a bundle's configs, and remember what was already found.
+
+    Args:
+        root: folder of the bundle.
+        files: its configs.
+        one: whether one combination is checked as it would run. In a check of all, args files are not compared with the
+            facts of the weights: they may be for weights that are still to be trained.
+    """
+
+    def __init__(self, root: Path, files: list[Path], one: bool) -> None:
+        self.root, self.read, self.one = root, cache(_read), one
+        self.schema, self.schema_findings = self._read_schema()
         trees = {path: self.read(path)[0] or {"bundle_root": None} for path in files}
         self.args = [path for path in trees if path.name.startswith("args_") or "config_file" in trees[path]]
         alone = [path for path in trees if path not in self.args and "bundle_root" in trees[path]]
@@ -123,6 +142,7 @@ class _Checker:
         self.seen: set[tuple] = set()
 
     def check_all(self) -> Iterator[Checked]:
+        """Check every combination that the names of the files suggest."""
         for path in self.alone:
             yield self.check([path])
             for patch in self.patches:
@@ -133,17 +153,18 @@ class _Checker:
             try:
                 yield self.check(args=path)
             except ValueError as error:
-                yield Checked(path.name, "", [Finding(path.name, "config_file", str(error), "name a config there is")])
+                finding = Finding(path.name, "config_file", str(error), "give a config that exists")
+                yield Checked(path.name, "", [finding])
             settings, inference = self.read(path)[0] or {}, self.root / "configs" / "inference.json"
             shared = {key.split("::")[0] for key in settings} & {*(self.read(inference)[0] or {})} - {"_desc_"}
             if shared and "config_file" not in settings and self.below(path)[-1].stem == "train":
                 yield self.check([inference], path)
 
     def below(self, path: Path) -> list[Path]:
-        """What a patch or an args file is laid over, by its name.
+        """Return the configs that a patch or an args file belongs to, by its name.
 
-        inference_trt.json over inference.json, multi_gpu_evaluate.json over evaluate.json and all that is below it,
-        args_x_locator.json over train_locator.json, what names none over train.json.
+        inference_trt.json patches inference.json, multi_gpu_evaluate.json patches evaluate.json and everything that
+        this patches, args_x_locator.json is for train_locator.json, and a name without a config is for train.json.
         """
         named = [other for other in (*self.alone, *self.patches) if f"_{other.stem}_" in f"_{path.stem}_"]
         fits = [other for other in self.alone if path.stem.endswith(other.stem.removeprefix("train"))]
@@ -154,10 +175,11 @@ class _Checker:
     def check(
         self, configs: Sequence[str | Path] = (), args: Path | None = None, overrides: dict[str, Any] | None = None
     ) -> Checked:
+        """Check one combination."""
         settings, given = (self.read(args)[0] or {}) if args else {}, overrides or {}
         default = self.below(args) if args else self.alone[:1]
         named = configs or given.get("config_file") or settings.get("config_file") or default
-        # MONAI takes "['a', 'b']" and "a,b" for several
+        # MONAI reads "['a', 'b']" and "a,b" as lists
         named = re.findall(r"[^\[\]'\", ]+", named) if isinstance(named, str) else named
         files = [_find(self.root, name) for name in named]
         used = [*files, args] if args else files
@@ -168,26 +190,45 @@ class _Checker:
         if all(self.read(path)[0] is not None for path in used):
             trees = [self.read(path)[0] for path in files]
             metadata = self.read(self.root / "configs" / "metadata.json")[0] or {}
-            config = Config(self.root, trees, known, self.homes, metadata)
+            # a run finds its settings beside its first config, which a check does not see elsewhere
+            as_run = (self.one or args is None) and files[0].parent == self.root / "configs"
+            config = Config(self.root, trees, known, self.homes, metadata, self.schema, as_run)
             found = [*config.set_up(settings, given), *(found for rule in RULES for found in rule(config))]
             findings += [Finding(name, *it) for it in found]
             summary = config.summary() if config.items else ""
             if name == "inference.json":
                 self.inference, self.faulty = config, {id.split("::")[0] for id, *_ in found}
-        # a fault of the first file shows in all its combinations, one of an args file in each of its own
+        # a fault of the first file appears in all its combinations, a fault of an args file in each of its own
         owners = [args.name if args and it.id in settings else it.config.split(" + ")[0] for it in findings]
         new = {(owner, it.id, it.problem): it for owner, it in zip(owners, findings, strict=True)}
         new = {key: it for key, it in new.items() if key not in self.seen}
         self.seen |= new.keys()
         return Checked(name, summary, list(new.values()))
 
+    def _read_schema(self) -> tuple[dict, list[Finding]]:
+        path = self.root / "configs" / SCHEMA_NAME
+        schema, findings = self.read(path) if path.is_file() else ({}, [])
+        try:
+            Draft202012Validator.check_schema(schema or {})
+        except SchemaError as error:
+            id, schema = "::".join(map(str, error.absolute_path)), {}
+            findings.append(Finding(path.name, id, error.message, "write it as JSON Schema 2020-12 says"))
+        return {"properties": {}} | (schema or {}), findings
+
+    def check_knobs(self) -> Checked:
+        """Check the schema of the knobs."""
+        unused = [name for name in self.schema["properties"] if name not in self.homes]
+        findings = [Finding(SCHEMA_NAME, name, "no config has this knob", "remove it here") for name in unused]
+        return Checked(SCHEMA_NAME, f"knobs: {len(self.schema['properties'])}", [*self.schema_findings, *findings])
+
     def check_metadata(self, schema: str | Path | None) -> Checked:
+        """Check the metadata, and run the networks that it describes on random numbers."""
         path = self.root / "configs" / "metadata.json"
         metadata, findings = self.read(path)
         networks: dict[str, str] = {}
         if metadata is not None:
-            networks = {key: key.replace("_data_format", "_def") for key in metadata if key.endswith("_data_format")}
             sound = self.inference.components.keys() - self.faulty if self.inference else ()
+            networks = {key: key.replace("_data_format", "_def") for key in metadata if key.endswith("_data_format")}
             networks = {key: network for key, network in networks.items() if network in sound}
             found = [*_check_schema(path, schema), *_check_networks(path, networks, self.inference)]
             findings = [*findings, *(Finding(path.name, *it) for it in found)]
@@ -203,7 +244,7 @@ def _check_schema(path: Path, schema: str | Path | None) -> Found:
     except Exception as error:
         message = str(error).splitlines()[0]
         if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
-            yield "", message, "write it as the schema says"
+            yield "", message, "write it as the schema of the metadata says"
         else:
             repair = "give --schema a file, or try again with a connection and jsonschema installed"
             yield "", f"not compared with its schema ({message})", repair, False
@@ -217,31 +258,28 @@ def _check_networks(path: Path, networks: dict[str, str], config: Config | None)
         try:
             verify_net_in_out(network, str(path), config.parser.get(), "cpu", extra_forward_args={}, **described)
         except Exception as error:
-            problem = f"{network} of inference.json does not take or give it: {innermost(error).splitlines()[0]}"
-            yield key, problem, "make the two agree: channels, type, a size that the strides divide"
+            problem = f"{network} of inference.json does not accept or return this: {innermost(error).splitlines()[0]}"
+            yield key, problem, "make the two agree: channels, type, and a size that the network can halve"
 
 
 def _read(path: Path) -> tuple[dict | None, list[Finding]]:
-    """A file's content, None when it is no JSON, and what is wrong with its text."""
+    """Return the content of a file, None if it is not a JSON object, and what is wrong with its text."""
     found: list[tuple] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict:
         keys = [key for key, _ in items]
-        found.extend(
-            (key, "is there twice, and only the last counts", "take one out") for key in {*keys} if keys.count(key) > 1
-        )
+        twice = {key for key in keys if keys.count(key) > 1}
+        found.extend((key, "appears twice, and only the last one counts", "remove one") for key in twice)
         return dict(items)
 
     tree = None
     try:
         tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
-        found += (
-            _check_strings(tree) if isinstance(tree, dict) else [("", "holds no names and values", "begin it with {")]
-        )
+        no_object = [("", "has no names and values", "begin it with {")]
+        found += _check_strings(tree) if isinstance(tree, dict) else no_object
     except json.JSONDecodeError as error:
-        found = [
-            (f"line {error.lineno}, column {error.colno}", f"not JSON: {error.msg}", "mend it there, or just before")
-        ]
+        place = f"line {error.lineno}, column {error.colno}"
+        found = [(place, f"not valid JSON: {error.msg}", "fix it there, or just before")]
     except (OSError, ValueError) as error:
         found = [("", f"cannot be read: {error}", "write it as JSON in UTF-8")]
     return tree if isinstance(tree, dict) else None, [Finding(path.name, *it) for it in found]
@@ -256,10 +294,10 @@ def _check_strings(node: dict | list, above: str = "") -> Found:
             yield from _check_strings(value, id)
         elif isinstance(value, str):
             if "#" in re.sub(r"[@%][\w#:]*", "", value):
-                yield id, "'#' in a string, which MONAI turns into ::", "take it out"
+                yield id, "'#' in a string, which MONAI turns into ::", "remove it"
             if value[:1] == "$" and len(value) > _LONGEST_EXPRESSION:
                 problem = f"an expression of {len(value)} characters, more than {_LONGEST_EXPRESSION}"
-                yield id, problem, "make it a function of a library"
+                yield id, problem, "move it into a function of a library"
 
 
 def _find(root: Path, name: str | Path) -> Path:
@@ -267,14 +305,12 @@ def _find(root: Path, name: str | Path) -> Path:
         if path.is_file():
             return path.resolve()
     names = sorted(path.name for path in (root / "configs").glob("*.json"))
-    raise ValueError(
-        f"there is no config {str(name)!r} in {root.name}: {nearest(str(name), names) or ', '.join(names)}"
-    )
+    fail(f"there is no config {str(name)!r} in {root.name}: {nearest(str(name), names) or ', '.join(names)}")
 
 
 @contextmanager
 def _quiet(root: Path) -> Iterator[None]:
-    """Let a bundle's own modules be found, as a run does, and keep MONAI's messages and compiled files away."""
+    """Import modules from the bundle's folder, as a run does, without messages of MONAI and without compiled files."""
     before = logging.root.manager.disable, sys.dont_write_bytecode, list(sys.path)
     logging.disable(logging.CRITICAL)
     sys.dont_write_bytecode = True

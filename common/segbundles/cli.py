@@ -1,16 +1,18 @@
-"""The ``segbundles`` command: data sets in, everything else is ``python -m monai.bundle``.
+"""The ``segbundles`` command.
 
-Heavy modules are imported inside the commands, so that ``--help`` answers at once. An error of the library
-(ValueError) is shown as one message, with exit status 1.
+Heavy modules are imported inside the commands, so that ``--help`` is fast. An error of the library (ValueError) is
+shown as one message, the last thing on the screen, with exit status 1.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -20,13 +22,14 @@ from rich.progress import track
 from rich.table import Column, Table
 from typer.core import TyperGroup
 
-from segbundles.datasets import DATA_SETS, PHANTOMS, SECTIONS, DataFaults, Prepared
+from segbundles.datasets import DATA_SETS, SPLITS, DataFaults, DataSet, Prepared
+from segbundles.phantoms import PHANTOMS
 
 _MOST_FAULTS = 100
 
 
 class ErrorGroup(TyperGroup):
-    """Shows a ValueError of any command below it instead of its traceback."""
+    """Show a ValueError of any of its commands as one message instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -43,14 +46,17 @@ def _group(**kwargs: Any) -> typer.Typer:
 
 app = _group(cls=ErrorGroup, help="Prepare data for the segmentation bundles, check their configs, and serve them.")
 prepare_app = _group(help="Check a data set in its publisher's layout and write its datalist.json.")
-phantom_app = _group(help="Make up a data set, for trying things out without real data.")
+phantom_app = _group(help="Write a synthetic data set, to try the bundles without real data.")
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(phantom_app, name="phantom")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder of the datalist.json; nothing is written outside it.")]
+PhantomOut = Annotated[Path, typer.Option("--out", help="Folder of the phantom; nothing is written outside it.")]
+Seed = Annotated[int, typer.Option(help="Seed of what is drawn.")]
+Size = Annotated[tuple[int, int], typer.Option(help="Pixels: width, height.")]
 
 
-def _prepare_command(name: str) -> Callable[..., None]:
+def _prepare_command(data_set: DataSet) -> Callable[..., None]:
     def command(
         source: Annotated[Path, typer.Option(help="Folder in the publisher's layout.")],
         out: Out,
@@ -66,17 +72,12 @@ def _prepare_command(name: str) -> Callable[..., None]:
         ] = None,
         folds: Annotated[int | None, typer.Option(help="Number of parts for cross-validation.")] = None,
         fold: Annotated[int | None, typer.Option(help="Part that is validation, from 0.")] = None,
-        invert_labels: Annotated[
-            bool, typer.Option("--invert-labels", help="Label files hold 255 for membrane (isbi2012 alone).")
-        ] = False,
-        masks: Annotated[
-            str | None, typer.Option(help="Folder of masks: masks2, masks3 or masks4 (polyps912 alone).")
-        ] = None,
+        **options: Any,
     ) -> None:
         from segbundles.datasets import get_data_set, prepare
 
         prepared = prepare(
-            get_data_set(name, invert_labels, masks),
+            get_data_set(data_set.name, **options),
             source,
             out,
             validation_fraction=validation_fraction,
@@ -89,11 +90,25 @@ def _prepare_command(name: str) -> Callable[..., None]:
         )
         _show_prepared(prepared)
 
+    *shared, _ = signature(command, eval_str=True).parameters.values()
+    command.__signature__ = signature(command).replace(parameters=[*shared, *_own_options(data_set)])
     return command
 
 
-for _name, _summary in DATA_SETS.items():
-    prepare_app.command(_name, help=escape(_summary))(_prepare_command(_name))
+def _own_options(data_set: DataSet) -> list[Parameter]:
+    """Return the parameters of a data set's ``options`` as options of the command line."""
+    if data_set.options is None:
+        return []
+    own = []
+    for parameter in signature(data_set.options, eval_str=True).parameters.values():
+        kind, text = get_args(parameter.annotation)
+        option = typer.Option(f"--{parameter.name.replace('_', '-')}", help=text)
+        own.append(parameter.replace(annotation=Annotated[kind, option]))
+    return own
+
+
+for _data_set in DATA_SETS.values():
+    prepare_app.command(_data_set.name, help=escape(_data_set.summary))(_prepare_command(_data_set))
 
 
 @app.command()
@@ -113,19 +128,24 @@ def check(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)],
     config: Annotated[
         list[str] | None,
-        typer.Option(help="Config to check, a name or a path; repeat it for patches. Without it and settings: all."),
+        typer.Option(
+            help="Config to check, a name or a path; repeat it for patches. Without it, and without settings: all."
+        ),
     ] = None,
     args_file: Annotated[
         str | None, typer.Option("--args_file", "--args-file", help="Settings in JSON, as for monai.bundle.")
     ] = None,
     schema: Annotated[
-        Path | None, typer.Option(help="Schema of metadata.json, a file; else it is downloaded.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="File with the schema of metadata.json; without it the schema is downloaded.", show_default=False
+        ),
     ] = None,
 ) -> None:
-    """Say what is wrong with a bundle's configs before anything is trained.
+    """List what is wrong with a bundle's configs before anything is trained.
 
-    It runs expressions and imports modules that the bundle names: check bundles from sources you trust alone.
-    Settings follow as on the command line of monai.bundle: --key value.
+    This runs expressions and imports modules that the bundle names: check only bundles from sources you trust.
+    Settings are written as for monai.bundle: --key value.
     """
     from segbundles.check import check_bundle, read_overrides
 
@@ -134,7 +154,7 @@ def check(
     rows = []
     for item in checked:
         if not item.findings:
-            # without a summary it holds a file that another row says cannot be read
+            # without a summary it contains a file that another row reports as unreadable
             status = "[green]ok[/green]" if item.summary else "[yellow]not checked[/yellow]"
             rows.append((status, item.config, "", item.summary, ""))
         for found in item.findings:
@@ -155,22 +175,31 @@ def check(
 
 
 @app.command()
+def knobs(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]) -> None:
+    """Print the table of a bundle's knobs, in Markdown, as its model card has it."""
+    from segbundles.knobs import knob_table
+
+    print(knob_table(bundle), end="")
+
+
+@app.command()
 def label(
-    studies: Annotated[Path, typer.Option(help="Folder of images; labels are kept in it.", show_default=False)],
+    studies: Annotated[Path, typer.Option(help="Folder of images; labels are stored in it.", show_default=False)],
     bundles: Annotated[
-        str | None, typer.Option(help="Names or folders, commas between. Without it: all here that have weights.")
+        str | None,
+        typer.Option(help="Names or folders, separated by commas. Without it: all bundles here that have weights."),
     ] = None,
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen on; the server asks for no password.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; the server has no password.")] = "127.0.0.1",
     environment: Annotated[
         Path | None,
         typer.Option(
             envvar="SEGBUNDLES_LABEL_ENVIRONMENT",
-            help="Folder of MONAI Label's own environment, made at first use. Without it: one in the user's cache.",
+            help="Folder of MONAI Label's own environment, created at first use. Without it: one in the user's cache.",
         ),
     ] = None,
 ) -> None:
-    """Serve bundles to 3D Slicer by MONAI Label, to segment, correct and train, until Ctrl-C."""
+    """Serve bundles to 3D Slicer with MONAI Label, to segment, correct and train, until Ctrl-C."""
     import signal
 
     from segbundles.label import MONAI_LABEL, LabelServer, find_bundles, make_environment
@@ -205,53 +234,51 @@ def label(
 
 @phantom_app.command("left_atrium", help=PHANTOMS["left_atrium"])
 def left_atrium(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the phantom; nothing is written outside it.")],
+    out: PhantomOut,
     cases: Annotated[int, typer.Option(help="Number of cases, 3 or more.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the anatomy.")] = 0,
+    seed: Seed = 0,
     size: Annotated[tuple[int, int, int], typer.Option(help="Voxels: width, height, depth.")] = (160, 160, 48),
-    spacing_mm: Annotated[tuple[float, float, float], typer.Option(help="Voxel size.")] = (2.0, 2.0, 2.0),
+    spacing_mm: Annotated[tuple[float, float, float], typer.Option(help="Voxel size in mm.")] = (2.0, 2.0, 2.0),
 ) -> None:
-    from segbundles.datasets.left_atrium import make_phantom
+    from segbundles.phantoms.left_atrium import make_phantom
 
-    prepared = make_phantom(out, cases, seed, size, spacing_mm, track=partial(_track, description="Making"))
-    _show_prepared(prepared)
+    _show_prepared(make_phantom(out, cases, seed, size, spacing_mm, track=partial(_track, description="Drawing")))
 
 
 @phantom_app.command("brain", help=PHANTOMS["brain"])
 def brain(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the phantom; nothing is written outside it.")],
+    out: PhantomOut,
     cases: Annotated[int, typer.Option(help="Number of patients, 4 or more.")] = 12,
-    seed: Annotated[int, typer.Option(help="Seed of the anatomy.")] = 0,
-    size: Annotated[tuple[int, int], typer.Option(help="Pixels: width, height.")] = (64, 64),
-    slices: Annotated[int, typer.Option(help="Slices a patient, give or take a fifth.")] = 10,
+    seed: Seed = 0,
+    size: Size = (64, 64),
+    slices: Annotated[int, typer.Option(help="Slices per patient, give or take a fifth.")] = 10,
 ) -> None:
-    from segbundles.datasets.brain import make_phantom
+    from segbundles.phantoms.brain import make_phantom
 
-    prepared = make_phantom(out, cases, seed, size, slices, track=partial(_track, description="Making"))
-    _show_prepared(prepared)
+    _show_prepared(make_phantom(out, cases, seed, size, slices, track=partial(_track, description="Drawing")))
 
 
 @phantom_app.command("em", help=PHANTOMS["em"])
 def em(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the phantom; nothing is written outside it.")],
+    out: PhantomOut,
     sections: Annotated[int, typer.Option(help="Number of sections, 3 or more.")] = 12,
-    seed: Annotated[int, typer.Option(help="Seed of the cells.")] = 0,
-    size: Annotated[tuple[int, int], typer.Option(help="Pixels: width, height.")] = (128, 128),
+    seed: Seed = 0,
+    size: Size = (128, 128),
 ) -> None:
-    from segbundles.datasets.em import make_phantom
+    from segbundles.phantoms.em import make_phantom
 
     _show_prepared(make_phantom(out, sections, seed, size))
 
 
 @phantom_app.command("polyp", help=PHANTOMS["polyp"])
 def polyp(
-    out: Annotated[Path, typer.Option("--out", help="Folder of the phantom; nothing is written outside it.")],
+    out: PhantomOut,
     sequences: Annotated[int, typer.Option(help="Number of sequences, 3 or more.")] = 12,
-    frames: Annotated[int, typer.Option(help="Frames a sequence.")] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
-    size: Annotated[tuple[int, int], typer.Option(help="Pixels: width, height.")] = (96, 72),
+    frames: Annotated[int, typer.Option(help="Frames per sequence.")] = 5,
+    seed: Seed = 0,
+    size: Size = (96, 72),
 ) -> None:
-    from segbundles.datasets.polyp import make_phantom
+    from segbundles.phantoms.polyp import make_phantom
 
     _show_prepared(make_phantom(out, sequences, frames, seed, size))
 
@@ -282,10 +309,10 @@ def _show_error(error: ValueError) -> None:
 
 def _show_prepared(prepared: Prepared) -> None:
     console = _console()
-    table = Table("Section", *(unit.capitalize() for unit in prepared.units), title=escape(prepared.datalist["name"]))
-    for section in SECTIONS:
-        entries = prepared.datalist[section]
-        table.add_row(section, str(len(entries)), str(len({entry["group"] for entry in entries})))
+    table = Table("Split", *(unit.capitalize() for unit in prepared.units), title=escape(prepared.datalist["name"]))
+    for split in SPLITS:
+        entries = prepared.datalist[split]
+        table.add_row(split, str(len(entries)), str(len({entry["group"] for entry in entries})))
     console.print(table)
     for fact, text in prepared.facts.items():
         console.print(f"{fact}: {text}", highlight=False, markup=False)
@@ -296,4 +323,6 @@ def _show_prepared(prepared: Prepared) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # errors are also logged; without any handler Python would print them a second time
+    logging.getLogger("segbundles").addHandler(logging.NullHandler())
     app()

@@ -1,50 +1,37 @@
-"""How this library refuses bad input: a ``ValueError`` that is also logged once."""
+"""How this library refuses bad input: with one line that says what was wrong and what to do."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import NoReturn
+
+__all__ = ["InputError", "fail", "innermost"]
 
 logger = logging.getLogger("segbundles")
 
 
-def fail(message: str) -> NoReturn:
-    """Log a message as ERROR and raise it as ``ValueError``.
+class InputError(ValueError):
+    """Report input, a setting or a file that cannot be used; the message is written for the person who gave it."""
 
-    MONAI wraps what an expression raises in ``RuntimeError`` whose last line is the expression, so the log is where
-    a person reads what was wrong. It is the root cause: an exception behind it goes into the message.
+
+def fail(message: str) -> NoReturn:
+    """Log a message as ERROR and raise it as :class:`InputError`.
+
+    MONAI wraps what an expression raises in a ``RuntimeError`` whose last line is the expression, so the log is where
+    a person reads the reason. An exception that caused it goes into the message.
 
     Args:
-        message: what was wrong, the value seen, and what to do.
+        message: what was wrong, the value, and what to do.
 
     Raises:
-        ValueError: always.
+        InputError: always; it is a ``ValueError``.
     """
     logger.error(message)
-    raise ValueError(message) from None
-
-
-def check_multiples(name: str, size: Sequence[int], depth: int, more: int = 0) -> None:
-    """Refuse a size that a network cannot halve as often as it has levels below the first.
-
-    Args:
-        name: setting that holds the size.
-        size: pixels or voxels along each axis.
-        depth: levels of the network.
-        more: pixels beyond the multiple that the network needs, as one without padding does.
-
-    Raises:
-        ValueError: when an axis less ``more`` is no multiple of 2 ** (depth - 1).
-    """
-    step = 2 ** (depth - 1)
-    if any((n - more) % step for n in size):
-        also = f", and {more} more" if more else ""
-        fail(f"{name} {list(size)} must be multiples of 2 ** (depth - 1) = {step}{also}.")
+    raise InputError(message) from None
 
 
 def innermost(error: BaseException) -> str:
-    """What the innermost cause of an exception says, below what MONAI wrapped around it."""
+    """Return the message of the innermost cause of an exception, below what MONAI wrapped around it."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error) or type(error).__name__

@@ -1,7 +1,8 @@
-"""Files that appear complete or not at all, folders checked before long work, and one run at a time in each."""
+"""Write files that appear complete or not at all, check folders before long work, and lock them during a run."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -20,12 +21,15 @@ from segbundles.errors import fail
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked there
+except ImportError:  # Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunLock", "RunLog", "atomic_path", "check_writable", "walk"]
+__all__ = ["DATALIST_NAME", "SPLITS", "RunLock", "RunLog", "atomic_path", "check_writable", "walk", "write_json"]
 
 logger = logging.getLogger("segbundles")
+
+DATALIST_NAME = "datalist.json"
+SPLITS = ("training", "validation", "testing")
 
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _PART = re.compile(rf"\.{_HOST}-(\d+)\.part\.")
@@ -35,13 +39,13 @@ _holders: weakref.WeakValueDictionary[str, RunLock] = weakref.WeakValueDictionar
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and rename it when the block ends well.
+    """Yield a temporary path beside ``path`` to write to, and rename it when the block ends without an error.
 
-    The temporary name starts with a dot and keeps the suffix, by which libraries choose a format. What a process that
-    was killed left under such a name is removed when another one first writes to the folder.
+    The temporary name starts with a dot and keeps the suffix, because libraries choose the format by it. The files
+    of a process that was killed are removed when another process first writes to the folder.
 
     Args:
-        path: file to write; its folder is made.
+        path: file to write; its folder is created.
 
     Raises:
         ValueError: when the file cannot be written.
@@ -60,9 +64,26 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             part.unlink()
 
 
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a JSON file that people can read, with short lists on one line; it appears complete or not at all.
+
+    Args:
+        path: file to write.
+        value: anything that JSON can hold.
+
+    Raises:
+        ValueError: when the file cannot be written.
+    """
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    # line breaks in strings are escaped in JSON, so this only finds lists without inner lists
+    text = re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s*\]", lambda found: "[" + re.sub(r"\s*\n\s*", " ", found[1]) + "]", text)
+    with atomic_path(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+
+
 def _reason(error: Exception, part: Path) -> str:
     if isinstance(error, RuntimeError):
-        try:  # what the libraries do not tell
+        try:  # the libraries do not say what the system said
             with part.open("ab") as file:
                 file.write(bytes(2**16))
         except OSError as cause:
@@ -71,7 +92,7 @@ def _reason(error: Exception, part: Path) -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed processes of this machine were writing in a folder, once a process."""
+    """Remove the temporary files of killed processes of this machine from a folder; each process does this once."""
     if folder in _swept or fcntl is None:
         return
     _swept.add(folder)
@@ -87,20 +108,20 @@ def _runs(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # of another user
+    except OSError:  # it belongs to another user
         return True
     return True
 
 
 def check_writable(folder: str | os.PathLike, setting: str) -> None:
-    """Make a folder and try to write in it.
+    """Create a folder and check that files can be written to it.
 
     Args:
         folder: folder to check.
         setting: name of the knob that chose it.
 
     Raises:
-        ValueError: when it cannot be written to.
+        ValueError: when nothing can be written to it.
     """
     probe = Path(folder) / f".write_test_{os.getpid()}"
     try:
@@ -113,9 +134,9 @@ def check_writable(folder: str | os.PathLike, setting: str) -> None:
 
 
 def walk(folder: str | os.PathLike) -> Iterator[Path]:
-    """Files below a folder, hidden folders left out.
+    """Yield the files below a folder, except those in hidden folders.
 
-    What else is not searched is logged: folders that cannot be read, and links to folders.
+    Folders that cannot be read and links to folders are not searched; a warning names them.
 
     Args:
         folder: folder to search.
@@ -133,10 +154,9 @@ def walk(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 class RunLock:
-    """Keep other processes from writing a file, until the lock is released or this process ends, however it does.
+    """Keep other processes from writing a file, until the lock is released or this process ends in any way.
 
-    In one process the lock may be taken again, which releases the one before. Where the system knows no locks, none is
-    held.
+    One process can take the lock again, which releases the earlier one. On a system without locks nothing is locked.
 
     Args:
         path: file that a run writes.
@@ -144,7 +164,6 @@ class RunLock:
     """
 
     def __init__(self, path: str | os.PathLike, setting: str) -> None:
-        """See the class."""
         self.path = Path(path)
         self.setting = setting
         self._finish: Callable[[], Any] = _nothing
@@ -153,7 +172,7 @@ class RunLock:
         """Take the lock.
 
         Raises:
-            ValueError: when another process has it.
+            ValueError: when another process holds it.
         """
         self.release()
         if fcntl is None:
@@ -163,25 +182,25 @@ class RunLock:
             self._finish = weakref.finalize(self, _remove, lock, file, os.getpid())
 
     def release(self) -> None:
-        """Release the lock, if it was taken."""
+        """Release the lock, if it is held."""
         self._finish()
 
     def _locked(self, path: Path) -> TextIO | None:
-        """Open a file to append to, and lock it; None when it cannot be opened."""
-        # a process loses its lock on a file when it closes any that it has opened of it
+        """Open a file for appending and lock it; return None if it cannot be opened."""
+        # a process loses its lock on a file when it closes the file, even if it has opened it several times
         if (earlier := _holders.get(os.path.realpath(path))) is not None:
             earlier.release()
         _holders[os.path.realpath(path)] = self
         while True:
             try:
                 file = path.open("a", encoding="utf-8")
-            except OSError as error:  # of another user
-                logger.warning(f"{path} cannot be written ({error.strerror}): the run goes on without it.")
+            except OSError as error:  # it belongs to another user
+                logger.warning(f"{path} cannot be written ({error.strerror}): the run continues without it.")
                 return None
             if fcntl is None:
                 return file
             try:
-                # not flock: processes that are forked in the meantime would hold it too
+                # not flock: processes forked during the run would hold it too
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     return file
@@ -191,17 +210,17 @@ class RunLock:
                 file.close()
                 fail(
                     f"{self.setting} {str(self.path.parent)!r} is in use: another run is writing {self.path.name} "
-                    f"there. Wait until it is over, or give --{self.setting} another folder."
+                    f"there. Wait until it ends, or give --{self.setting} another folder."
                 )
             except OSError:  # a file system without locks
                 return file
-            file.close()  # another run was over just now, and has removed it
+            file.close()  # another run has just ended and removed it
 
 
 class RunLog(RunLock):
-    """The log file of a run: what is logged in this process goes there too, from ``take`` to ``release``.
+    """Copy everything that this process logs to a file, from ``take`` to ``release``.
 
-    It is appended to. While it is open it is locked, which keeps other processes from running into the same folder.
+    New lines are appended. The open file is locked, so that no other process can run with the same folder.
 
     Args:
         path: file to write.
@@ -209,7 +228,6 @@ class RunLog(RunLock):
     """
 
     def __init__(self, path: str | os.PathLike, setting: str = "output_dir") -> None:
-        """See the class."""
         super().__init__(path, setting)
         self._handler: logging.StreamHandler | None = None
 
@@ -217,7 +235,7 @@ class RunLog(RunLock):
         """Open the file.
 
         Raises:
-            ValueError: when another process has it.
+            ValueError: when another process has it open.
         """
         self.release()
         if (file := self._locked(self.path)) is None:
@@ -229,7 +247,7 @@ class RunLog(RunLock):
         self._finish = weakref.finalize(self, _stop_logging, self._handler)
 
     def release(self, error: BaseException | None = None) -> None:
-        """Close the file, if it is open; what stopped the run is written to it before."""
+        """Close the file, if it is open, after writing the error that stopped the run."""
         if error is not None and self._handler is not None:
             self._note("ERROR", "".join(traceback.format_exception(error)).rstrip())
         self._handler = None
@@ -241,7 +259,7 @@ class RunLog(RunLock):
 
 class _LogHandler(logging.StreamHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """A log that cannot be written is no reason to fill the screen."""
+        """Ignore it: a log that cannot be written must not fill the screen with errors."""
 
 
 def _nothing() -> None:
@@ -249,7 +267,7 @@ def _nothing() -> None:
 
 
 def _remove(path: Path, file: TextIO, process: int) -> None:
-    if os.getpid() == process:  # and not one that was forked
+    if os.getpid() == process:  # not in a forked process
         with suppress(OSError):
             path.unlink()
     file.close()
@@ -257,5 +275,5 @@ def _remove(path: Path, file: TextIO, process: int) -> None:
 
 def _stop_logging(handler: logging.StreamHandler) -> None:
     logging.getLogger().removeHandler(handler)
-    with suppress(OSError):  # what could not be written before cannot be now
+    with suppress(OSError):  # a full disk refuses the last lines too
         handler.stream.close()

@@ -1,4 +1,4 @@
-"""ITK kept quiet, in a module of its own that loads neither torch nor MONAI."""
+"""Silencing ITK's warnings; a separate module, because it imports neither torch nor MONAI."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import SimpleITK as sitk  # noqa: N813
 __all__ = ["quiet_itk"]
 
 _lock = threading.Lock()
-_before: list[tuple[str, bool]] = []  # an entry a block that is open, in any thread
+_before: list[tuple[str, bool]] = []  # one entry per open block, in any thread
 
 
 @contextmanager
 def quiet_itk() -> Iterator[None]:
-    """Keep ITK's warnings from standard error, as this library's errors say what is wrong, and the locale as it is.
+    """Silence ITK's warnings, because this library's errors say what is wrong, and preserve the locale.
 
-    Both are the process's: while several threads are in such a block, the last one to leave puts them back.
+    Both belong to the process. If several threads are in such a block, the last one to leave restores them.
     """
-    # GDCM's JPEG sets it to C: text files opened afterwards would be read as ASCII
+    # GDCM's JPEG sets the locale to C, so that text files opened afterwards would be read as ASCII
     with _lock:
         _before.append((locale.setlocale(locale.LC_ALL), sitk.ProcessObject.GetGlobalWarningDisplay()))
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -30,6 +30,6 @@ def quiet_itk() -> Iterator[None]:
     finally:
         with _lock:
             name, level = _before.pop()
-            if not _before:  # what was found by the first one
+            if not _before:  # the values that the first block found
                 sitk.ProcessObject.SetGlobalWarningDisplay(level)
                 locale.setlocale(locale.LC_ALL, name)

@@ -1,4 +1,4 @@
-"""A bundle as a function of arrays and files."""
+"""Use a bundle as a function of arrays and files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from monai.utils import MetaKeys
 
 from segbundles.errors import fail
 from segbundles.handlers import WeightsLoader
-from segbundles.networks import load_weights
 from segbundles.transforms import SaveSegmentationd
 
 __all__ = ["Segmenter"]
@@ -26,17 +25,17 @@ __all__ = ["Segmenter"]
 class Segmenter:
     """Segment arrays as a bundle's ``inference.json`` segments files.
 
-    Networks, weights, preprocessing, inferer and postprocessing are those of the JSON; nothing is written. Networks are
-    loaded once, when it is made.
+    Networks, weights, preprocessing, inferer and postprocessing are those of the JSON; nothing is written. The networks
+    are loaded once, by the constructor. Knobs that are facts of the weights, such as the width of the network, have the
+    values that the weights were trained with.
 
     Args:
         bundle_root: folder of the bundle.
-        settings: what to change in ``inference.json``, as after ``monai.bundle run``; ``True``, ``False`` and ``None``
-            in place of the words.
+        settings: knobs of ``inference.json`` to change, such as ``weights="mine.pt"`` or ``amp=False``.
 
     Raises:
-        ValueError: when the folder is no bundle, or weights are missing or of another architecture.
-        RuntimeError: of MONAI, when ``initialize`` of the JSON refuses a setting; the ``ValueError`` is its cause.
+        ValueError: when the folder is not a bundle, or weights are missing or have another architecture.
+        RuntimeError: from MONAI, when ``initialize`` of the JSON refuses a setting; the ``ValueError`` is its cause.
 
     Example:
         >>> import numpy as np
@@ -49,21 +48,21 @@ class Segmenter:
         root = Path(bundle_root).resolve()
         config = root / "configs" / "inference.json"
         if not config.is_file():
-            fail(f"{bundle_root} is no bundle, it has no configs/inference.json: give the folder that holds configs.")
+            fail(f"{bundle_root} is not a bundle, it has no configs/inference.json: give the folder with configs.")
+        # settle() finds what was given under this name
+        override = {**settings, "bundle_root": root}
+        override = {name: os.fspath(value) if isinstance(value, Path) else value for name, value in override.items()}
         parser = ConfigParser()
         parser.read_config(str(config))
-        given = {
-            name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in settings.items()
-        }
-        parser.update({**given, "bundle_root": str(root)})
+        parser.update(override)
         parsed = parser.get_parsed_content
         parsed("initialize")
         self.name = root.name
         self.device = parsed("device")
         self.network = parsed("network").eval()
         for handler in parsed("handlers"):
-            if isinstance(handler, WeightsLoader) and handler.path is not None:
-                load_weights(handler.network, handler.path)
+            if isinstance(handler, WeightsLoader):
+                handler()
         self.inferer = parsed("inferer")
         steps = parsed("preprocessing").flatten().transforms
         self.reads = next(step for step in steps if isinstance(step, LoadImaged))
@@ -77,23 +76,24 @@ class Segmenter:
         """Segment one image.
 
         Args:
-            image: path of a file, or of the folder of a DICOM series, in the bundle's formats; or an array,
-                (channels, x, y) or (channels, x, y, z), grey levels or colours as they are in a file. Of an array
-                with rows first, such as ``numpy.asarray`` of a PIL image gives, this is the transpose.
-            affine: (4, 4), from voxels to mm with the axes right, anterior, superior, as nibabel has it. May be left
-                out for images that are not in a patient's axes.
+            image: path of a file in one of the bundle's formats, or of the folder of a DICOM series; or an array
+                (channels, x, y) or (channels, x, y, z) of grey levels or colours, as in a file. An array with the rows
+                first, such as ``numpy.asarray`` of a PIL image, must be transposed.
+            affine: (4, 4), from voxels to mm with the axes right, anterior, superior, as in nibabel. It may be left out
+                for images without a patient's axes.
 
         Returns:
-            What would be written, by its key, in shape (x, y) or (x, y, z): ``"pred"``, the class indices, and
-            ``"cells"``, numbered from 1, where the bundle makes them.
+            The results that inference would write, by their key, (x, y) or (x, y, z): ``"pred"``, the class indices,
+            and ``"cells"``, numbered from 1, if the bundle finds cells.
 
         Raises:
-            ValueError: when the file cannot be read, the type is not the bundle's, or the affine is missing.
-            RuntimeError: of MONAI, when preprocessing refuses the image; the ``ValueError`` is its cause.
+            ValueError: when the file cannot be read, the array has another type than the bundle's images, or the affine
+                is missing.
+            RuntimeError: from MONAI, when preprocessing refuses the image; the ``ValueError`` is its cause.
         """
         if isinstance(image, str | os.PathLike):
             if affine is not None:
-                fail(f"{image} is a file and brings its own affine: leave affine out.")
+                fail(f"{image} is a file with its own affine: leave affine out.")
             tensor = self.reads({Keys.IMAGE: image})[Keys.IMAGE]
             rank = len(tensor.meta[MetaKeys.SPATIAL_SHAPE])
         else:
@@ -104,7 +104,7 @@ class Segmenter:
             batch[Keys.PRED] = self.inferer(batch[Keys.IMAGE].to(self.device), self.network)
         (item,) = decollate_batch(batch)
         item = self.postprocessing(item)
-        # (1, spatial), or (spatial) where the JSON has squeezed it for MONAI Label
+        # (1, spatial), or (spatial) if the JSON has squeezed it for MONAI Label
         return {key: item[key].numpy(force=True).reshape(item[key].shape[-rank:]) for key in self.keys}
 
     def _tensor(self, image: np.ndarray, affine: np.ndarray | None) -> MetaTensor:

@@ -3,7 +3,7 @@
 from .cases import Datalist, FolderImages, image_root
 from .dicom import DicomReader, is_dicom_slice
 from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
-from .loader import SharedDataLoader, TolerantDataLoader, validation_sampler
+from .loader import Failure, SharedDataLoader, TolerantDataLoader, validation_sampler
 from .readers import SimpleITKReader, StackReader, SuffixReader, TiffReader, file_stem, file_suffix
 from .stacks import SliceDataset, SliceStacks, lesion_weights, slice_sampler
 from .writers import SimpleITKWriter, TiffWriter
@@ -12,6 +12,7 @@ __all__ = [
     "VOID",
     "Datalist",
     "DicomReader",
+    "Failure",
     "FolderImages",
     "FrameReader",
     "MaskReader",

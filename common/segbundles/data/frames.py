@@ -1,4 +1,4 @@
-"""Colour frames and their masks: whatever PIL and tifffile open, as 8-bit RGB and as class indices."""
+"""Reading colour frames as 8-bit RGB, and masks as class indices."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from typing import Any
 import numpy as np
 from monai.config import PathLike
 from monai.data import ImageReader
-from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from monai.utils import ensure_tuple
 from PIL import Image
 
 from segbundles.data.readers import PIL, TIFF, TiffReader, file_suffix, shows_stored_values
-from segbundles.errors import fail
+from segbundles.errors import InputError, fail
+from segbundles.meta import add_note, image_meta, set_has_spacing
 
 __all__ = ["VOID", "FrameReader", "MaskReader", "mask_classes", "read_frame", "read_mask"]
 
-#: class index of pixels that are neither learnt from nor scored
+#: class index of pixels that training and scores ignore
 VOID = 255
 _SMALLEST_SIDE = 16  # pixels
 _THRESHOLD = 127
-_COLOURLESS = 32  # grey levels by which channels of one JPEG mask may differ
+_COLOURLESS = 32  # grey levels by which the channels of a JPEG mask may differ
 
 
 def read_frame(path: PathLike) -> tuple[np.ndarray, list[str]]:
     """Read a frame (TIFF, PNG, BMP, JPEG) as 8-bit RGB.
 
-    Grey becomes three equal channels (a TIFF whose 0 is white is inverted), an alpha channel is dropped, 16 bits are
-    scaled to 8; palettes, CMYK, YCbCr and 1-bit images are converted.
+    Grey becomes three equal channels (a TIFF with 0 as white is inverted), an alpha channel is dropped, 16 bits are
+    scaled to 8, and palettes, CMYK, YCbCr and 1-bit images are converted.
 
     Args:
         path: the file.
 
     Returns:
-        Pixels (H, W, 3), uint8, and notes on what was done.
+        Pixels (H, W, 3), uint8, and notes on the conversions.
 
     Raises:
-        ValueError: when the file cannot be decoded, is no single 2D image of 8 or 16 bits, or has a side under 16
-            pixels.
+        ValueError: when the file cannot be decoded, is not a single 2D image of 8 or 16 bits, or has a side shorter
+            than 16 pixels.
     """
     array = _open(path, indices=False)
     notes = []
@@ -56,15 +57,15 @@ def read_frame(path: PathLike) -> tuple[np.ndarray, list[str]]:
 
 
 def read_mask(path: PathLike) -> np.ndarray:
-    """Read a mask as it is stored: values (H, W), uint8; of a palette the indices.
+    """Read the stored values of a mask, (H, W), uint8; for a palette, the indices.
 
-    Three equal channels count as one, an alpha channel is dropped, 16 bits beyond 255 are scaled to 8.
+    Three equal channels become one, an alpha channel is dropped, and 16 bits are scaled to 8 if a value exceeds 255.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: as :func:`read_frame`, and when the mask is in colour.
+        ValueError: as for :func:`read_frame`, and when the mask is in colour.
     """
     array = _open(path, indices=True)
     if array.dtype == np.uint16:
@@ -73,25 +74,25 @@ def read_mask(path: PathLike) -> np.ndarray:
         array = array[..., :-1]
     spread = int((array.max(2).astype(int) - array.min(2)).max())
     if spread > _COLOURLESS:
-        raise ValueError("is in colour: a mask is grey, one channel")
+        raise InputError("is in colour: a mask must be grey, with one channel")
     return array[..., 0]
 
 
 def mask_classes(values: np.ndarray, num_classes: int = 2, void_class: int | None = None) -> np.ndarray:
-    """Turn the stored values of a mask into class indices.
+    """Convert the stored values of a mask to class indices.
 
-    Accepted are class indices (0 to ``num_classes`` - 1, and ``void_class``); or grey levels, of two classes any,
-    which count as class 1 above 127 (also the smeared ones of a JPEG), of more classes exactly k * (255 //
-    (num_classes - 1)) for class k, as the bundle writes them. Of two classes, 0, 1 and 255 alone (or 0, 1, 2 and 255)
-    could be either, and are taken only as class indices, with a ``void_class`` of 255.
+    The values may be class indices (0 to ``num_classes`` - 1, and ``void_class``), or grey levels. With two classes,
+    any grey level above 127 is class 1, so that the blurred levels of a JPEG are accepted too. With more classes, class
+    k must be exactly k * (255 // (num_classes - 1)), as the bundle writes it. With two classes, the values 0, 1 and 255
+    (or 0, 1, 2 and 255) alone are ambiguous; they are accepted only as class indices, with a ``void_class`` of 255.
 
     Args:
         values: stored values, uint8.
         num_classes: number of classes, background included.
-        void_class: class index of pixels to be ignored, or None; it may be one of the classes, or lie beyond them.
+        void_class: class index of the pixels to ignore, inside or outside the range of the classes, or None.
 
     Returns:
-        Class indices, uint8; :data:`VOID` for pixels to be ignored.
+        Class indices, uint8; :data:`VOID` for the pixels to ignore.
 
     Raises:
         ValueError: when there are other values.
@@ -104,9 +105,9 @@ def mask_classes(values: np.ndarray, num_classes: int = 2, void_class: int | Non
         classes = values.copy()
     elif grey and {1, 255} <= set(found.tolist()) <= {0, 1, 2, 255}:
         *firsts, last = map(str, found)
-        raise ValueError(
-            f"holds {', '.join(firsts)} and {last}: give void_class 255 if 255 is to be ignored; otherwise correct the "
-            "file, to class indices or to 0 and 255 alone"
+        raise InputError(
+            f"contains {', '.join(firsts)} and {last}: set void_class to 255 if 255 should be ignored; otherwise "
+            "correct the file to class indices, or to 0 and 255 only"
         )
     elif grey and found[-1] > _THRESHOLD:
         classes = (values > _THRESHOLD).astype(np.uint8)
@@ -117,9 +118,9 @@ def mask_classes(values: np.ndarray, num_classes: int = 2, void_class: int | Non
         more = " ..." if len(odd) > 5 else ""
         others = f", or multiples of {step}" if num_classes > 2 else ""
         others = f", or grey levels with some above {_THRESHOLD}" if grey else others
-        raise ValueError(
-            f"holds the values {', '.join(odd[:5])}{more}: allowed are the class indices "
-            f"{', '.join(map(str, sorted(indices)))}{others}. Correct the file, or set num_classes and void_class"
+        raise InputError(
+            f"contains the values {', '.join(odd[:5])}{more}; allowed are the class indices "
+            f"{', '.join(map(str, sorted(indices)))}{others}: correct the file, or set num_classes and void_class"
         )
     if void_class is not None:
         classes[classes == void_class] = VOID
@@ -127,12 +128,12 @@ def mask_classes(values: np.ndarray, num_classes: int = 2, void_class: int | Non
 
 
 def _open(path: PathLike, indices: bool) -> np.ndarray:
-    """Pixels (H, W, channels) of 8 or 16 bits."""
+    """Return the pixels (H, W, channels), of 8 or 16 bits."""
     suffix = file_suffix(path)
     if suffix not in FrameReader.suffixes():
-        raise ValueError(f"cannot be read: its name must end in one of {', '.join(FrameReader.suffixes())}")
+        raise InputError(f"cannot be read: its name must end in one of {', '.join(FrameReader.suffixes())}")
     if not Path(path).is_file():
-        raise ValueError("cannot be read: there is no such file")
+        raise InputError("cannot be read: there is no such file")
     try:
         if suffix in TIFF and shows_stored_values(path):
             array, colour = TiffReader().read(path)
@@ -144,25 +145,25 @@ def _open(path: PathLike, indices: bool) -> np.ndarray:
             colour = array.ndim == 3
     except Exception as error:  # PIL raises anything from SyntaxError to OSError on a broken file
         if "imagecodecs" in str(error):
-            raise ValueError("cannot be read: its compression needs `pip install imagecodecs`") from None
-        raise ValueError(f"cannot be read: it is truncated or damaged ({error})") from None
+            raise InputError("cannot be read: its compression needs `pip install imagecodecs`") from None
+        raise InputError(f"cannot be read: it is truncated or damaged ({error})") from None
     if pages > 1:
-        raise ValueError(f"has {pages} pages: give one image a file")
+        raise InputError(f"has {pages} pages: give one image per file")
     if array.dtype == bool:
         array = array.astype(np.uint8) * np.uint8(1 if indices else 255)
     if array.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"holds {array.dtype} values: 8 or 16 bits without sign are due; convert it")
+        raise InputError(f"has {array.dtype} values but must have 8 or 16 bits without sign: convert it")
     height, width = array.shape[:2]
     if min(height, width) < _SMALLEST_SIDE:
-        raise ValueError(f"is {width} x {height} pixels: a side has {_SMALLEST_SIDE} or more")
+        raise InputError(f"has {width} x {height} pixels but each side must have at least {_SMALLEST_SIDE}")
     array = array if colour else array[..., None]
     if array.shape[2] > 4:
-        raise ValueError(f"has {array.shape[2]} channels: 1 to 4 are due (grey or RGB, with alpha or without)")
+        raise InputError(f"has {array.shape[2]} channels but must have 1 to 4 (grey or RGB, with or without alpha)")
     return array
 
 
 def _plain(image: Image.Image, indices: bool) -> Image.Image:
-    """An image whose values are grey levels or RGB (or, of a palette, indices)."""
+    """Return an image whose values are grey levels or RGB (for a palette: the indices, if wanted)."""
     if image.mode == "P":
         transparent = "transparency" in image.info
         return image if indices else image.convert("RGBA" if transparent else "RGB")
@@ -172,52 +173,47 @@ def _plain(image: Image.Image, indices: bool) -> Image.Image:
 
 
 class FrameReader(ImageReader):
-    """Read a frame as RGB: (W, H, 3), uint8, of any format, depth and number of channels, see :func:`read_frame`.
+    """Read a frame of any format, depth and number of channels as RGB, (W, H, 3), uint8, see :func:`read_frame`.
 
-    The metadata gains ``has_spacing``, which is False, and ``notes`` where the file was not 8-bit RGB.
+    The metadata says that the spacing is not known, and has notes if the file was not 8-bit RGB, see
+    :mod:`segbundles.meta`.
     """
 
     @staticmethod
     def suffixes() -> tuple[str, ...]:
-        """Every suffix that can be read."""
+        """Return every readable suffix."""
         return (*TIFF, *PIL)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every file has a suffix that can be read."""
+        """Return whether every file has a readable suffix."""
         return all(file_suffix(name) in self.suffixes() for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
-        """Take one file; ``get_data`` reads it, as ``LoadImage`` buries an error raised here in a text of its own."""
+        """Take one file; ``get_data`` reads it, because ``LoadImage`` hides the errors of ``read``."""
         return Path(ensure_tuple(data)[0])
 
     def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
-        """Array and metadata of the file that ``read`` took.
+        """Return array and metadata of the file that ``read`` took.
 
         Raises:
-            ValueError: naming the file, as :func:`read_frame`.
+            ValueError: as for :func:`read_frame`, with the name of the file.
         """
         try:
             array, notes = self._pixels(img)
-        except ValueError as error:
+        except InputError as error:
             fail(f"{img} {error}.")
         array = np.swapaxes(array, 0, 1)
-        affine = np.eye(4)
-        meta = {
-            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
-            MetaKeys.AFFINE: affine,
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:2]),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if array.ndim == 3 else float("nan"),
-            "has_spacing": False,
-        }
-        return array, (meta | {"notes": "; ".join(notes)} if notes else meta)
+        meta = image_meta(np.eye(4), array.shape[:2], array.ndim == 3)
+        set_has_spacing(meta, False)
+        add_note(meta, *notes)
+        return array, meta
 
     def _pixels(self, path: Path) -> tuple[np.ndarray, list[str]]:
         return read_frame(path)
 
 
 class MaskReader(FrameReader):
-    """Read a mask as it is stored: (W, H), uint8, see :func:`read_mask`."""
+    """Read the stored values of a mask, (W, H), uint8, see :func:`read_mask`."""
 
     def _pixels(self, path: Path) -> tuple[np.ndarray, list[str]]:
         return read_mask(path), []

@@ -1,32 +1,40 @@
-"""Data loaders: one that hands over bad images by name instead of stopping at them, and shares of processes."""
+"""Data loaders: one that reports images that cannot be read instead of stopping at them, and one per process."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from monai.data import DataLoader, Dataset, list_data_collate
+from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
 
 from segbundles.distributed import process_count, share
 from segbundles.errors import fail, innermost
+from segbundles.meta import DEFAULTS, add_note
 
-__all__ = ["SharedDataLoader", "TolerantDataLoader", "validation_sampler"]
+__all__ = ["Failure", "SharedDataLoader", "TolerantDataLoader", "validation_sampler"]
 
-IMAGE = "image"
-# metadata that only some images have; MONAI's collation drops what is not in all of a batch
-DEFAULTS = {"slices": "", "notes": "", "has_spacing": True}
 
-# an item that is good, or why it is not
-_Tried = tuple[Any, "str | None"]
-_Failure = tuple[str, str]
+@dataclass(frozen=True)
+class Failure:
+    """Files that could not be read or prepared.
+
+    Args:
+        files: paths.
+        reason: what was wrong.
+    """
+
+    files: list[str]
+    reason: str
 
 
 class _Guarded(torch.utils.data.Dataset):
-    """Good items of each entry (none, or several where a stack had to be parted), and (path, reason) of the rest."""
+    """Items and failures of each entry: one item, or several if the slices of a stack do not fit each other."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -34,56 +42,54 @@ class _Guarded(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[list[Any], list[_Failure]]:
+    def __getitem__(self, index: int) -> list[Any]:
         try:
-            return [self.dataset[index]], []
+            return [self.dataset[index]]
         except Exception as error:
             entry, reason = self.dataset.data[index], innermost(error)
-        files = entry[IMAGE]
-        if not isinstance(files, list | tuple):
-            return [], [(files, reason)]
+        files = [str(file) for file in ensure_tuple(entry[Keys.IMAGE])]
         if len(files) == 1:
-            return [], [(files[0], reason)]
-        with _quiet():  # what is tried may fail: the reasons that count are handed over
-            return self._parted(entry)
+            return [Failure(files, reason)]
+        with _quiet():  # attempts may fail: the reasons that count are returned
+            return self._split(entry, files)
 
-    def _parted(self, entry: Mapping[str, Any]) -> tuple[list[Any], list[_Failure]]:
-        """Leave out the slices that fail, and make a stack of each set of the others that go together."""
-        files = entry[IMAGE]
-        alone = [self._try(entry, [k])[1] for k in range(len(files))]
+    def _split(self, entry: Mapping[str, Any], files: list[str]) -> list[Any]:
+        """Leave out the slices that fail, and make one stack of each set of slices that fit each other."""
+        bad: dict[int, Failure] = {}
+        for k in range(len(files)):
+            item = self._read(entry, [k])
+            if isinstance(item, Failure):
+                bad[k] = item
         stacks: list[list[int]] = []
-        for k in sorted(range(len(files)), key=lambda k: alone[k] is not None):
-            # also those that fail alone: a black slice is no image, and yet a good slice
-            fitting = next((stack for stack in stacks if self._try(entry, [stack[0], k])[1] is None), None)
+        for k in sorted(range(len(files)), key=bad.__contains__):
+            # also slices that fail alone: a black slice is not an image, but it is a valid part of a stack
+            fitting = next((s for s in stacks if not isinstance(self._read(entry, [s[0], k]), Failure)), None)
             if fitting is not None:
                 fitting.append(k)
-            elif alone[k] is None:
+            elif k not in bad:
                 stacks.append([k])
         found = {k for stack in stacks for k in stack}
-        failures = [(str(files[k]), alone[k]) for k in range(len(files)) if k not in found]
-        notes = [f"{len(failures)} of {len(files)} slices left out"] if failures else []
+        items: list[Any] = [failure for k, failure in bad.items() if k not in found]
+        notes = [f"{len(items)} of {len(files)} slices left out"] if items else []
         notes += ["slices that do not fit each other: stacks of their own"] if len(stacks) > 1 else []
-        items = []
         for stack in stacks:
-            item, reason = self._try(entry, sorted(stack))
-            if reason is not None:
-                failures += [(str(files[k]), reason) for k in sorted(stack)]
-                continue
-            if hasattr(item[IMAGE], "meta"):
-                item[IMAGE].meta["notes"] = "; ".join(filter(None, [item[IMAGE].meta.get("notes"), *notes]))
+            item = self._read(entry, sorted(stack))
+            if not isinstance(item, Failure) and hasattr(item[Keys.IMAGE], "meta"):
+                add_note(item[Keys.IMAGE], *notes)
             items.append(item)
-        return items, failures
+        return items
 
-    def _try(self, entry: Mapping[str, Any], slices: Sequence[int]) -> _Tried:
+    def _read(self, entry: Mapping[str, Any], slices: Sequence[int]) -> Any:
+        part = _part(entry, slices)
         try:
-            return Dataset([_part(entry, slices)], self.dataset.transform)[0], None
+            return Dataset([part], self.dataset.transform)[0]
         except Exception as error:
-            return None, innermost(error)
+            return Failure([str(file) for file in part[Keys.IMAGE]], innermost(error))
 
 
 def _part(entry: Mapping[str, Any], slices: Sequence[int]) -> dict[str, Any]:
-    """The entry of some slices of a stack: every list of one value a slice is shortened."""
-    count = len(entry[IMAGE])
+    """Return the entry of some slices of a stack: every list with one value per slice is shortened."""
+    count = len(entry[Keys.IMAGE])
     part = dict(entry)
     for key, values in entry.items():
         if key != "spacing_mm" and isinstance(values, list | tuple) and len(values) == count:
@@ -102,11 +108,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return one[IMAGE].shape == other[IMAGE].shape and one.keys() == other.keys()
+    return one[Keys.IMAGE].shape == other[Keys.IMAGE].shape and one.keys() == other.keys()
 
 
 def _collate(items: list[Any]) -> Any:
-    metas = [getattr(item[IMAGE], "meta", {}) for item in items]
+    metas = [getattr(item[Keys.IMAGE], "meta", {}) for item in items]
     for key in {key for meta in metas for key in meta}.intersection(DEFAULTS):
         for meta in metas:
             meta.setdefault(key, DEFAULTS[key])
@@ -118,47 +124,39 @@ def _as_it_is(batch: list) -> list:
 
 
 class TolerantDataLoader:
-    """Iterate over batches of the images that can be read; report the others.
+    """Iterate over batches of the images that can be read, and a :class:`Failure` for each of the others.
 
-    Of a stack of 2D images that fails, the slices that can be read come as a stack without the others; where they do
-    not fit each other (in size, say) as several. ``meta["notes"]`` says so.
+    If some slices of a stack of 2D images cannot be read, the readable ones are returned as a shorter stack; slices
+    that do not fit each other, in size for example, are returned as several stacks. A note on the image says so.
 
-    It has no length: the number of good images is known only at the end, and ignite starts an iterator that
-    is shorter than its length again. Images of one shape share a batch: up to twice ``batch_size`` of them wait for
-    others of theirs, so batches may come in another order than the images.
+    The loader has no length: the number of good images is known only at the end, and ignite restarts an iterator that
+    is shorter than its length. Images of one shape share a batch: up to twice ``batch_size`` images wait for others of
+    their shape, so the order of the batches can differ from the order of the images.
 
-    Where a process group stands, each process has its share of the images (:func:`segbundles.distributed.share`).
+    In a process group, each process gets its share of the images (:func:`segbundles.distributed.share`).
 
     Args:
-        dataset: MONAI dataset over a list of ``{"image": path}``; the path of a stack is a list, and so are other
-            values with one element a slice.
-        on_failure: called with (path, reason) for each file that cannot be read or prepared.
-        batch_size: images a batch at most.
-        num_workers: processes that read ahead.
-        skip: called with the files of each image of this process before any is read; one for which it gives True is
-            left out.
+        dataset: MONAI dataset over a list of ``{"image": path}``. A stack has a list of paths, and its other lists may
+            have one value per slice.
+        batch_size: the most images in a batch.
+        num_workers: number of processes that read ahead.
+
+    Attributes:
+        skip: called with the files of each image of this process before any is read; an image for which it returns
+            True is left out. None reads all.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        on_failure: Callable[[str, str], None],
-        batch_size: int = 1,
-        num_workers: int = 0,
-        skip: Callable[[Sequence[str]], bool] | None = None,
-    ) -> None:
-        """See the class."""
+    def __init__(self, dataset: Dataset, batch_size: int = 1, num_workers: int = 0) -> None:
         self.dataset = dataset
-        self.on_failure = on_failure
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.skip = skip
+        self.skip: Callable[[Sequence[str]], bool] | None = None
 
     def _chosen(self) -> list[int]:
         mine = share(len(self.dataset))
         if self.skip is None:
             return list(mine)
-        return [index for index in mine if not self.skip(ensure_tuple(self.dataset.data[index][IMAGE]))]
+        return [index for index in mine if not self.skip(ensure_tuple(self.dataset.data[index][Keys.IMAGE]))]
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(
@@ -168,11 +166,12 @@ class TolerantDataLoader:
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
         )
-        waiting: list[list[Any]] = []  # what may share a batch, the longest waiting first
-        for [(items, failures)] in loader:
-            for failure in failures:
-                self.on_failure(*failure)
+        waiting: list[list[Any]] = []  # images that may share a batch, the longest waiting first
+        for [items] in loader:
             for item in items:
+                if isinstance(item, Failure):
+                    yield item
+                    continue
                 batch = next((batch for batch in waiting if _alike(item, batch[0])), None)
                 if batch is None:
                     waiting.append(batch := [])
@@ -186,19 +185,18 @@ class TolerantDataLoader:
 
 
 class SharedDataLoader:
-    """Iterate over this process's share of a data set; over all of it where no process group stands.
+    """Iterate over this process's share of a data set; over all of it without a process group.
 
-    Item k is that of process ``k % processes``. It has no length: MONAI's engines do not even start at a loader of
-    length 0, and the other processes would wait for the one that has no item.
+    Process ``k % processes`` gets item k. The loader has no length: MONAI's engines skip a loader of length 0, and the
+    other processes would wait for the one that has no item.
 
     Args:
         dataset: data set, the same in all processes.
-        batch_size: items a batch.
-        num_workers: processes that read ahead.
+        batch_size: the most items in a batch.
+        num_workers: number of processes that read ahead.
     """
 
     def __init__(self, dataset: torch.utils.data.Dataset, batch_size: int = 1, num_workers: int = 0) -> None:
-        """See the class."""
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -209,17 +207,17 @@ class SharedDataLoader:
 
 
 def validation_sampler(dataset: torch.utils.data.Dataset) -> range:
-    """This process's share of the validation cases: each case is that of one process, so that means are over all once.
+    """Return this process's share of the validation cases; each case counts once in the means of all processes.
 
     Args:
         dataset: data set of the cases, the same in all processes; it may be empty.
 
     Raises:
-        ValueError: when there are fewer cases than processes: metrics cannot be brought together without any.
+        ValueError: when there are fewer cases than processes: a process without cases has no metric to contribute.
     """
     if 0 < len(dataset) < process_count():
         fail(
-            f"{len(dataset)} validation cases cannot be shared out to {process_count()} processes: start "
-            f"{len(dataset)} processes at most, or put more cases into the validation section."
+            f"{len(dataset)} validation cases cannot be shared by {process_count()} processes: start at most "
+            f"{len(dataset)} processes, or add cases to the validation split."
         )
     return share(len(dataset))

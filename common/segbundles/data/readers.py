@@ -1,4 +1,4 @@
-"""Image readers for the formats that people bring: NRRD and MetaImage, NIfTI, DICOM, TIFF, and what PIL opens."""
+"""Image readers for NIfTI, NRRD, MetaImage, DICOM, TIFF, PNG, BMP and JPEG."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import tifffile
 from monai.config import PathLike
 from monai.data import ImageReader, NibabelReader, PILReader
 from monai.data.utils import orientation_ras_lps
-from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from monai.utils import MetaKeys, ensure_tuple
 
-from segbundles.data.dicom import DicomReader, is_dicom_slice
-from segbundles.errors import fail
+from segbundles.data.dicom import DicomReader, format_numbers, is_dicom_slice
+from segbundles.errors import InputError, fail
 from segbundles.itk import quiet_itk
+from segbundles.meta import image_meta, set_has_spacing, set_slice_files
 
 __all__ = ["NiftiReader", "SimpleITKReader", "StackReader", "SuffixReader", "TiffReader", "file_stem", "file_suffix"]
 
@@ -28,19 +29,19 @@ NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 TIFF = (".tif", ".tiff")
 PIL = (".png", ".bmp", ".jpg", ".jpeg")
-DICOM = (".dcm",)  # stands for folders of slices, whatever their names
+DICOM = (".dcm",)  # means folders of slices, whatever their names
 GRID_TOLERANCE = 1e-3  # of a voxel
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
 
 def file_suffix(path: PathLike) -> str:
-    """Suffix in lower case, ``.nii.gz`` as one."""
+    """Return the suffix in lower case; ``.nii.gz`` counts as one."""
     name = Path(path).name.lower()
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
 def file_stem(path: PathLike) -> str:
-    """Name of a file less its suffix: ``a.b.nii.gz`` gives ``a.b``."""
+    """Return the name of a file without its suffix: ``a.b.nii.gz`` gives ``a.b``."""
     name = Path(path).name
     suffix = file_suffix(path)
     return name[: len(name) - len(suffix)] if suffix else name
@@ -49,16 +50,16 @@ def file_stem(path: PathLike) -> str:
 def _one(data: Any) -> Any:
     items = ensure_tuple(data)
     if len(items) != 1:
-        raise ValueError(f"one file an image is read here, got {len(items)}: stack the channels beforehand.")
+        fail(f"an image must be one file, got {len(items)}: stack the channels beforehand.")
     return items[0]
 
 
 class NiftiReader(NibabelReader):
-    """Read NIfTI with nibabel, on the grid that the header gives.
+    """Read NIfTI with nibabel, on the grid of the header.
 
-    The affine is nibabel's: the sform if its code is set, else the qform, else one made of pixdim. Where sform, qform
-    and pixdim contradict each other, MONAI's reader settles for one of them; here the file is refused, as other
-    programs may settle for another.
+    The affine is nibabel's: the sform if its code is set, else the qform, else one made from pixdim. If sform, qform
+    and pixdim contradict each other, MONAI's reader silently uses one of them. This reader refuses the file, because
+    other programs may use another one.
     """
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> nib.Nifti1Pair:
@@ -76,24 +77,24 @@ class NiftiReader(NibabelReader):
         image = nib.load(path, **{**self.kwargs, **kwargs})
         fault = _nifti_fault(image)
         if fault:
-            raise ValueError(f"cannot read {path}: {fault}")
+            raise InputError(f"cannot read {path}: {fault}")
         return image
 
 
 def _nifti_fault(image: nib.Nifti1Pair) -> str | None:
-    """What makes the header's grid ambiguous, and what to do about it."""
+    """Describe what makes the header's grid ambiguous and what to do about it; None if nothing does."""
     header = image.header
     unit = {1: "metres", 3: "micrometres"}.get(int(header["xyzt_units"]) % 8)
     if unit:
-        return (
-            f"its header gives {unit} (xyzt_units), mm are needed: rescale affine and pixdim, and set the unit to mm."
-        )
+        return f"its header is in {unit} (xyzt_units), not mm: rescale affine and pixdim, and set the unit to mm."
     repair = "correct the header, with nibabel (set_sform, set_qform), ITK-SNAP or fslorient."
     pixdim = np.asarray(header.get_zooms()[:3], dtype=np.float64)
     spacing = nib.affines.voxel_sizes(image.affine)[: len(pixdim)]
     if not (np.abs(spacing - pixdim) <= GRID_TOLERANCE * pixdim).all():
         source = "sform" if header["sform_code"] > 0 else "qform"
-        return f"its {source} has spacing {_numbers(spacing)} mm, its pixdim {_numbers(pixdim)} mm: {repair}"
+        return (
+            f"its {source} has spacing {format_numbers(spacing)} mm, its pixdim {format_numbers(pixdim)} mm: {repair}"
+        )
     if header["sform_code"] <= 0 or header["qform_code"] <= 0:
         return None
     size = (*image.shape, 1, 1)[:3]
@@ -108,35 +109,32 @@ def _nifti_fault(image: nib.Nifti1Pair) -> str | None:
         return None
     worst = np.flatnonzero(far)[np.argmax(apart[far])]
     return (
-        f"its sform puts voxel {_numbers(corners[worst])} at {_numbers(by_sform[worst])} mm (spacing "
-        f"{_numbers(spacing)}), its qform at {_numbers(by_qform[worst])} mm (spacing {_numbers(pixdim)}): {repair}"
+        f"its sform puts voxel {format_numbers(corners[worst])} at {format_numbers(by_sform[worst])} mm (spacing "
+        f"{format_numbers(spacing)}), its qform at {format_numbers(by_qform[worst])} mm (spacing "
+        f"{format_numbers(pixdim)}): {repair}"
     )
 
 
 def _qform_rounding(header: nib.Nifti1Header) -> float:
-    """Angle in radians that rounding may turn a qform by.
+    """Return the angle in radians by which rounding may turn a qform.
 
-    It holds b, c and d as float32, and a = sqrt(1 - bb - cc - dd) loses digits near half a turn, where many scanners'
-    axes are.
+    The header stores b, c and d as float32. Near half a turn, where many scanners' axes are, a = sqrt(1 - bb - cc - dd)
+    is inaccurate.
     """
     bcd = np.array([header[f"quatern_{name}"] for name in "bcd"], dtype=np.float64)
     square, error = max(1 - bcd @ bcd, 0), 3 * FLOAT32_EPS
     return 2 * (np.sqrt(square + error) - np.sqrt(max(square - error, 0)))
 
 
-def _numbers(values: np.ndarray) -> str:
-    return f"({', '.join(f'{value:.6g}' for value in values)})"
-
-
 class SimpleITKReader(ImageReader):
     """Read NRRD and MetaImage with SimpleITK.
 
-    Arrays come with axes (x, y, z), or (x, y, z, channel) for vector images; the affine is RAS, in mm. A header without
-    an origin means origin 0, and one with plain ``spacings`` has its axes along the scanner's.
+    Arrays have axes (x, y, z), or (x, y, z, channel) for vector images; the affine is RAS, in mm. A header without an
+    origin means origin 0, and a header with only ``spacings`` means axes along the scanner's.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every file ends in .nrrd, .nhdr, .mha or .mhd."""
+        """Return whether every file ends in .nrrd, .nhdr, .mha or .mhd."""
         return all(file_suffix(name) in ITK for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> sitk.Image:
@@ -155,10 +153,10 @@ class SimpleITKReader(ImageReader):
                 return sitk.ReadImage(path, **kwargs)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise ValueError(f"cannot read {path}: it is truncated or damaged ({reason}).") from None
+            raise InputError(f"cannot read {path}: it is truncated or damaged ({reason}).") from None
 
     def get_data(self, img: sitk.Image) -> tuple[np.ndarray, dict]:
-        """Array and metadata of an image that ``read`` gave."""
+        """Return array and metadata of an image that ``read`` returned."""
         dims = img.GetDimension()
         array = sitk.GetArrayFromImage(img)
         vector = img.GetNumberOfComponentsPerPixel() > 1
@@ -168,25 +166,17 @@ class SimpleITKReader(ImageReader):
         direction = np.asarray(img.GetDirection()).reshape(dims, dims)[:rank, :rank]
         affine[:rank, :rank] = direction * np.asarray(img.GetSpacing())[:rank]
         affine[:rank, -1] = img.GetOrigin()[:rank]
-        affine = orientation_ras_lps(affine)
-        meta = {
-            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
-            MetaKeys.AFFINE: affine,
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(img.GetSize()),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if vector else float("nan"),
-        }
-        return array.transpose(order), meta
+        return array.transpose(order), image_meta(orientation_ras_lps(affine), img.GetSize(), vector)
 
 
 def tiff_pixels(page: tifffile.TiffPage) -> np.ndarray:
-    """Pixels of a page of a TIFF, (H, W) or (H, W, channels): grey whose 0 is black, or RGB.
+    """Return the pixels of a page of a TIFF, (H, W) or (H, W, channels), as RGB or as grey with 0 as black.
 
     Raises:
-        ValueError: when the page holds another kind of pixels, such as a palette or CMYK.
+        ValueError: when the page has another kind of pixels, such as a palette or CMYK.
     """
     if fault := _pixel_fault(page):
-        raise ValueError(fault)
+        raise InputError(fault)
     array = page.asarray()
     if _photometric(page) == tifffile.PHOTOMETRIC.MINISWHITE:
         array = ~array if array.dtype == bool else array.dtype.type(2**page.bitspersample - 1) - array
@@ -195,98 +185,93 @@ def tiff_pixels(page: tifffile.TiffPage) -> np.ndarray:
 
 
 def shows_stored_values(path: PathLike) -> bool:
-    """Whether the first page of a TIFF is grey or RGB, which :func:`tiff_pixels` reads."""
+    """Return whether the first page of a TIFF is grey or RGB, so that :func:`tiff_pixels` can read it."""
     with tifffile.TiffFile(path) as file:
         return _pixel_fault(file.pages[0]) is None
 
 
 def _photometric(page: tifffile.TiffPage) -> int:
-    # tifffile takes a missing tag for grey with 0 as white
+    # tifffile treats a missing tag as grey with 0 as white
     return page.photometric if "PhotometricInterpretation" in page.tags else tifffile.PHOTOMETRIC.MINISBLACK
 
 
 def _pixel_fault(page: tifffile.TiffPage) -> str | None:
     kinds, kind = tifffile.PHOTOMETRIC, _photometric(page)
     if kind == kinds.MINISWHITE and page.dtype is not None and page.dtype.kind not in "bu":
-        return f"it is grey with 0 as white, of {page.dtype}: convert it to 0 as black"
+        return f"it is grey with 0 as white, of type {page.dtype}: convert it to 0 as black"
     if kind == kinds.YCBCR and page.compression == tifffile.COMPRESSION.JPEG:
         return None  # decoded as RGB
     if kind in (kinds.MINISWHITE, kinds.MINISBLACK, kinds.RGB):
         return None
-    return f"its pixels are {getattr(kind, 'name', kind)}, neither grey nor RGB: convert it"
+    return f"its pixels are {getattr(kind, 'name', kind)}: convert it to grey or RGB"
 
 
 class TiffReader(ImageReader):
-    """Read TIFF with tifffile, all pages or one.
+    """Read all pages of a TIFF, or one of them, with tifffile.
 
-    One page gives (W, H), several give (W, H, pages); colour adds a last axis of channels. The first axis is x, as
-    MONAI's PIL reader has it. Grey whose 0 is white is inverted.
+    One page gives (W, H), several give (W, H, pages); colour adds a last axis of channels. The first axis is x, as in
+    MONAI's PIL reader. Grey with 0 as white is inverted.
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every file ends in .tif or .tiff."""
+        """Return whether every file ends in .tif or .tiff."""
         return all(file_suffix(name) in TIFF for name in ensure_tuple(filename))
 
     def read(
         self, data: Sequence[PathLike] | PathLike, page: int | None = None, **kwargs: Any
     ) -> tuple[np.ndarray, bool]:
-        """Read one file: its array in file order, and whether the last axis is colour.
+        """Return the array of one file, in file order, and whether the last axis is colour.
 
         Args:
             data: path of the file.
-            page: the one page to read, from 0; None reads all.
+            page: page to read, from 0; None reads all pages.
             kwargs: passed to ``tifffile.TiffFile``.
 
         Raises:
-            ValueError: when the file cannot be decoded, has no such page, or the pages that are read differ in size or
-                are neither grey nor RGB.
+            ValueError: when the file cannot be decoded or has no such page, or when the pages differ in size or are
+                neither grey nor RGB.
         """
         path = str(_one(data))
         try:
             with tifffile.TiffFile(path, **kwargs) as file:
                 if _next_page(file):
-                    raise ValueError("pages are missing")
+                    raise InputError("pages are missing")
                 pages = list(file.pages) if page is None else [_page(file, path, page)]
                 shapes = {one.shape for one in pages}
                 if len(shapes) > 1:
-                    raise ValueError(f"{path} has pages of different sizes: {sorted(shapes)}.")
+                    raise InputError(
+                        f"{path} has pages of different sizes, {sorted(shapes)}: give each size its own file."
+                    )
                 colour = pages[0].samplesperpixel > 1
                 if fault := next(filter(None, map(_pixel_fault, pages)), None):
-                    raise ValueError(f"cannot read {path}: {fault}.")
+                    raise InputError(f"cannot read {path}: {fault}.")
                 array = np.stack([tiff_pixels(one) for one in pages])
         except Exception as error:
             if path in str(error):
                 raise
             if "imagecodecs" in str(error):
-                raise ValueError(f"cannot read {path}: its compression needs `pip install imagecodecs`.") from None
-            raise ValueError(f"cannot read {path}: it is truncated or damaged ({error}).") from None
+                raise InputError(f"cannot read {path}: its compression needs `pip install imagecodecs`.") from None
+            raise InputError(f"cannot read {path}: it is truncated or damaged ({error}).") from None
         return (array[0] if len(array) == 1 else array), colour
 
     def get_data(self, img: tuple[np.ndarray, bool]) -> tuple[np.ndarray, dict]:
-        """Array and metadata of what ``read`` gave."""
+        """Return array and metadata of what ``read`` returned."""
         array, colour = img
         pages = array.ndim - colour == 3
         spatial = (2, 1, 0) if pages else (1, 0)
         array = array.transpose((*spatial, array.ndim - 1) if colour else spatial)
-        affine = np.eye(4)  # of 2D images too, as PILReader has it: both may share a batch
-        meta = {
-            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
-            MetaKeys.AFFINE: affine,
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[: array.ndim - colour]),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if colour else float("nan"),
-        }
-        return array, meta
+        # 4 x 4 for 2D images too, like PILReader: both may be in one batch
+        return array, image_meta(np.eye(4), array.shape[: array.ndim - colour], colour)
 
 
 def _page(file: tifffile.TiffFile, path: str, number: int) -> tifffile.TiffPage:
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(file.pages):
-        raise ValueError(f"{path} has {len(file.pages)} pages, page {number!r} is asked for: they count from 0.")
+        raise InputError(f"{path} has {len(file.pages)} pages, so there is no page {number!r}: pages count from 0.")
     return file.pages[number]
 
 
 def _next_page(file: tifffile.TiffFile) -> int:
-    """Offset that follows the last page found: not 0 in a truncated file, whose lost pages tifffile passes over."""
+    """Return the offset after the last page found; not 0 if the file is truncated, where tifffile skips lost pages."""
     tiff, handle = file.tiff, file.filehandle
     handle.seek(file.pages[-1].offset)
     (tags,) = struct.unpack(tiff.tagnoformat, handle.read(tiff.tagnosize))
@@ -296,15 +281,14 @@ def _next_page(file: tifffile.TiffFile) -> int:
 
 
 class SuffixReader(ImageReader):
-    """Read an image by the reader that fits the file's suffix, or a folder as a DICOM series.
+    """Read an image with the reader for its suffix, or a folder as a DICOM series.
 
-    NIfTI by nibabel, NRRD, MetaImage and DICOM by SimpleITK, TIFF by tifffile, PNG, BMP and JPEG by PIL. MONAI's
-    ``LoadImage`` given several readers tries each in turn, which turns one damaged file into a page of unrelated
-    errors.
+    nibabel reads NIfTI, SimpleITK reads NRRD, MetaImage and DICOM, tifffile reads TIFF, and PIL reads PNG, BMP and
+    JPEG. MONAI's ``LoadImage`` with several readers tries one after the other, so that one damaged file gives a page
+    of unrelated errors.
     """
 
     def __init__(self) -> None:
-        """No settings."""
         super().__init__()
         self._readers = {
             **dict.fromkeys(NIFTI, NiftiReader()),
@@ -316,33 +300,33 @@ class SuffixReader(ImageReader):
 
     @staticmethod
     def suffixes() -> tuple[str, ...]:
-        """Every suffix that can be read; ``.dcm`` stands for folders of DICOM slices, whatever their names."""
+        """Return every readable suffix; ``.dcm`` means folders of DICOM slices, whatever their names."""
         return (*NIFTI, *ITK, *TIFF, *PIL, *DICOM)
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every file has a suffix that can be read, or is a folder."""
+        """Return whether every file has a readable suffix or is a folder."""
         return all(Path(name).is_dir() or file_suffix(name) in self._readers for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, dict[str, Any]]:
-        """Take one file; ``get_data`` reads it, as ``LoadImage`` buries an error raised here in a text of its own.
+        """Take one file; ``get_data`` reads it, because ``LoadImage`` hides the errors of ``read``.
 
         Args:
             data: path of the file, or of the folder of a DICOM series.
-            kwargs: passed to the ``read`` of the reader that fits.
+            kwargs: passed to the ``read`` of the reader for this file.
         """
         return Path(_one(data)), kwargs
 
     def get_data(self, img: tuple[Path, dict[str, Any]]) -> tuple[np.ndarray, dict]:
-        """Array and metadata of what ``read`` took.
+        """Return array and metadata of what ``read`` took.
 
         Raises:
             ValueError: when the suffix is unknown, the file does not exist or cannot be decoded, its header
-                contradicts itself, or a folder is not one whole DICOM series.
+                contradicts itself, or a folder is not one complete DICOM series.
         """
         path, kwargs = img
         reader = self._dicom if path.is_dir() else self._readers.get(file_suffix(path))
         if reader is None and path.is_file() and is_dicom_slice(path):
-            fail(f"cannot read {path}: it is a slice of a DICOM series; give the folder that holds the whole series.")
+            fail(f"cannot read {path}: it is one slice of a DICOM series; give the folder with the whole series.")
         if reader is None:
             fail(f"cannot read {path}: its name must end in one of {', '.join(self._readers)}.")
         if not path.exists():
@@ -350,28 +334,28 @@ class SuffixReader(ImageReader):
         try:
             return reader.get_data(reader.read(path, **kwargs))
         except Exception as error:
-            known = isinstance(error, ValueError) and str(path) in str(error)
+            known = isinstance(error, InputError)
             fail(str(error) if known else f"cannot read {path}: it is truncated or damaged ({error}).")
 
 
 class StackReader(SuffixReader):
-    """Read a volume: a file that holds one, a folder with a DICOM series, or 2D images that lie on one another.
+    """Read a volume from a volume file, from a folder with a DICOM series, or from a stack of 2D images.
 
-    Arrays have three spatial axes, (W, H, D), and a last axis of channels where there are several. 2D images (TIFF,
-    PNG, BMP, JPEG) become slices along the last spatial axis in the order given; one image gives D = 1, the pages of a
-    TIFF are slices too. Image x runs to the patient's left and y to the back, as radiologists look at slices: the
-    affine diag(-1, -1, 1, 1) stays as it is under ``Orientationd("LPS")``. Volume files are read as
-    :class:`SuffixReader` reads them, and NIfTI vectors, (W, H, D, 1, C), as channels.
+    Arrays have three spatial axes, (W, H, D), and a last axis of channels if there are several. 2D images (TIFF, PNG,
+    BMP, JPEG) become slices along the last spatial axis, in the given order; one image gives D = 1. The pages of a TIFF
+    become slices too. Image x points to the patient's left and y to the back, as radiologists view slices, so that
+    ``Orientationd("LPS")`` does not change the affine, diag(-1, -1, 1, 1). Volume files are read as by
+    :class:`SuffixReader`, and NIfTI vectors, (W, H, D, 1, C), become channels.
 
-    The metadata gains ``has_spacing``, whether the affine is in mm (of volume files) or counts pixels, and ``slices``,
-    the paths of the 2D files joined by newlines (not for volume files and TIFF of several pages).
+    The metadata says whether the affine is in mm (volume files) or counts pixels, see
+    :func:`segbundles.meta.has_spacing`, and lists the files of a stack of 2D images, see
+    :func:`segbundles.meta.slice_files`.
 
     Args:
-        page: the one page of a TIFF to read, from 0; None reads all.
+        page: page of a TIFF to read, from 0; None reads all pages.
     """
 
     def __init__(self, page: int | None = None) -> None:
-        """See the class."""
         super().__init__()
         self.page = page
 
@@ -379,56 +363,52 @@ class StackReader(SuffixReader):
         """Take the files of one volume; ``get_data`` reads them.
 
         Args:
-            data: path of a volume file, a series' folder or a 2D image, or paths of 2D images in their order.
-            kwargs: passed to the ``read`` of the reader that fits.
+            data: path of a volume file, of a series' folder or of a 2D image, or paths of 2D images in their order.
+            kwargs: passed to the ``read`` of the reader for these files.
         """
         return [Path(path) for path in ensure_tuple(data)], kwargs
 
     def get_data(self, img: tuple[list[Path], dict[str, Any]]) -> tuple[np.ndarray, dict]:
-        """Array and metadata of what ``read`` took.
+        """Return array and metadata of what ``read`` took.
 
         Raises:
-            ValueError: as :class:`SuffixReader`, when slices of one stack differ in size or channels, when one of
-                several files holds more than one slice, and when a file has no such ``page``.
+            ValueError: as for :class:`SuffixReader`, when slices of one stack differ in size or channels, when one of
+                several files has more than one slice, and when a file does not have the ``page``.
         """
         paths, kwargs = img
         if self.page is not None:
             if len(paths) > 1 or file_suffix(paths[0]) not in TIFF:
-                fail(f"page {self.page!r} of {paths[0]} is asked for: pages are those of a single TIFF, leave it out.")
+                fail(f"{paths[0]} has no page {self.page!r}: only a single TIFF has pages; leave out the page.")
             kwargs = {**kwargs, "page": self.page}
         array, meta = super().get_data((paths[0], kwargs))
         if len(paths) == 1 and (paths[0].is_dir() or file_suffix(paths[0]) not in (*TIFF, *PIL)):
             vector = array.ndim == 5 and array.shape[3] == 1
-            return (array[:, :, :, 0] if vector else array), {**meta, "has_spacing": True}
-        slices = {}
+            set_has_spacing(meta, True)
+            return (array[:, :, :, 0] if vector else array), meta
+        files: list[Path] = []
         if len(paths) > 1 or len(meta[MetaKeys.SPATIAL_SHAPE]) == 2:
             arrays = [_slice(paths[0], array, meta)]
             for path in paths[1:]:
                 arrays.append(_slice(path, *super().get_data((path, kwargs))))
                 if arrays[-1].shape != arrays[0].shape:
                     fail(
-                        f"{path} is {_size(arrays[-1])}, {paths[0]} of the same stack is {_size(arrays[0])}: slices of "
-                        "one stack must be equal in both; correct the odd ones, or keep other stacks in other folders."
+                        f"{path} is {_size(arrays[-1])} but {paths[0]} of the same stack is {_size(arrays[0])}: all "
+                        "slices of a stack must be equal; correct them, or put other stacks into other folders."
                     )
             array = np.stack(arrays, axis=2)
-            slices = {"slices": "\n".join(map(str, paths))}
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0])
-        return array, {
-            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
-            MetaKeys.AFFINE: affine,
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:3]),
-            MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if array.ndim == 4 else float("nan"),
-            "has_spacing": False,
-            **slices,
-        }
+            files = paths
+        meta = image_meta(np.diag([-1.0, -1.0, 1.0, 1.0]), array.shape[:3], array.ndim == 4)
+        set_has_spacing(meta, False)
+        if files:
+            set_slice_files(meta, files)
+        return array, meta
 
 
 def _slice(path: Path, array: np.ndarray, meta: dict) -> np.ndarray:
-    """Array of a 2D image, (W, H) or (W, H, channels)."""
+    """Return the array of a 2D image, (W, H) or (W, H, channels), and refuse other images."""
     shape = tuple(int(n) for n in meta[MetaKeys.SPATIAL_SHAPE])
     if len(shape) != 2:
-        fail(f"{path} has size {shape}, and is named as one slice of several: give it alone, or as 2D images.")
+        fail(f"{path} has size {shape} but is one of several slices: give it alone, or as 2D images.")
     return array
 
 

@@ -1,4 +1,4 @@
-"""Volumes made of 2D images, and learning from the slices of volumes."""
+"""Stacks of 2D images as volumes, and training on the slices of volumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from torch.utils.data import Dataset, RandomSampler, Sampler, WeightedRandomSamp
 
 from segbundles.data.cases import _LazyCases
 from segbundles.data.readers import PIL, TIFF, file_stem, file_suffix
+from segbundles.distributed import process_count
 from segbundles.errors import fail
+from segbundles.meta import FILE, file_name, slice_files
 
 __all__ = ["SliceDataset", "SliceStacks", "lesion_weights", "slice_sampler"]
 
@@ -30,25 +32,24 @@ BY_SLICE = ("slice", "lesion_area")
 
 
 class SliceStacks(_LazyCases):
-    """Cases of which 2D images that belong together are one, to be read by :class:`segbundles.data.StackReader`.
+    """List of cases in which 2D images that belong together form one case, for :class:`segbundles.data.StackReader`.
 
-    2D images (TIFF, PNG, BMP, JPEG) belong together when they have the same ``group``; without a group, when they lie
-    in one folder and their stems differ only in a trailing ``_<number>``. Their order is that of ``slice`` if all have
-    it, else of the trailing number if all have one, else of their paths. Such a stack is one case: ``image`` and
-    ``label`` are lists of paths, ``slice`` and ``lesion_area`` lists where all slices have them, ``case`` the group or
-    the name without a number; what else is equal over the stack is kept. Volume files, TIFF files of several pages and
-    images that are lists already pass as they are.
+    2D images (TIFF, PNG, BMP, JPEG) belong together if they have the same ``group``; without a group, if they are in
+    the same folder and their stems only differ in a trailing ``_<number>``. They are sorted by ``slice`` if all have
+    it, else by the trailing number if all have one, else by path. Such a stack is one case: ``image`` and ``label`` are
+    lists of paths, ``slice`` and ``lesion_area`` are lists if all slices have them, and ``case`` is the group or the
+    name without the number. Other entries are kept if they are equal for the whole stack. Volume files, TIFF files with
+    several pages, and images that are already lists stay as they are.
 
     Args:
         cases: dictionaries of paths: a list, a :class:`Datalist`, :class:`FolderImages`. Read at first use.
-        keys: what becomes a list of paths; the first is the image.
+        keys: entries that become lists of paths; the first is the image.
 
     Raises:
-        ValueError: at first use, when some slices of a stack lack a key that others have, or two have one number.
+        ValueError: at first use, when only some slices of a stack have a key, or two have the same number.
     """
 
     def __init__(self, cases: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("image", "label")) -> None:
-        """See the class."""
         self.source = cases
         self.keys = tuple(keys)
 
@@ -64,7 +65,7 @@ class SliceStacks(_LazyCases):
         ]
 
     def _stack_of(self, number: int, entry: Mapping[str, Any]) -> int | str | tuple[Path, str, bool]:
-        """What is equal for slices of one stack: the group, or folder and name; a number for what is no slice."""
+        """Return the group, or folder and name, that the slices of a stack share; a number for other images."""
         image = entry[self.keys[0]]
         if isinstance(image, list | tuple) or not _is_slice(image):
             return number
@@ -80,7 +81,7 @@ class SliceStacks(_LazyCases):
             if number == following:
                 fail(
                     f"{entry[image]} and {twin[image]} are both slice {number} of {name}: "
-                    "number them anew, or give each stack a group (or a folder) of its own."
+                    "renumber them, or give each stack its own group or folder."
                 )
         entries = [entry for _, entry in order]
         shared = {k: v for k, v in entries[0].items() if all(k in entry and entry[k] == v for entry in entries)}
@@ -90,31 +91,31 @@ class SliceStacks(_LazyCases):
             stack.pop(key, None)
             if key in self.keys and 0 < values.count(None) < len(values):
                 bare = entries[values.index(None)][image]
-                fail(f"{bare} has no {key}, other slices of {name} have one: add it, or leave this slice out.")
+                fail(f"{bare} has no {key} but other slices of {name} have one: add it, or leave this slice out.")
             if None not in values:
                 stack[key] = values
         return stack
 
 
 def _split(path: PathLike) -> tuple[str, int | None]:
-    """Stem without its trailing number, and that number."""
+    """Return the stem without its trailing number, and that number."""
     match = re.fullmatch(r"(.*)_(\d+)", file_stem(path), re.DOTALL)
     return (match[1], int(match[2])) if match else (file_stem(path), None)
 
 
 def _is_slice(path: PathLike) -> bool:
-    """Whether a file is in a format of 2D images, and holds one."""
+    """Return whether a file contains one 2D image."""
     if file_suffix(path) not in TIFF:
         return file_suffix(path) in PIL
     try:
         with tifffile.TiffFile(path) as file:
             return len(file.pages) < 2
-    except Exception:  # StackReader will say so by name, when its turn comes
+    except Exception:  # StackReader will refuse the file by name later
         return True
 
 
 def _numbers(entries: Sequence[Mapping[str, Any]], image: str) -> list[Any]:
-    """What the entries of a stack are sorted by."""
+    """Return the values by which the entries of a stack are sorted."""
     given = [entry.get("slice") for entry in entries]
     if None not in given:
         return given
@@ -125,7 +126,7 @@ def _numbers(entries: Sequence[Mapping[str, Any]], image: str) -> list[Any]:
 
 
 def _names(stacks: Sequence[tuple[Path, str, bool]]) -> list[str]:
-    """Names of cases: those of the files without number, preceded by folders where several have one name."""
+    """Return the names of cases: the file name without its number, preceded by folders if several are equal."""
     often = Counter(name for _, name, _ in stacks)
     paths = [folder.absolute() for folder, _, _ in stacks]
     root = os.path.commonpath(paths) if paths else ""
@@ -136,21 +137,20 @@ def _names(stacks: Sequence[tuple[Path, str, bool]]) -> list[str]:
 
 
 class SliceDataset(Dataset):
-    """The slices of a dataset of volumes.
+    """Dataset of the slices of a dataset of volumes.
 
-    Item i is ``{key: (C, W, H), "case": ..., "slice": s}`` of a slice s, counted from 0 in its volume, after
-    ``transform``. Slices are copies: what transforms do to them leaves a cache as it is. They know their own file as
-    ``meta["filename_or_obj"]``. The volumes are gone through once, at the first use of the length; a stack whose entry
-    has a ``lesion_area`` for each of its files need not be.
+    An item is ``{key: (C, W, H), "case": ..., "slice": s}`` after ``transform``, where s counts from 0 in its volume.
+    Slices are copies, so transforms do not change a cache, and have the name of their own file. All volumes are loaded
+    once, at the first use of the length, except stacks whose entry has a ``lesion_area`` for each of their files.
 
     Args:
-        data: dataset whose items hold volumes (C, W, H, D). Every slice asks for its volume, so it should be one that
-            caches all, without random transforms: ``CacheDataset`` would copy the volume for them.
-        transform: transforms of slices, random ones too.
-        keys: volumes to cut; the foreground (> 0) of the last is the lesion.
+        data: dataset whose items contain volumes (C, W, H, D). It should cache all volumes, because every slice loads
+            its volume, and have no random transforms, for which ``CacheDataset`` would copy the volume.
+        transform: transforms of slices, including random ones.
+        keys: volumes to cut into slices; the foreground (> 0) of the last is the lesion.
 
     Raises:
-        ValueError: when a volume has another number of slices than at first.
+        ValueError: when a volume has another number of slices than when it was counted.
     """
 
     def __init__(
@@ -159,7 +159,6 @@ class SliceDataset(Dataset):
         transform: Sequence[Callable] | Callable | None = None,
         keys: Sequence[str] = ("image", "label"),
     ) -> None:
-        """See the class."""
         self.data = data
         self.transform = transform if isinstance(transform, Compose) else Compose(transform)
         self.keys = tuple(keys)
@@ -182,7 +181,7 @@ class SliceDataset(Dataset):
 
     @property
     def lesion_areas(self) -> np.ndarray:
-        """Foreground pixels of each slice, (slices,)."""
+        """Return the foreground pixels of each slice, (slices,)."""
         if self._areas is None:
             self._measure()
         return self._areas
@@ -199,42 +198,35 @@ class SliceDataset(Dataset):
         item = self.data[volume]
         for key in self.keys:
             if item[key].shape[-1] != end - start:
-                name = _meta(item[key]).get("filename_or_obj", f"volume {volume}")
                 fail(
-                    f"{key} {name} has {item[key].shape[-1]} slices, {end - start} were counted before: transforms of "
-                    "volumes must keep the slices that the datalist lists, and draw nothing at random."
+                    f"{key} {file_name(item[key], f'volume {volume}')} has {item[key].shape[-1]} slices but had "
+                    f"{end - start} before: transforms of volumes must keep all slices and must not be random."
                 )
         number = index - start
         cut: dict[str, Any] = {key: _cut(item[key], number) for key in self.keys}
-        name = item.get("case", _meta(item[self.keys[0]]).get("filename_or_obj", str(volume)))
+        name = item.get("case", file_name(item[self.keys[0]], str(volume)))
         return self.transform({**cut, "case": name, "slice": number})
 
 
-def _meta(image: torch.Tensor) -> dict[str, Any]:
-    return getattr(image, "meta", {})
-
-
 def _cut(volume: torch.Tensor, number: int) -> torch.Tensor:
-    """A copy of one slice (C, W, H) of a volume (C, W, H, D), with its place and its file."""
+    """Return a copy of one slice (C, W, H) of a volume (C, W, H, D), with its position and file."""
     if not isinstance(volume, MetaTensor):
         return volume[..., number].clone(memory_format=torch.contiguous_format)
     piece = volume.as_tensor()[..., number].clone(memory_format=torch.contiguous_format)
     affine = volume.affine.clone()
     affine[:3, 3] += number * affine[:3, 2]
-    file = volume.meta.get("filename_or_obj", "")
-    if "slices" in volume.meta:
-        file = volume.meta["slices"].split("\n")[number]
-    return MetaTensor(piece, affine=affine, meta={"filename_or_obj": file})
+    files = slice_files(volume)
+    return MetaTensor(piece, affine=affine, meta={FILE: files[number] if files else file_name(volume, "")})
 
 
 def lesion_weights(areas: ArrayLike, floor: float = 0.1) -> np.ndarray:
-    """Probability to draw each slice: by its lesion area, yet with a share for slices without any.
+    """Compute the probability of drawing each slice from its lesion area, with a minimum for slices without lesion.
 
-    With s the areas, ``(s + floor * mean(s)) / ((1 + floor) * sum(s))``; equal where no slice has a lesion.
+    For areas s it is ``(s + floor * mean(s)) / ((1 + floor) * sum(s))``; equal for all if no slice has a lesion.
 
     Args:
         areas: lesion area of each slice, (slices,), in any unit.
-        floor: what a slice without lesion weighs, as a part of the mean area.
+        floor: weight of a slice without lesion, as a fraction of the mean area.
 
     Returns:
         Probabilities, (slices,), float64, of sum 1.
@@ -244,11 +236,13 @@ def lesion_weights(areas: ArrayLike, floor: float = 0.1) -> np.ndarray:
     """
     s = np.asarray(areas, dtype=np.float64)
     if s.ndim != 1 or s.size == 0:
-        fail(f"areas must be one number a slice, got shape {s.shape}: is the list of cases empty?")
+        fail(f"areas must be one number per slice, got shape {s.shape}: is the list of cases empty?")
     if not (np.isfinite(s) & (s >= 0)).all():
-        fail(f"areas must be finite and not negative, got {s[~(np.isfinite(s) & (s >= 0))][0]:g}: mend the datalist.")
+        fail(
+            f"areas must be finite and not negative, got {s[~(np.isfinite(s) & (s >= 0))][0]:g}: correct the datalist."
+        )
     if not 0 <= floor < np.inf:
-        fail(f"floor must be finite and not negative (0.1, say), got {floor}.")
+        fail(f"floor must be finite and not negative (for example 0.1), got {floor}.")
     if not s.any():
         return np.full(len(s), 1 / len(s))
     return (s + floor * s.mean()) / ((1 + floor) * s.sum())
@@ -257,34 +251,34 @@ def lesion_weights(areas: ArrayLike, floor: float = 0.1) -> np.ndarray:
 def slice_sampler(
     dataset: SliceDataset, floor: float = 0.1, num_samples: int | None = None, weighted: bool = True, seed: int = 0
 ) -> Sampler[int]:
-    """Sampler that draws slices by :func:`lesion_weights`, with replacement, or each once an epoch.
+    """Return a sampler that draws slices by :func:`lesion_weights` with replacement, or each once per epoch.
 
-    Where a process group stands when this is called, every process draws from slices that no other has in that epoch:
-    ``seed`` and ``set_epoch``, which MONAI's trainers call, decide which. Else all randomness is torch's.
+    In a process group, every process draws different slices in each epoch; ``seed`` and ``set_epoch``, which MONAI's
+    trainers call, decide which. Without a group, torch's random state decides.
 
     Args:
         dataset: slices to draw from.
         floor: as in :func:`lesion_weights`.
-        num_samples: slices drawn in an epoch by all processes together; None takes as many as there are.
-        weighted: if not, every slice is drawn once in an epoch.
-        seed: for several processes, the same in all.
+        num_samples: number of slices that all processes together draw per epoch; None means as many as there are.
+        weighted: whether to draw by weight; if not, every slice is drawn once per epoch.
+        seed: seed for several processes, the same in all.
 
     Raises:
-        ValueError: when there is no slice, ``num_samples`` is not positive, or it is given without ``weighted``.
+        ValueError: when there is no slice, or ``num_samples`` is not positive or is given without ``weighted``.
     """
     if not len(dataset):
         fail("there is no slice to draw from: the list of cases is empty.")
     if num_samples is not None and not weighted:
-        fail(f"num_samples is {num_samples}, but without weights every slice is drawn once an epoch: set it to null.")
+        fail(f"num_samples is {num_samples} but without weights every slice is drawn once per epoch: set it to null.")
     number = len(dataset) if num_samples is None else num_samples
     if number < 1:
         fail(f"num_samples must be positive, or null for as many as there are slices, got {num_samples}.")
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not weighted:
-        return DistributedSampler(dataset, seed=seed) if several else RandomSampler(dataset)
+        return DistributedSampler(dataset, seed=seed) if grouped else RandomSampler(dataset)
     weights = lesion_weights(dataset.lesion_areas, floor).tolist()
-    if not several:
+    if not grouped:
         return WeightedRandomSampler(weights, number)
-    share = math.ceil(number / torch.distributed.get_world_size())
-    # uneven shares: to make them even, one slice would be in two; the number drawn is the same everywhere
+    share = math.ceil(number / process_count())
+    # uneven parts of the dataset, because even ones would share a slice; every process draws the same number
     return DistributedWeightedRandomSampler(dataset, weights, share, even_divisible=False, seed=seed)

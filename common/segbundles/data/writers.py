@@ -1,4 +1,4 @@
-"""Image writers that MONAI lacks: SimpleITK for NRRD and MetaImage, tifffile for TIFF stacks."""
+"""Image writers that MONAI does not have: SimpleITK for NRRD and MetaImage, tifffile for TIFF stacks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from monai.data import ImageWriter
 from monai.data.utils import orientation_ras_lps, to_affine_nd
 from monai.utils import MetaKeys, convert_data_type
 
+from segbundles.errors import fail
+
 __all__ = ["SimpleITKWriter", "TiffWriter"]
 
 
 class _ArrayWriter(ImageWriter):
-    """What the two writers share: one channel, no resampling."""
+    """Base of the two writers: one channel, no resampling."""
 
     def __init__(self, output_dtype: DtypeLike = np.uint8, **kwargs: Any) -> None:
         super().__init__(output_dtype=output_dtype, affine=None, **kwargs)
@@ -26,9 +28,9 @@ class _ArrayWriter(ImageWriter):
         """Take an array of one channel.
 
         Args:
-            data_array: (1, spatial) when ``channel_dim`` is 0, or spatial axes alone when it is None.
-            channel_dim: axis of the channel.
-            kwargs: not used; MONAI's ``SaveImage`` passes its own.
+            data_array: (1, spatial) when ``channel_dim`` is 0, or only spatial axes when it is None.
+            channel_dim: axis of the channel, or None.
+            kwargs: ignored; MONAI's ``SaveImage`` passes its own.
 
         Raises:
             ValueError: when there is more than one channel.
@@ -36,21 +38,19 @@ class _ArrayWriter(ImageWriter):
         array = convert_data_type(data_array, np.ndarray)[0]
         if channel_dim is not None:
             if array.shape[channel_dim] != 1:
-                raise ValueError(
-                    f"a class map of one channel is written, got shape {array.shape}: take the argmax beforehand."
-                )
+                fail(f"a class map must have one channel, got shape {array.shape}: take the argmax beforehand.")
             array = array.squeeze(channel_dim)
         self.data_obj = array.astype(self.output_dtype)
 
     def set_metadata(self, meta_dict: Mapping | None, **options: Any) -> None:
-        """Take the geometry: ``affine`` (RAS, mm) of the array given."""
+        """Take the ``affine`` (RAS, mm) of the array."""
         affine = (meta_dict or {}).get(MetaKeys.AFFINE)
         if affine is not None:
             self.affine = convert_data_type(affine, np.ndarray, dtype=np.float64)[0]
 
 
 class SimpleITKWriter(_ArrayWriter):
-    """Write NRRD or MetaImage with SimpleITK: size, spacing, origin and direction as the affine says."""
+    """Write NRRD or MetaImage with SimpleITK, with the spacing, origin and direction of the affine."""
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, compressed."""

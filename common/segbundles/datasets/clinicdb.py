@@ -1,8 +1,8 @@
 """CVC-ClinicDB: polyps in colonoscopy frames, 612 frames of 29 video sequences.
 
-Layout: ``Original/<frame>.tif`` (RGB, 384 x 288) and ``Ground Truth/<frame>.tif`` (0 and 255, grey at the edges of
-some); some published copies hold PNG. Frames of one sequence look alike and stay together in a split. Reference: Bernal
-et al., Computerized Medical Imaging and Graphics 43 (2015) 99.
+Layout: ``Original/<frame>.tif`` (RGB, 384 x 288) and ``Ground Truth/<frame>.tif`` (0 and 255, some with grey edges);
+some published copies contain PNG. Frames of one sequence look alike and stay together in a split. Reference: Bernal et
+al., Computerized Medical Imaging and Graphics 43 (2015) 99.
 """
 
 from __future__ import annotations
@@ -10,34 +10,23 @@ from __future__ import annotations
 import csv
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
-import numpy as np
+from segbundles.errors import fail
 
-from .datalist import Case, Checked, DataFaults, DataSet, Fault, array_hash, shorten
-
-__all__ = [
-    "DATA_SET",
-    "IMAGE_FOLDER",
-    "MASK_FOLDER",
-    "METADATA",
-    "SEQUENCES_FILE",
-    "check_frame",
-    "find_cases",
-    "list_images",
-    "read_sequences",
-    "review_frames",
-    "sequence_of",
-]
+from .datalist import Case, Checked, DataFaults, DataSet, Fault
+from .layout import files_by_name, pair
+from .reading import KEYS, SIZE, CaseReader, blank_note
+from .splits import shorten
 
 IMAGE_FOLDER, MASK_FOLDER = "Original", "Ground Truth"
 SEQUENCES_FILE = "sequences.csv"
-# first frame of each of the publisher's sequences, 1 to 29, and one beyond the last frame
+# first frame of each of the publisher's sequences, 1 to 29, and the number after the last frame
 _FIRST_FRAMES = (
     *(1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448, 467, 479),
     *(504, 529, 547, 572, 592, 613),
 )
-_SIZE = "size (pixels)"
 _POLYP = "polyp (%)"
 
 
@@ -48,14 +37,14 @@ def sequence_of(frame: int) -> int | None:
 
 
 def find_cases(source: Path) -> tuple[list[Case], list[Fault]]:
-    """Find the frames, and those that lack image or mask or are of no sequence.
+    """Find the frames, and those without image, mask or sequence.
 
     Args:
         source: folder with ``Original`` and ``Ground Truth``, or a folder above it. A ``sequences.csv`` (columns frame
-            and sequence) in either says which sequence a frame is of; without it the publisher's list does.
+            and sequence) in either gives the sequence of each frame; without it the publisher's list is used.
 
     Returns:
-        The frames, named as their files and grouped as ``sequence_<number>``, and the faults.
+        The frames, named like their files and grouped as ``sequence_<number>``, and the faults.
 
     Raises:
         DataFaults: when ``sequences.csv`` cannot be read.
@@ -63,61 +52,46 @@ def find_cases(source: Path) -> tuple[list[Case], list[Fault]]:
     """
     root = next((path for path in (source, *sorted(source.glob("*"))) if _folder(path, MASK_FOLDER)), None)
     if root is None or (image_folder := _folder(root, IMAGE_FOLDER)) is None:
-        raise ValueError(f"no case in {source}: expected the folders {IMAGE_FOLDER!r} and {MASK_FOLDER!r}")
+        fail(f"no case in {source}: expected the folders {IMAGE_FOLDER!r} and {MASK_FOLDER!r}")
     faults: list[Fault] = []
-    images, masks = (list_images(folder, faults) for folder in (image_folder, _folder(root, MASK_FOLDER)))
+    images, masks = (frames_by_name(folder, faults) for folder in (image_folder, _folder(root, MASK_FOLDER)))
     table = next((path for path in (root / SEQUENCES_FILE, source / SEQUENCES_FILE) if path.is_file()), None)
-    sequences = None if table is None else read_sequences(table, source)
-    cases = []
-    for name in sorted({*images, *masks}):
-        sequence = _sequence(name, sequences)
-        path = images.get(name, masks.get(name))
-        if name not in masks:
-            faults.append(Fault(name, path, f"has no mask: {MASK_FOLDER}/ holds none of that name", sequence))
-        elif name not in images:
-            faults.append(Fault(name, path, f"has no image: {IMAGE_FOLDER}/ holds none of that name", sequence))
-        elif sequence is None:
-            where = f"is in no row of {SEQUENCES_FILE}" if table else "is no frame of the publisher's list, 1 to 612"
-            repair = f"give a {SEQUENCES_FILE} with the columns frame and sequence" if table is None else "add it"
-            faults.append(Fault(name, path, f"{where}: {repair}"))
-        else:
-            cases.append(Case(name, images[name], masks[name], sequence))
+    if table is None:
+        sequences = {name: sequence_of(int(name)) for name in images if name.isdecimal()}
+        ungrouped = (
+            "is not in the publisher's list of frames, 1 to 612: add a "
+            f"{SEQUENCES_FILE} with the columns frame and sequence"
+        )
+    else:
+        sequences, ungrouped = read_sequences(table, source), f"is in no row of {SEQUENCES_FILE}: add it"
+
+    def group(name: str) -> str | None:
+        number = sequences.get(name)
+        return None if number is None else f"sequence_{number}"
+
+    cases = pair(images, masks, (f"{IMAGE_FOLDER}/", f"{MASK_FOLDER}/"), faults, "mask", group, ungrouped)
     if not cases and not faults:
-        endings = ", ".join(_suffixes())
-        raise ValueError(f"no case in {source}: {IMAGE_FOLDER} and {MASK_FOLDER} hold no {endings} files")
+        fail(f"no case in {source}: {IMAGE_FOLDER} and {MASK_FOLDER} contain no {', '.join(_suffixes())} files")
     return cases, faults
 
 
 def _suffixes() -> tuple[str, ...]:
-    from segbundles.data.frames import FrameReader
+    from segbundles.data import FrameReader
 
     return FrameReader.suffixes()
 
 
 def _folder(root: Path, name: str) -> Path | None:
-    """The folder of a name, also where copies spell it in lower case or with an underscore."""
+    """Return the folder of a name, also if a copy writes it in lower case or with an underscore."""
     plain = name.lower().replace(" ", "")
-    for path in sorted(root.iterdir()) if root.is_dir() else ():
-        if path.is_dir() and path.name.lower().replace(" ", "").replace("_", "") == plain:
-            return path
-    return None
+    folders = (path for path in sorted(root.glob("*")) if path.is_dir())
+    return next((p for p in folders if p.name.lower().replace(" ", "").replace("_", "") == plain), None)
 
 
-def list_images(folder: Path, faults: list[Fault]) -> dict[str, Path]:
-    """Return the images of a folder by the stem of their name; note a second file of one stem.
-
-    Args:
-        folder: the folder; hidden files and other suffixes are passed over.
-        faults: where a fault is added.
-    """
-    found: dict[str, Path] = {}
+def frames_by_name(folder: Path, faults: list[Fault]) -> dict[str, Path]:
+    """Return the frames or masks in a folder by the stem of their name; a second file of one stem is a fault."""
     suffixes = _suffixes()
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in suffixes:
-            continue
-        if (first := found.setdefault(path.stem, path)) != path:
-            faults.append(Fault(path.stem, path, f"is a second file of {path.stem}, beside {first.name}"))
-    return found
+    return files_by_name(folder.glob("*"), lambda p: p.stem if p.suffix.lower() in suffixes else None, faults)
 
 
 def read_sequences(path: Path, source: Path) -> dict[str, str]:
@@ -125,76 +99,69 @@ def read_sequences(path: Path, source: Path) -> dict[str, str]:
 
     Args:
         path: CSV file with the columns frame and sequence.
-        source: folder that an error names it relative to.
+        source: an error shows the path relative to this folder.
 
     Returns:
-        Sequence by frame.
+        The sequence of each frame.
 
     Raises:
         DataFaults: when it cannot be read.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-        return {row["frame"].strip(): row["sequence"].strip() for row in rows}
+            return {row["frame"].strip(): row["sequence"].strip() for row in csv.DictReader(file)}
     except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
-        problem = f"cannot be read ({error}): it has the columns frame and sequence"
+        problem = f"cannot be read ({error}): it needs the columns frame and sequence"
         raise DataFaults([Fault(path.name, path, problem)], source) from error
 
 
-def _sequence(name: str, sequences: Mapping[str, str] | None) -> str | None:
-    published = sequence_of(int(name)) if name.isdecimal() else None
-    number = published if sequences is None else sequences.get(name)
-    return None if number is None else f"sequence_{number}"
+@cache
+def _reader(num_classes: int, void_class: int | None) -> CaseReader:
+    import numpy as np
+    from monai.transforms import LoadImaged
+
+    from segbundles.data import FrameReader, MaskReader
+    from segbundles.transforms import CheckImaged, MaskToClassd
+
+    readers = {"image": FrameReader, "label": MaskReader}
+    return CaseReader(
+        [LoadImaged(key, reader, np.uint8, allow_missing_keys=True) for key, reader in readers.items()],
+        CheckImaged(KEYS, spatial_dims=2, channels=3, allow_constant=True, allow_missing_keys=True),
+        MaskToClassd("label", num_classes, void_class),
+    )
 
 
 def check_frame(case: Case, num_classes: int = 2, void_class: int | None = None) -> Checked:
-    """Open image and mask of a frame and gather all that is wrong with them.
+    """Read image and mask of a frame and gather all that is wrong with them.
 
     Args:
         case: the frame.
-        num_classes: number of classes of its mask.
+        num_classes: number of classes in its mask.
         void_class: class of pixels to be ignored.
 
     Returns:
-        Faults, hashes (None for a mask of one class throughout and an image of one value) and facts.
+        Faults, hashes (None for a mask of one class and an image of one value) and facts.
     """
-    from segbundles.data.frames import VOID, mask_classes, read_frame, read_mask
+    from segbundles.data import VOID
+    from segbundles.meta import notes_of
 
-    result = Checked()
-    image = classes = None
-    try:
-        image, notes = read_frame(case.image)
-        result.facts[_SIZE] = image.shape[1::-1]
-        result.facts["colour"] = "RGB" if not notes else ", ".join(notes)
-        if image.min() != image.max():
-            result.image_hash = array_hash(image)
-    except ValueError as error:
-        result.faults.append(Fault(case.name, case.image, str(error), case.group))
-    if case.label is None:
-        return result
-    try:
-        mask = read_mask(case.label)
-        classes = mask_classes(mask, num_classes, void_class)
-        exact = set(np.unique(mask).tolist()) in ({0, 255}, {0}, {255}) or mask.max() < num_classes + 1
+    reading = _reader(num_classes, void_class)(case)
+    result, image = reading.checked, reading.image
+    if image is not None:
+        result.facts[SIZE] = tuple(image.shape[1:])
+        result.facts["colour"] = notes_of(image) or "RGB"
+    if reading.label is not None:
+        values, classes = (set(mask.unique().tolist()) for mask in (reading.stored, reading.label))
+        exact = values <= {0, 255} or max(values) < num_classes + 1
         result.facts["masks"] = "exact" if exact else "grey, taken above 127"
-        result.facts[_POLYP] = (100 * float((classes == 1).mean()),)
+        result.facts[_POLYP] = (100 * float((reading.label == 1).numpy(force=True).mean()),)
         if num_classes > 2 or void_class is not None:
-            found = ["void" if k == VOID else str(k) for k in np.unique(classes)]
-            result.facts["classes"] = " ".join(found)
-        if classes.min() != classes.max():
-            result.label_hash = array_hash(classes)
-    except ValueError as error:
-        result.faults.append(Fault(case.name, case.label, str(error), case.group))
-    if image is not None and classes is not None and image.shape[:2] != classes.shape:
-        sizes = [" x ".join(map(str, a.shape[1::-1])) for a in (classes, image)]
-        problem = f"size {sizes[0]} differs from the image's {sizes[1]}"
-        result.faults.append(Fault(case.name, case.label, problem, case.group))
+            result.facts["classes"] = " ".join("void" if k == VOID else str(k) for k in sorted(classes))
     return result
 
 
 def review_frames(source: Path, cases: Sequence[Case], checked: Mapping[str, Checked]) -> tuple[list[Fault], list[str]]:
-    """Look at the frames side by side.
+    """Compare the frames.
 
     Args:
         source: the folder that was read.
@@ -202,37 +169,27 @@ def review_frames(source: Path, cases: Sequence[Case], checked: Mapping[str, Che
         checked: what `check_frame` found, by case name.
 
     Returns:
-        No faults; notes on frames without polyp, blank images and masks of grey levels.
+        No faults; notes on frames without polyp and on blank images.
     """
-    notes = []
-    for what, names in (
-        ("have no polyp", [c.name for c in cases if checked[c.name].facts.get(_POLYP) == (0.0,)]),
-        ("are blank, one value throughout", [c.name for c in cases if _blank(checked[c.name])]),
-    ):
-        if names:
-            notes.append(f"{len(names)} frames {what}: {shorten(names)}")
-    return [], notes
+    empty = [c.name for c in cases if checked[c.name].facts.get(_POLYP) == (0.0,)]
+    notes = [f"{len(empty)} frames have no polyp: {shorten(empty)}"] if empty else []
+    return [], notes + blank_note("frames", cases, checked)
 
-
-def _blank(result: Checked) -> bool:
-    return _SIZE in result.facts and result.image_hash is None
-
-
-METADATA = {
-    "description": "Polyps in colonoscopy frames, 29 sequences; masks count as polyp above 127",
-    "reference": (
-        "Bernal et al., Computerized Medical Imaging and Graphics 43 (2015) 99, "
-        "https://doi.org/10.1016/j.compmedimag.2015.02.007"
-    ),
-    "licence": "research and education, no commercial use; cite the reference",
-    "tensorImageSize": "2D",
-    "modality": {"0": "red", "1": "green", "2": "blue"},
-    "labels": {"0": "background", "1": "polyp"},
-}
 
 DATA_SET = DataSet(
     name="clinicdb",
-    metadata=METADATA,
+    summary="CVC-ClinicDB, polyps in colonoscopy frames: Original/<frame>.tif and Ground Truth/<frame>.tif.",
+    metadata={
+        "description": "Polyps in colonoscopy frames, 29 sequences; masks count as polyp above 127",
+        "reference": (
+            "Bernal et al., Computerized Medical Imaging and Graphics 43 (2015) 99, "
+            "https://doi.org/10.1016/j.compmedimag.2015.02.007"
+        ),
+        "licence": "research and education, no commercial use; cite the reference",
+        "tensorImageSize": "2D",
+        "modality": {"0": "red", "1": "green", "2": "blue"},
+        "labels": {"0": "background", "1": "polyp"},
+    },
     find=find_cases,
     check=check_frame,
     review=review_frames,

@@ -1,29 +1,21 @@
 """Ignite handlers: resumable runs, weights in half precision, schedules, tables and reports."""
 
+from .curves import OverlayImageHandler, TensorBoardWriter
+from .epoch_log import EpochLog, LossTerms
 from .evaluation import EvaluationReport
-from .frames import FrameReport
-from .logging import EpochLog, LossTerms, OverlayImageHandler, TensorBoardWriter
 from .results import InferenceResults
-from .resume import RunLoader, RunSaver, can_resume
-from .schedule import EarlyStopHandler, LrScheduleHandler
-from .sections import SectionReport
-from .weights import BestWeightsSaver, WeightsLoader, save_weights
+from .training import EpochSeed, TrainingRun
+from .weights import WeightsLoader, save_weights
 
 __all__ = [
-    "BestWeightsSaver",
-    "EarlyStopHandler",
     "EpochLog",
+    "EpochSeed",
     "EvaluationReport",
-    "FrameReport",
     "InferenceResults",
     "LossTerms",
-    "LrScheduleHandler",
     "OverlayImageHandler",
-    "RunLoader",
-    "RunSaver",
-    "SectionReport",
     "TensorBoardWriter",
+    "TrainingRun",
     "WeightsLoader",
-    "can_resume",
     "save_weights",
 ]

@@ -1,4 +1,4 @@
-"""Inferers that MONAI lacks."""
+"""Inferers that MONAI does not have."""
 
 from __future__ import annotations
 

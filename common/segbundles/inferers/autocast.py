@@ -1,4 +1,4 @@
-"""Mixed precision on CPU and GPU alike, for trainer, evaluator and sliding window."""
+"""Mixed precision on CPU and GPU, for trainer, evaluator and sliding window."""
 
 from __future__ import annotations
 
@@ -6,39 +6,26 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from monai.config import PathLike
 from monai.inferers import Inferer
-from torch import nn
 
-from segbundles.networks.weights import check_loaded
+__all__ = ["AutocastInferer", "cpu_has_bfloat16"]
 
-__all__ = ["AutocastInferer"]
-
-logger = logging.getLogger(__name__)
-
-# networks found to hold the weights of a folder; outside the inferer, which can be pickled
-_CHECKED: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+logger = logging.getLogger("segbundles")
 
 
 class AutocastInferer(Inferer):
-    """Run another inferer in bfloat16 mixed precision, and give what it returns in float32.
+    """Run another inferer in bfloat16 mixed precision, and return its output in float32.
 
-    MONAI's engines have ``amp``, but for CUDA and float16 alone. This works wherever an inferer does, the trainer
-    included, on a CPU as on a GPU, and needs no gradient scaling, since bfloat16 has float32's range. Keep the
-    engine's own ``amp`` off with it. The loss is computed outside, in float32.
+    MONAI's engines have ``amp`` for CUDA and float16 only. This inferer works on a CPU too, for training as well as
+    evaluation, and needs no gradient scaling, because bfloat16 has the range of float32. Keep the engine's own ``amp``
+    off with it. The loss is computed outside, in float32.
 
     Args:
         inferer: the inferer to run.
-        enabled: False runs it untouched. A device without bfloat16 arithmetic runs it in full precision too, with one
-            warning in the log.
-        ckpt_dir: folder of weights, one of whose files a network must have been loaded with, see
-            :func:`segbundles.networks.check_loaded`. It is looked at when a network is first used. None: no check.
-
-    Raises:
-        ValueError: when called with a network that has other weights.
+        enabled: False runs it unchanged. A device without instructions for bfloat16 runs it in full precision too, and
+            the log says so once.
 
     Example:
         >>> import torch
@@ -48,45 +35,55 @@ class AutocastInferer(Inferer):
         torch.float32
     """
 
-    def __init__(self, inferer: Inferer, enabled: bool = True, ckpt_dir: PathLike | None = None) -> None:
+    def __init__(self, inferer: Inferer, enabled: bool = True) -> None:
         self.inferer = inferer
         self.enabled = enabled
-        self.ckpt_dir = ckpt_dir
 
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
         """Run the inferer.
 
         Args:
-            inputs: input of the network; its device says where to run.
+            inputs: input of the network; it runs on the device of this tensor.
             network: the network.
             args: further arguments of the inferer.
             kwargs: further keyword arguments of the inferer.
 
         Returns:
-            What the inferer returns, its floating point tensors (in tuples, lists and dicts too) as float32.
+            Output of the inferer, with all floating point tensors (also in tuples, lists and dicts) as float32.
         """
-        self._check(network)
-        if not self.enabled or not _has_bfloat16(inputs.device.type):
+        device = inputs.device.type
+        if not self.enabled or not _has_bfloat16(device):
             return self.inferer(inputs, network, *args, **kwargs)
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+        with torch.autocast(device, dtype=torch.bfloat16):
             return _to_float32(self.inferer(inputs, network, *args, **kwargs))
 
-    def _check(self, network: Callable) -> None:
-        # TorchScript holds its weights itself
-        if self.ckpt_dir is None or not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
-            return
-        if _CHECKED.get(network) != str(self.ckpt_dir):
-            check_loaded(network, self.ckpt_dir)
-            _CHECKED[network] = str(self.ckpt_dir)
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether the processor has instructions for bfloat16 (AVX512-BF16, AMX, or those of ARM).
+
+    Without them bfloat16 is emulated, which takes more than twice the time of float32.
+    """
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    private = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # older versions of torch, x86 only
+    return any(getattr(torch.cpu, name, bool)() for name in private)
+
+
+def _has_bfloat16(device: str) -> bool:
+    if device == "cpu":
+        found = cpu_has_bfloat16()
+    else:
+        found = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if not found:
+        _say_off(device)
+    return found
 
 
 @cache
-def _has_bfloat16(device_type: str) -> bool:
-    """Whether the device computes in bfloat16; says once if not."""
-    if device_type == "cpu" or (device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)):
-        return True
-    logger.warning(f"Device {device_type!r} does not compute in bfloat16: mixed precision (amp) is off.")
-    return False
+def _say_off(device: str) -> None:
+    name = {"cpu": "The processor", "cuda": "The GPU"}.get(device, f"Device {device!r}")
+    logger.info(f"{name} has no instructions for bfloat16: everything runs in full precision, as with amp false.")
 
 
 def _to_float32(output: Any) -> Any:
@@ -95,5 +92,6 @@ def _to_float32(output: Any) -> Any:
     if isinstance(output, dict):
         return {key: _to_float32(value) for key, value in output.items()}
     if isinstance(output, (tuple, list)):
-        return type(output)(_to_float32(value) for value in output)
+        values = map(_to_float32, output)
+        return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)  # a named tuple
     return output

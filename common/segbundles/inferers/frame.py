@@ -1,4 +1,4 @@
-"""Frames through a network: one normalisation and one height in training, evaluation and inference."""
+"""Normalise and resize frames for a network, in the same way in training, evaluation and inference."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from monai.inferers import Inferer
 from torch.nn import functional as F
 
 from segbundles.errors import fail
+from segbundles.meta import set_notes
 from segbundles.transforms.frames import frame_box, frame_size
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FrameInferer"]
 
-#: of RGB in 0 .. 1, by which torchvision's ImageNet weights were trained
+#: of RGB in 0 .. 1, as torchvision's ImageNet weights were trained
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_NEVER = -100.0  # logit of what cannot be, beside 0
+_NEVER = -100.0  # logit of an impossible class, beside 0
 
 
 class FrameInferer(Inferer):
-    """Put frames of 0 .. 255 through another inferer, normalised and at one height, and give logits on their own grid.
+    """Run another inferer on normalised frames of one height, and return logits on the grid of the frames.
 
-    A batch is brought to the height by linear interpolation (with low-pass filter where it shrinks), its aspect kept;
-    the logits are brought back in the same way. So a polyp has about the size, in pixels, that the network was trained
-    at, whatever the endoscope. Black borders (:func:`segbundles.transforms.frames.frame_box`) can be left out of that:
-    the network then sees frames without them, those with equal borders in one batch, and they come out as class 0.
+    Frames are scaled to the height by linear interpolation (with a low-pass filter if they shrink), without changing
+    their aspect ratio; the logits are scaled back in the same way. A polyp then has about the size in pixels that the
+    network was trained with, whatever the endoscope. Black borders (:func:`segbundles.transforms.frames.frame_box`) can
+    be left out: the network then sees frames without borders, those with equal borders in one batch, and the borders
+    are class 0.
 
-    ``meta["notes"]`` of what it gives says which frames ``max_pixels`` made smaller.
+    A note on the output says which frames were made smaller because of ``max_pixels``.
 
     Args:
         inferer: the inferer to run.
-        height: pixels; None computes frames at their own height.
-        max_pixels: the most pixels of a frame that the network sees; larger ones are scaled down. None sets no limit.
+        height: height of the network's input in pixels; None keeps the height of each frame.
+        max_pixels: the most pixels of the network's input; larger frames are scaled down. None sets no limit.
         crop_borders: whether to leave out black borders.
-        mean: of each channel in 0 .. 1, taken off.
-        std: of each channel in 0 .. 1, divided by.
+        mean: mean of each channel, in 0 .. 1, which is subtracted.
+        std: standard deviation of each channel, in 0 .. 1, which the result is divided by.
 
     Raises:
         ValueError: when ``height`` or ``max_pixels`` is not positive.
@@ -65,13 +67,13 @@ class FrameInferer(Inferer):
         """Run the inferer.
 
         Args:
-            inputs: frames (batch, channel, W, H), 0 .. 255, of any type.
+            inputs: frames (B, C, W, H), 0 .. 255, of any type.
             network: the network.
             args: further arguments of the inferer.
             kwargs: further keyword arguments of the inferer.
 
         Returns:
-            Logits of the frames' size, with the metadata of ``inputs``.
+            Logits (B, classes, W, H), with the metadata of ``inputs``.
         """
         frames = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         whole = (0, frames.shape[2], 0, frames.shape[3])
@@ -85,7 +87,7 @@ class FrameInferer(Inferer):
             return logits
         logits = MetaTensor(logits).copy_meta_from(inputs)
         if any(notes := [self._note(box) for box in boxes]):
-            logits.meta["notes"] = notes
+            set_notes(logits, notes)
         return logits
 
     def _run(self, frames: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain, combinations
 from typing import Any
@@ -12,16 +12,16 @@ from monai.inferers import Inferer
 
 from segbundles.errors import fail
 
-__all__ = ["MirrorInferer", "predict_mirrored"]
+__all__ = ["MirrorInferer", "logits_of", "subsets"]
 
 
 class MirrorInferer(Inferer):
-    """Run another inferer with a network that sees mirror images too, and gives the mean of its logits.
+    """Run another inferer with a network that also sees mirror images, and returns the mean of its logits, float32.
 
     Args:
-        inferer: the inferer to run; its network gives one tensor of the spatial size of its input.
-        mirror_axes: spatial axes of the network's input to mirror, singly and together: n axes cost 2 ** n times the
-            work. Of a ``SliceInferer`` they are those of the slice. None mirrors nothing.
+        inferer: the inferer to run; its network returns one tensor of the spatial size of its input.
+        mirror_axes: spatial axes of the network's input to mirror, singly and together: n axes take 2 ** n times the
+            work. For a ``SliceInferer`` they are the axes of the slice. None mirrors nothing.
 
     Example:
         >>> import torch
@@ -45,44 +45,49 @@ class MirrorInferer(Inferer):
             kwargs: further keyword arguments of the inferer.
 
         Returns:
-            What the inferer returns.
+            Output of the inferer.
 
         Raises:
-            ValueError: when an axis of ``mirror_axes`` is none of the network's input, or the network changes the size.
+            ValueError: when ``mirror_axes`` has an axis that the network's input does not have, or the network's output
+                has another size than its input.
         """
-        mirrored = partial(predict_mirrored, network=network, mirror_axes=self.mirror_axes)
+        mirrored = partial(self._mean, network)
         return self.inferer(inputs, mirrored if self.mirror_axes else network, *args, **kwargs)
 
+    def _mean(self, network: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        spatial_dims = x.ndim - 2
+        if any(not 0 <= axis < spatial_dims for axis in self.mirror_axes):
+            fail(
+                f"mirror_axes must be spatial axes from 0 to {spatial_dims - 1} for a {spatial_dims}D image, "
+                f"got {self.mirror_axes}."
+            )
+        total: Any = 0
+        views = subsets(axis + 2 for axis in self.mirror_axes)
+        for dims in views:
+            total = total + logits_of(network, x.flip(dims), *args, **kwargs).flip(dims)
+        return total / len(views)
 
-def predict_mirrored(
-    x: torch.Tensor, *args: Any, network: Callable, mirror_axes: Sequence[int], **kwargs: Any
-) -> torch.Tensor:
-    """Return the mean of a network's logits, float32, over a batch and its mirror images.
+
+def subsets(axes: Iterable[int]) -> list[tuple[int, ...]]:
+    """Return all subsets of some axes, the smaller ones first."""
+    axes = tuple(axes)
+    return list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
+
+
+def logits_of(network: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Return the logits of a network in float32.
 
     Args:
-        x: batch (B, C, spatial).
-        args: further arguments of ``network``.
-        network: gives one tensor of the spatial size of its input.
-        mirror_axes: spatial axes, from 0, to mirror singly and together.
-        kwargs: further keyword arguments of ``network``.
+        network: the network.
+        x: its input, (B, C, spatial).
+        args: further arguments of the network.
+        kwargs: further keyword arguments of the network.
 
     Raises:
-        ValueError: when an axis is none of the input, or the network returns anything else.
+        ValueError: when the output is not one tensor of the spatial size of the input.
     """
-    spatial_dims = x.ndim - 2
-    if any(not 0 <= axis < spatial_dims for axis in mirror_axes):
-        fail(
-            f"mirror_axes must be spatial axes from 0 to {spatial_dims - 1} for a {spatial_dims}D image, "
-            f"got {tuple(mirror_axes)}."
-        )
-    subsets = list(chain.from_iterable(combinations(mirror_axes, n) for n in range(len(mirror_axes) + 1)))
-    total: Any = None
-    for axes in subsets:
-        dims = [axis + 2 for axis in axes]
-        logits = network(x.flip(dims) if dims else x, *args, **kwargs)
-        if not isinstance(logits, torch.Tensor) or logits.shape[2:] != x.shape[2:]:
-            found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-            fail(f"network must return one tensor of its input's spatial size {tuple(x.shape[2:])}, got {found}.")
-        logits = logits.float().flip(dims) if dims else logits.float()
-        total = logits if total is None else total + logits
-    return total / len(subsets) if len(subsets) > 1 else total
+    logits = network(x, *args, **kwargs)
+    if not isinstance(logits, torch.Tensor) or logits.shape[2:] != x.shape[2:]:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        fail(f"network must return one tensor of its input's spatial size {tuple(x.shape[2:])}, got {found}.")
+    return logits.float()

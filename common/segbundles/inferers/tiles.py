@@ -1,4 +1,4 @@
-"""Probabilities of sections of any size, tile by tile."""
+"""Probabilities of sections of any size, computed tile by tile."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from monai.utils import ensure_tuple_rep
 
 from segbundles.errors import fail
 
+from .mirror import subsets
+
 __all__ = ["TileInferer"]
 
 
 class TileInferer(Inferer):
-    """Mean class probabilities over overlapping tiles, and over flips and turns, with images mirrored at their borders.
+    """Average class probabilities over overlapping tiles, and over mirrored and turned images.
 
-    MONAI's sliding window blends logits, which a confident tile dominates, and mirrors only images larger than what it
-    adds; here a 2D image may have any size. MONAI's ``TestTimeAugmentation`` draws its transforms at random; the eight
-    ways to flip and turn a square are few enough to take all.
+    MONAI's sliding window averages logits, where a confident tile dominates, and mirrors only images that are larger
+    than the border it adds; here a 2D image may have any size. MONAI's ``TestTimeAugmentation`` draws its transforms at
+    random; the eight ways to mirror and turn a square are few enough to use all of them.
 
     Args:
-        roi_size: tile (W, H) in pixels.
-        sw_batch_size: number of tiles the network gets at once.
-        overlap: share of a tile that the next one covers too.
+        roi_size: size (W, H) of a tile in pixels.
+        sw_batch_size: number of tiles that the network gets at once.
+        overlap: fraction of a tile that the next tile covers too.
         mode: how to blend the tiles, ``"gaussian"`` or ``"constant"``.
-        border: pixels mirrored outside each border, so that no pixel lies at the edge of all its tiles.
-        context: pixels around a tile that the network gets and gives no output for, as one without padding does:
-            the image's own, mirrored outside its borders.
-        test_time_augmentation: whether to take the mean over the eight flips and quarter turns, at eight times the
-            work.
+        border: pixels to mirror outside each border of the image, so that no pixel is at the edge of all its tiles.
+        context: pixels around a tile that the network needs as input but has no output for, as a network without
+            padding does. They come from the image, mirrored outside its borders.
+        mirror_axes: axes of the image to mirror, singly and together: one axis takes 2 times the work, both 4 times.
+        quarter_turns: whether to also turn each of these images by 90 degrees, which takes 2 times the work.
 
     Raises:
         ValueError: when a setting is out of its range.
@@ -54,30 +56,35 @@ class TileInferer(Inferer):
         mode: str = "gaussian",
         border: int = 0,
         context: int = 0,
-        test_time_augmentation: bool = False,
+        mirror_axes: Sequence[int] = (),
+        quarter_turns: bool = False,
     ) -> None:
         self.roi_size = ensure_tuple_rep(roi_size, 2)
         if min(self.roi_size) < 1 or sw_batch_size < 1:
             fail(f"roi_size and sw_batch_size must be positive, got {self.roi_size} and {sw_batch_size}.")
         if not 0 <= overlap < 1:
-            fail(f"overlap must be a share of a tile, 0 or more and below 1, got {overlap}.")
+            fail(f"overlap must be a fraction of a tile, 0 or more and below 1, got {overlap}.")
         if border < 0 or context < 0:
             fail(f"border and context must be 0 or more (pixels), got {border} and {context}.")
+        if not {0, 1}.issuperset(mirror_axes):
+            fail(f"mirror_axes must be axes of a 2D image, 0 and 1, got {list(mirror_axes)}.")
         self.sw_batch_size = sw_batch_size
         self.overlap = overlap
         self.mode = mode
         self.border = border
         self.context = context
-        self.test_time_augmentation = test_time_augmentation
+        # even numbers of axes first: turns of the image, then turns of its mirror image
+        flips = sorted(subsets(axis + 2 for axis in mirror_axes), key=lambda dims: len(dims) % 2)
+        self._views = list(product(flips, (0, 1) if quarter_turns else (0,)))
 
     @torch.no_grad()
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Segment a batch of images, or of stacks of images one by one.
+        """Segment a batch of images, or a batch of stacks, section by section.
 
         Args:
-            inputs: (B, C, W, H), or (B, C, W, H, D) of D sections.
-            network: gives logits (B, classes, W, H) of the size of its input less ``context`` on each side; one channel
-                is a foreground's.
+            inputs: (B, C, W, H), or (B, C, W, H, D) with D sections.
+            network: returns logits (B, classes, W, H), smaller than its input by ``context`` on each side; a single
+                channel is the foreground.
             args: further arguments of ``network``.
             kwargs: further keyword arguments of ``network``.
 
@@ -85,11 +92,11 @@ class TileInferer(Inferer):
             Probabilities (B, classes, W, H) or (B, classes, W, H, D), float32, with the metadata of the input.
 
         Raises:
-            ValueError: when the input has other axes, or the network's output another size.
+            ValueError: when the input has other axes, or the network's output has another size.
         """
         data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         if data.ndim not in (4, 5):
-            fail(f"(B, C, W, H) or (B, C, W, H, sections) is due, got shape {tuple(data.shape)}.")
+            fail(f"(B, C, W, H) or (B, C, W, H, sections) is expected, got shape {tuple(data.shape)}.")
         predictor = partial(_probabilities, network=network, args=args, kwargs=kwargs)
         if data.ndim == 4:
             output = self._section(data, predictor)
@@ -98,14 +105,11 @@ class TileInferer(Inferer):
         return MetaTensor(output).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else output
 
     def _section(self, x: torch.Tensor, predictor: Callable) -> torch.Tensor:
-        if not self.test_time_augmentation:
-            return self._tiled(x, predictor)
         total: Any = 0
-        for flip, turns in product((False, True), range(4)):
-            turned = torch.rot90(x.flip(2) if flip else x, turns, (2, 3))
-            back = torch.rot90(self._tiled(turned, predictor), -turns, (2, 3))
-            total = total + (back.flip(2) if flip else back)
-        return total / 8
+        for dims, turns in self._views:
+            view = torch.rot90(x.flip(dims), turns, (2, 3))
+            total = total + torch.rot90(self._tiled(view, predictor), -turns, (2, 3)).flip(dims)
+        return total / len(self._views)
 
     def _tiled(self, x: torch.Tensor, predictor: Callable) -> torch.Tensor:
         size, around = x.shape[2:], self.context
@@ -120,7 +124,7 @@ class TileInferer(Inferer):
             if found.shape[2:] != self.roi_size:
                 lost = self.roi_size[0] + 2 * around - found.shape[2]
                 fail(
-                    f"the network gives {found.shape[2]} x {found.shape[3]} pixels for tiles of {self.roi_size[0]} x "
+                    f"the network returns {found.shape[2]} x {found.shape[3]} pixels for tiles of {self.roi_size[0]} x "
                     f"{self.roi_size[1]} with {around} of context: set context to {lost // 2}."
                 )
             return found

@@ -1,4 +1,4 @@
-"""MONAI Label serving the bundles: an environment of its own, and the server in it."""
+"""Serve the bundles with MONAI Label, in a Python environment of its own."""
 
 from .environment import MONAI_LABEL, default_environment, make_environment
 from .server import LabelServer, find_bundles

@@ -1,7 +1,8 @@
-"""The app that the server of ``segbundles label`` runs; imported in MONAI Label's environment alone."""
+"""The app that the server of ``segbundles label`` runs; it is imported only in MONAI Label's environment."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import tempfile
@@ -23,15 +24,22 @@ import segbundles
 from segbundles.data import file_suffix
 from segbundles.data.readers import ITK, NIFTI, PIL, TIFF
 from segbundles.errors import innermost
+from segbundles.facts import read_facts
+from segbundles.networks import load_weights
 
 logger = logging.getLogger(__name__)
 
 
 class BundlesApp(MONAILabelApp):
-    """MONAI Label over bundles in ``app_dir/model``, those that ``conf["models"]`` names."""
+    """Serve the bundles in ``app_dir/model`` that ``conf["models"]`` names.
+
+    Args:
+        app_dir: folder of the app.
+        studies: folder of the images.
+        conf: configuration of the app.
+    """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
-        """As MONAI Label asks for."""
         self.bundles = {name: os.path.join(app_dir, "model", name) for name in conf["models"].split(",")}  # noqa: PTH118
         super().__init__(
             app_dir=app_dir,
@@ -43,19 +51,19 @@ class BundlesApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, BundleInferTask]:
-        """One a bundle."""
-        return {name: GridInferTask(root, self.conf) for name, root in self.bundles.items()}
+        """Return one inference task per bundle."""
+        return {name: GridInferTask(root, self.conf, load_strict=True) for name, root in self.bundles.items()}
 
     def init_trainers(self) -> dict[str, BundleTrainTask]:
-        """One a bundle."""
+        """Return one training task per bundle."""
         return {name: ReasonTrainTask(root, self.conf) for name, root in self.bundles.items()}
 
     def init_strategies(self) -> dict[str, Any]:
-        """How the client's 'next sample' is chosen."""
+        """Return the ways to choose the client's next sample."""
         return {"first": First(), "random": Random()}
 
     def init_datastore(self) -> LocalDatastore:
-        """Labels in the image's own pixels."""
+        """Return the datastore, which keeps labels in the image's own pixels."""
         return PixelDatastore(
             self.studies,
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
@@ -63,7 +71,7 @@ class BundlesApp(MONAILabelApp):
         )
 
     def infer(self, request: dict[str, Any], datastore: LocalDatastore | None = None) -> dict[str, Any]:
-        """Segment; what goes wrong is told to the client."""
+        """Segment an image; if it fails, the client gets the reason."""
         try:
             return super().infer(request, datastore)
         except Exception as error:
@@ -72,13 +80,23 @@ class BundlesApp(MONAILabelApp):
 
 
 class GridInferTask(BundleInferTask):
-    """A bundle's inference, its answer on the grid where clients have the image.
+    """Run a bundle's inference, and answer on the grid on which clients show the image.
 
-    TIFF and JPEG may tell a resolution. Bundles count pixels there, ITK and 3D Slicer take it for the spacing.
+    TIFF and JPEG files may contain a resolution. Bundles ignore it and count pixels; ITK and 3D Slicer use it as the
+    spacing. Weights that fit only in part are refused.
     """
 
+    def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda") -> dict[str, Any]:
+        """Run the network on one image."""
+        try:
+            return super().run_inferer(data, convert_to_batch, device)
+        except RuntimeError:
+            if self.network is not None:  # if it is about the weights, say it in one line
+                load_weights(copy.deepcopy(self.network), self.get_path())
+            raise
+
     def writer(self, data: dict[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[Any, Any]:
-        """Write the answer."""
+        """Write the answer to a file."""
         path, params = super().writer(data, extension, dtype)
         image = data.get("image_path")
         if isinstance(path, str) and image and _in_pixels(image) and file_suffix(path) in (*NIFTI, *ITK):
@@ -90,31 +108,40 @@ class GridInferTask(BundleInferTask):
 
 
 class ReasonTrainTask(BundleTrainTask):
-    """A bundle's training, a process of its own; the last of its lines, which clients see, tells why it failed."""
+    """Run a bundle's training in a process of its own, with the facts of the weights that are served.
+
+    If it fails, its last line, which clients see, is the reason.
+    """
 
     def __call__(self, request: dict[str, Any], datastore: LocalDatastore) -> dict[str, Any]:
-        """Train."""
+        """Train on the labels of the datastore."""
         try:
             return super().__call__(request, datastore)
         except Exception as error:
             logger.exception("Training failed")
             raise SystemExit(f"Training failed: {innermost(error)}") from error
 
+    def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        weights = Path(self.bundle_path, "models", "model.pt")
+        facts = (read_facts(weights) if weights.is_file() else None) or {"knobs": {}}
+        overrides.update({name: value for name, value in facts["knobs"].items() if name in self.bundle_config.config})
+        return overrides
+
 
 class PixelDatastore(LocalDatastore):
-    """A folder of images and labels; labels of 2D images and stacks, however clients send them, are kept as pixels.
+    """Keep labels of 2D images and stacks as pixels, in whatever format clients send them.
 
     3D Slicer sends NIfTI or NRRD, with the spacing and the axes that it gave the image.
     """
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Keep a label."""
+        """Save a label."""
         image = self.get_image_uri(image_id)
         if not image or not _in_pixels(image) or _in_pixels(label_filename):
             return super().save_label(image_id, label_filename, label_tag, label_info)
         label = sitk.ReadImage(label_filename)
         if label.GetNumberOfComponentsPerPixel() > 1 or label.GetDimension() > 3:
-            raise HTTPException(400, f"The label of {image_id} has segments that overlap: save one map of them.")
+            raise HTTPException(400, f"The label of {image_id} has overlapping segments: save them as one label map.")
         if label.GetDimension() == 3:
             label = sitk.DICOMOrient(label, "LPS")
         size, _ = _header(image)
@@ -130,12 +157,12 @@ class PixelDatastore(LocalDatastore):
 
 
 def _in_pixels(path: str | os.PathLike) -> bool:
-    """Whether a file's format is one of 2D images, whose bundles know no spacing."""
+    """Return whether a file has a format of 2D images, for which bundles count pixels."""
     return file_suffix(path) in (*TIFF, *PIL)
 
 
 def _header(path: str) -> tuple[Sequence[int], Sequence[float]]:
-    """Size and spacing as ITK has them."""
+    """Return the size and spacing that ITK reads."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(path)
     reader.ReadImageInformation()

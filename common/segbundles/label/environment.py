@@ -1,7 +1,7 @@
-"""The Python environment that MONAI Label runs in.
+"""The Python environment for MONAI Label.
 
-It cannot share one with the bundles: its own requirements ask for an older pydicom, and installed by them it would
-bring SAM 2, whose build fetches another torch. So the packages that it needs for bundles are named here.
+MONAI Label cannot share an environment with the bundles, because it needs an older pydicom. Its own requirements would
+also install SAM 2, whose build fetches another torch, so the packages that it needs for bundles are listed here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["MONAI_LABEL", "default_environment", "log_end", "make_environment"]
 
 #: version of MONAI Label
 MONAI_LABEL = "0.8.5"
-# torchvision is only imported, and newer ones ask for the torch of their own release; it is built for these Pythons
+# torchvision is only imported, and newer ones need the torch of their own release; it exists for these Pythons
 _WITHOUT_NEEDS = (f"monailabel=={MONAI_LABEL}", "torchvision==0.15.2")
 _PYTHONS = ((3, 11), (3, 10))
 _TORCH = "torch==2.13.0"
@@ -34,31 +34,31 @@ pillow scikit-image scikit-learn scipy einops pytorch-ignite tensorboard fire ps
 python-multipart requests requests-toolbelt schedule timeloop cachetools expiringdict expiring_dict watchdog filelock
 passlib pyjwt bcrypt shapely girder-client openslide-python openslide-bin PyYAML
 """
-# written into an environment when it is begun, and again, with what it holds, when it is whole
+# written when an environment is begun, and again, with its contents, when it is complete
 _RECORD = ".segbundles_label.json"
 _LOG = "install.log"
 _LINES = 15
 
 
 def default_environment() -> Path:
-    """Folder in the user's cache; the version is part of its name."""
+    """Return a folder in the user's cache; the version is part of its name."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "segbundles" / f"monai_label-{MONAI_LABEL}"
 
 
 def make_environment(folder: str | os.PathLike | None = None, say: Callable[[str], None] = print) -> Path:
-    """Make the environment where there is none, or only part of one, and bring this library in it up to date.
+    """Create the environment if it is missing or incomplete, and bring this library in it up to date.
 
     Args:
-        folder: where it is, or is to be; None takes :func:`default_environment`.
-        say: told what takes long.
+        folder: folder of the environment; None means :func:`default_environment`.
+        say: called with a message before each long step.
 
     Returns:
-        Its Python.
+        Path of its Python.
 
     Raises:
-        ValueError: when the folder holds anything else, there is no Python that MONAI Label runs on, or a step fails,
-            with the end of what it printed.
+        ValueError: when the folder contains something else, there is no Python that MONAI Label runs on, or a step
+            fails; the message has the end of its output.
     """
     root = Path(folder or default_environment()).expanduser().absolute()
     python = root / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -68,10 +68,10 @@ def make_environment(folder: str | os.PathLike | None = None, say: Callable[[str
     if record.get("packages") != steps or not _runs(python):
         base = _find_python()
         check_writable(root, "environment")
-        say(f"Making an environment for MONAI Label {MONAI_LABEL} in {root}: once, for minutes and gigabytes.")
+        say(f"Creating an environment for MONAI Label {MONAI_LABEL} in {root}. This takes minutes, but only once.")
         _write_record(root, {})
         _clear(root)
-        _run([base, "-m", "venv", str(root)], root, "making it")
+        _run([base, "-m", "venv", str(root)], root, "creating the environment")
         for number, packages in enumerate(steps):
             say(f"Installing packages, {number + 1} of {len(steps)}")
             _run([*_pip(python), *packages], root, "installing packages")
@@ -84,7 +84,7 @@ def make_environment(folder: str | os.PathLike | None = None, say: Callable[[str
 
 
 def _this_library() -> tuple[list[str], str]:
-    """How pip installs the segbundles that is running, and what is different when it has to do so again."""
+    """Return pip's arguments for the running segbundles, and a text that changes when it must be installed again."""
     root = Path(__file__).resolve().parents[3]
     project = root / "pyproject.toml"
     if project.is_file() and (root / "common" / "segbundles").is_dir():
@@ -110,7 +110,7 @@ def _find_python() -> str:
     known = " or ".join(f"{major}.{minor}" for major, minor in _PYTHONS)
     fail(
         f"MONAI Label {MONAI_LABEL} needs Python {known} (its torchvision has no build for "
-        f"{sys.version_info[0]}.{sys.version_info[1]}), and none is on the PATH: install one beside this."
+        f"{sys.version_info[0]}.{sys.version_info[1]}), and there is none on the PATH: install one of them too."
     )
 
 
@@ -133,29 +133,29 @@ def _run(command: Sequence[str], root: Path, what: str) -> None:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=clean_environment(), check=False)
     if done.returncode:
         fail(
-            f"{what} in {root} failed with status {done.returncode}. Its output, whole in {log}, ends with:\n"
-            f"{log_end(log)}\nMend that (is there a network, and room on the disk?) and try again."
+            f"{what} in {root} failed with status {done.returncode}. Its output (all of it is in {log}) ends with:\n"
+            f"{log_end(log)}\nCheck the network connection and the free disk space, and try again."
         )
 
 
 def clean_environment() -> dict[str, str]:
-    """Variables for a process in another environment: without what points to this one's packages."""
+    """Return the environment variables without those that point to this environment's packages."""
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def log_end(path: Path, lines: int = _LINES) -> str:
-    """The last lines of a log that are not empty."""
+    """Return the last lines of a log that are not empty."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
 
 def _read_record(root: Path) -> dict[str, Any]:
-    """What an environment holds, {} of none or of one begun but not finished."""
+    """Return what an environment contains; {} if there is none or it was not completed."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return {}
     path = root / _RECORD
     if not path.is_file():
-        fail(f"{root} is no environment that this command made: give --environment an empty folder, or a new one.")
+        fail(f"{root} is not an environment made by this command: give --environment an empty folder, or a new one.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

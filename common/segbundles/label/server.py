@@ -1,8 +1,7 @@
-"""Serving bundles by MONAI Label: what they need of a folder, and the server's process."""
+"""Find the bundles to serve with MONAI Label, and run its server."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,12 +18,13 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 from segbundles.errors import fail
+from segbundles.facts import facts_path, sha256
 from segbundles.files import check_writable
 from segbundles.label.environment import clean_environment, log_end
 
 __all__ = ["LabelServer", "find_bundles"]
 
-# MONAI Label's own list lacks some of these
+# some of these are missing in MONAI Label's own list
 _IMAGES = ("nii.gz", "nii", "nrrd", "mha", "tif", "tiff", "png", "bmp", "jpg", "jpeg")
 _WORK = "segbundles_label"
 _APP = '''"""Written by `segbundles label`; the app is in the library."""
@@ -36,16 +36,17 @@ _STOP_SECONDS = 20
 
 
 def find_bundles(names: Sequence[str] = ()) -> tuple[dict[str, Path], list[str]]:
-    """Bundles to serve, by name.
+    """Find the bundles to serve.
 
     Args:
-        names: folders of bundles, or names of this project's. None given takes this project's that have weights.
+        names: folders of bundles, or names of bundles of this project. If empty, all bundles of this project that have
+            weights.
 
     Returns:
-        Folders by name, and the names of this project's bundles left out as they have no weights.
+        Folders by name, and the names of this project's bundles that are left out because they have no weights.
 
     Raises:
-        ValueError: when one is not there, has no weights, or two have one name, or when nothing is left.
+        ValueError: when a bundle does not exist or has no weights, two have the same name, or none is found.
     """
     ours = Path(__file__).resolve().parents[3] / "bundles"
     known = {path.parents[1].name: path.parents[1] for path in sorted(ours.glob("*/configs/inference.json"))}
@@ -81,23 +82,24 @@ def _training(root: Path) -> str:
 
 
 class LabelServer:
-    """A MONAI Label server that segments and trains with bundles, as a process of its own.
+    """Run a MONAI Label server that segments and trains with bundles, in its own process.
 
-    To be used as a context: it is started at the beginning, and stopped, with a training that it runs, at the end.
+    Use it in a ``with`` block: the server starts at the beginning and stops at the end, together with any training that
+    it runs.
 
-    It serves copies of the bundles in ``STUDIES/segbundles_label``: configs are taken anew at every start, weights
-    until a training there has replaced them.
+    It serves copies of the bundles in ``STUDIES/segbundles_label``. Configs are copied at every start; weights and
+    their facts are copied until a training there has replaced them.
 
     Args:
-        python: Python of an environment, see :func:`segbundles.label.make_environment`.
-        studies: folder of images, in which MONAI Label keeps labels and a list of both.
+        python: Python of the environment, see :func:`segbundles.label.make_environment`.
+        studies: folder of images; MONAI Label keeps labels and its records in it.
         bundles: folders of bundles by name.
         host: address to listen on.
         port: port to listen on.
 
     Raises:
-        ValueError: when the folder is missing or cannot be written to, the port is taken, or the server ends, with the
-            end of its log.
+        ValueError: when the folder is missing or cannot be written to, the port is taken, or the server ends by itself;
+            the message has the end of its log.
     """
 
     def __init__(
@@ -108,7 +110,6 @@ class LabelServer:
         host: str = "127.0.0.1",
         port: int = 8000,
     ) -> None:
-        """See the class."""
         self.python = Path(python)
         self.studies = Path(studies).expanduser().absolute()
         self.bundles = dict(bundles)
@@ -116,17 +117,17 @@ class LabelServer:
         self.port = port
         self.work = self.studies / _WORK
         self.log = self.work / "server.log"
-        #: bundles whose weights a training from here has replaced
+        #: bundles whose weights a training in this folder has replaced
         self.trained: list[str] = []
         self._process: subprocess.Popen | None = None
 
     @property
     def url(self) -> str:
-        """Address for clients on this machine."""
+        """Return the address for clients on this machine."""
         return f"http://{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
 
     def bundle_root(self, name: str) -> Path:
-        """The copy of a bundle that is served."""
+        """Return the folder of the copy that is served."""
         return self.work / "model" / name
 
     def __enter__(self) -> LabelServer:
@@ -144,7 +145,7 @@ class LabelServer:
             "PATH": os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")]),
         }
         with self.log.open("wb") as log:
-            # a session of its own: the server's trainings are stopped with it, and Ctrl-C reaches it through us alone
+            # with its own session the server can be stopped together with its trainings, and Ctrl-C only reaches us
             self._process = subprocess.Popen(
                 command,
                 cwd=self.work,
@@ -165,7 +166,7 @@ class LabelServer:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            # also what outlives it, such as a training
+            # also end what is still running, such as a training
             self._signal(getattr(signal, "SIGKILL", signal.SIGTERM))
             self._process.wait()
 
@@ -173,7 +174,7 @@ class LabelServer:
         """Wait until the server answers.
 
         Returns:
-            What it says of itself: ``models`` and more.
+            Its description: ``models`` and more.
         """
         opener = build_opener(ProxyHandler({}))
         while True:
@@ -183,19 +184,19 @@ class LabelServer:
             time.sleep(0.5)
 
     def wait(self) -> None:
-        """Wait until the server ends, which it should not."""
+        """Wait for the end of the server, which is an error."""
         self._process.wait()
         self._check_alive("ended")
 
     def _check_alive(self, what: str) -> None:
         status = self._process.poll()
         if status is not None:
-            fail(f"the server {what} (status {status}). Its log, whole in {self.log}, ends with:\n{log_end(self.log)}")
+            fail(f"the server {what} (status {status}). Its log, {self.log}, ends with:\n{log_end(self.log)}")
 
     def _check_port(self) -> None:
         with socket.socket() as probe:
             if os.name != "nt":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not held up by the server before
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed is free
             try:
                 probe.bind((self.host, self.port))
             except (OSError, OverflowError) as error:
@@ -212,16 +213,19 @@ class LabelServer:
             _copy_files(root / "configs", copy / "configs")
             models = copy / "models"
             models.mkdir(exist_ok=True)
-            # the weights that were copied, by which those that a training wrote since are told apart
+            # hashes of the weights that were copied: other weights come from a training
             record = copy / _SHIPPED
             copied = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
             for weights in sorted((root / "models").glob("*.pt")):
                 mine = models / weights.name
-                if mine.is_file() and _digest(mine) != copied.get(weights.name):
+                if mine.is_file() and sha256(mine) != copied.get(weights.name):
                     self.trained += [] if name in self.trained else [name]
                     continue
                 shutil.copyfile(weights, mine)
-                copied[weights.name] = _digest(mine)
+                copied[weights.name] = sha256(mine)
+                facts_path(mine).unlink(missing_ok=True)
+                if facts_path(weights).is_file():
+                    shutil.copyfile(facts_path(weights), facts_path(mine))
             record.write_text(json.dumps(copied), encoding="utf-8")
 
     def _signal(self, number: int) -> None:
@@ -233,13 +237,9 @@ class LabelServer:
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy what files hold, not their modes: of a bundle that is read-only too the copy can be replaced."""
+    """Copy the contents of files without their modes, so that the copy of a read-only bundle can be replaced."""
     for path in sorted(source.rglob("*")):
         if path.is_file():
             copy = target / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

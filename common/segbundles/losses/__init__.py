@@ -1,4 +1,4 @@
-"""Losses that MONAI lacks."""
+"""Losses that MONAI does not have."""
 
 from .boundary import BoundaryLoss
 from .hybrid import HybridLoss

@@ -1,4 +1,4 @@
-"""Boundary loss with spacing and with distance maps computed ahead."""
+"""Boundary loss with distances in mm, and optionally with a precomputed distance map."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from monai.networks import one_hot
 from monai.utils import LossReduction, convert_to_tensor
 from torch.nn.modules.loss import _Loss
 
+from segbundles.errors import fail
 from segbundles.transforms.signed_distance import signed_distance_map
 
 __all__ = ["BoundaryLoss"]
@@ -18,23 +19,51 @@ __all__ = ["BoundaryLoss"]
 class BoundaryLoss(_Loss):
     """Boundary loss: the mean over voxels of probability times signed distance to the true border.
 
-    It differs from :class:`monai.losses.BoundaryLoss`, whose value it has at spacing 1, in that distances may be in mm,
-    and that the distance map may come with the target: computed once on the whole volume by
-    :class:`segbundles.transforms.SignedDistanceMapd`, then moved and cropped with the image. The loss is negative when
-    most of the probability lies inside. It is computed in float32 whatever the input's precision.
+    The signature is that of :class:`monai.losses.BoundaryLoss` plus ``spacing_mm``, and at spacing 1 so is the value.
+    The differences:
 
-    The target's channels tell which form it has: those of the label alone (the map is then computed at every call, on
-    the CPU, from the crop as it is), or **those of the label followed by those of the map**, joined by
-    :class:`monai.transforms.ConcatItemsd`.
+    - distances may be in mm;
+    - the target may bring its distance map, computed once on the whole volume by
+      :class:`segbundles.transforms.SignedDistanceMapd`, then moved and cropped with the image;
+    - the loss is computed in float32, whatever the precision of the input;
+    - a target that does not fit raises ``ValueError``, not ``AssertionError``.
+
+    The number of target channels decides: the label's channels alone mean that the map is computed at every call, on
+    the CPU, from the given crop; **the label's channels followed by the map's**, joined by
+    :class:`monai.transforms.ConcatItemsd`, mean that the given map is used. The loss is negative if most of the
+    probability is inside the object.
 
     The original paper:
         Kervadec, H. et al. (2019) Boundary loss for highly unbalanced segmentation. MIDL 2019.
         https://arxiv.org/abs/1812.07032
 
+    Args:
+        include_background: if False, channel index 0 (background category) is excluded from the calculation. Ignored
+            for a single channel, with a warning.
+        to_onehot_y: whether the label contains class indices, with or without a channel axis, to be converted into the
+            one-hot format. Ignored for a prediction of a single channel, with a warning.
+        sigmoid: if True, apply a sigmoid function to the prediction.
+        softmax: if True, apply a softmax function to the prediction. Ignored for a single channel, with a warning.
+        other_act: callable function to execute other activation layers. Defaults to ``None``.
+        reduction: {``"none"``, ``"mean"``, ``"sum"``}
+            Specifies the reduction to apply to the output. Defaults to ``"mean"``.
+
+            - ``"none"``: no reduction, shape (B, C), or (C) with ``batch``.
+            - ``"mean"``: the mean over batch and classes.
+            - ``"sum"``: the sum over batch and classes.
+        batch: whether to average over the batch before the ``reduction``.
+        spacing_mm: distance in mm between neighbouring voxels, one number or one per spatial axis, for maps that the
+            loss computes. None means 1. A map that comes with the target has its own unit.
+
+    Raises:
+        TypeError: when ``other_act`` is not an ``Optional[Callable]``.
+        ValueError: when more than 1 of [``sigmoid=True``, ``softmax=True``, ``other_act is not None``].
+            Incompatible values.
+
     Example:
         >>> loss = BoundaryLoss(sigmoid=True)
         >>> label = (torch.rand(2, 1, 32, 32) > 0.5).float()
-        >>> distance = torch.stack([signed_distance_map(item) for item in label])
+        >>> distance = loss.compute_distance_map(label)
         >>> loss(torch.randn(2, 1, 32, 32), torch.cat([label, distance], dim=1))
     """
 
@@ -45,65 +74,58 @@ class BoundaryLoss(_Loss):
         sigmoid: bool = False,
         softmax: bool = False,
         other_act: Callable | None = None,
-        spacing_mm: Sequence[float] | float | None = None,
         reduction: LossReduction | str = LossReduction.MEAN,
+        batch: bool = False,
+        spacing_mm: Sequence[float] | float | None = None,
     ) -> None:
-        """Set up the loss.
-
-        Args:
-            include_background: if False, channel index 0 (background category) is excluded from the calculation.
-                Ignored for a single channel, with a warning.
-            to_onehot_y: whether the label has one channel that holds class indices, to be converted into the one-hot
-                format. Ignored for a prediction of a single channel, with a warning.
-            sigmoid: if True, apply a sigmoid function to the prediction.
-            softmax: if True, apply a softmax function to the prediction.
-            other_act: callable function to execute other activation layers, Defaults to ``None``.
-            spacing_mm: distance in mm between neighbouring voxels, one number or one a spatial axis, for maps computed
-                by the loss. None means 1. A map that comes with the target brings its own unit.
-            reduction: {``"none"``, ``"mean"``, ``"sum"``}
-                Specifies the reduction to apply to the output. Defaults to ``"mean"``.
-
-                - ``"none"``: no reduction over batch and classes, shape (B, C).
-                - ``"mean"``: the mean over batch and classes.
-                - ``"sum"``: the sum over batch and classes.
-
-        Raises:
-            TypeError: When ``other_act`` is not an ``Optional[Callable]``.
-            ValueError: When more than 1 of [``sigmoid=True``, ``softmax=True``, ``other_act is not None``].
-                Incompatible values.
-        """
         super().__init__(reduction=LossReduction(reduction).value)
         if other_act is not None and not callable(other_act):
             raise TypeError(f"other_act must be None or callable but is {type(other_act).__name__}.")
         if int(sigmoid) + int(softmax) + int(other_act is not None) > 1:
-            raise ValueError("Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not None].")
+            fail("Incompatible values: more than 1 of [sigmoid=True, softmax=True, other_act is not None].")
         self.include_background = include_background
         self.to_onehot_y = to_onehot_y
         self.sigmoid = sigmoid
         self.softmax = softmax
         self.other_act = other_act
+        self.batch = batch
         self.spacing_mm = spacing_mm
+
+    @torch.no_grad()
+    def compute_distance_map(self, target: torch.Tensor) -> torch.Tensor:
+        """Return the signed distance map of each channel, see :func:`~segbundles.transforms.signed_distance_map`.
+
+        Args:
+            target: binary masks, shape (B, C, H, W[, D]).
+
+        Returns:
+            The map, float32, of the same shape.
+        """
+        spacing_mm = 1.0 if self.spacing_mm is None else self.spacing_mm
+        return torch.stack([signed_distance_map(item, spacing_mm) for item in target])
 
     def split_target(self, input: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Separate the label from the distance map that may follow it.
 
         Args:
             input: the prediction, shape (B, C, H, W[, D]), where C is the number of classes.
-            target: label channels (1 with ``to_onehot_y``, else C), then none or C map channels, or C - 1 when the
-                background is left out.
+            target: the label's channels (1 with ``to_onehot_y``, where the channel axis may be omitted, otherwise C),
+                followed by no map, or by a map of C channels, or of C - 1 if the background is excluded.
 
         Returns:
-            The label's channels, and the map's channels for the classes that count, or None where there are none.
+            The label's channels, and the map's channels of the classes that count, or None if there is no map.
 
         Raises:
-            ValueError: When ``input`` is not 2D or 3D, or ``target`` has another number of channels, batch size or
-                spatial size, or holds a map of integers.
+            ValueError: when ``input`` is not 2D or 3D, or when ``target`` has the wrong number of channels, another
+                batch size or spatial size, or a map of integers.
         """
+        if self.to_onehot_y and target.ndim == input.ndim - 1:
+            target = target.unsqueeze(1)
         shapes = f"got input of shape {tuple(input.shape)} and target of shape {tuple(target.shape)}"
         if input.ndim not in (4, 5):
-            raise ValueError(f"Only 2D (B, C, H, W) and 3D (B, C, H, W, D) are supported, {shapes}.")
+            fail(f"Only 2D (B, C, H, W) and 3D (B, C, H, W, D) are supported, {shapes}.")
         if input.ndim != target.ndim or input.shape[0] != target.shape[0] or input.shape[2:] != target.shape[2:]:
-            raise ValueError(f"input and target must agree in batch size and spatial size, {shapes}.")
+            fail(f"input and target must agree in batch size and spatial size, {shapes}.")
         classes = input.shape[1]
         first = self._first_class(classes)
         num_label = 1 if self.to_onehot_y else classes
@@ -111,12 +133,12 @@ class BoundaryLoss(_Loss):
         if num_map == 0:
             return target, None
         if num_map not in (classes, classes - first):
-            raise ValueError(
+            fail(
                 f"target must have {num_label} channel(s) of the label, alone or followed by {classes - first} of the "
                 f"distance map ({classes} with the background), {shapes}."
             )
         if not target.is_floating_point():
-            raise ValueError(f"a distance map must be floating point, got a target of {target.dtype}.")
+            fail(f"a distance map must be floating point, got a target of {target.dtype}.")
         return target[:, :num_label], target[:, -(classes - first) :]
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -127,26 +149,25 @@ class BoundaryLoss(_Loss):
             target: the label, alone or followed by its distance map along the channels, see :meth:`split_target`.
 
         Returns:
-            The loss, float32: a scalar, or of shape (B, C) with ``reduction="none"``.
+            The loss, float32: a scalar, or with ``reduction="none"`` of shape (B, C), or (C) with ``batch``.
 
         Raises:
-            ValueError: When ``target`` does not fit ``input``, or ``softmax`` is asked of a single channel.
+            ValueError: when ``target`` does not fit ``input``.
         """
         input = convert_to_tensor(input, track_meta=False)
         target = convert_to_tensor(target, track_meta=False)
         label, distance = self.split_target(input, target)
         classes = input.shape[1]
-        if self.softmax and classes == 1:
-            raise ValueError(f"softmax=True needs 2 or more channels, got {tuple(input.shape)}: use sigmoid=True.")
-        if self.to_onehot_y and classes == 1:
-            warnings.warn("single channel prediction, `to_onehot_y=True` ignored.", stacklevel=2)
-        if not self.include_background and classes == 1:
-            warnings.warn("single channel prediction, `include_background=False` ignored.", stacklevel=2)
+        flags = {"softmax": self.softmax, "to_onehot_y": self.to_onehot_y}
+        flags["include_background"] = self.include_background
+        for name, value in flags.items():
+            if classes == 1 and value is (name != "include_background"):
+                warnings.warn(f"single channel prediction, `{name}={value}` ignored.", stacklevel=2)
 
         probability = input.float()
         if self.sigmoid:
             probability = torch.sigmoid(probability)
-        if self.softmax:
+        if self.softmax and classes > 1:
             probability = torch.softmax(probability, dim=1)
         if self.other_act is not None:
             probability = self.other_act(probability)
@@ -155,10 +176,11 @@ class BoundaryLoss(_Loss):
         if distance is None:
             if self.to_onehot_y and classes > 1:
                 label = one_hot(label, num_classes=classes)
-            spacing_mm = 1.0 if self.spacing_mm is None else self.spacing_mm
-            distance = torch.stack([signed_distance_map(item, spacing_mm) for item in label[:, first:]])
+            distance = self.compute_distance_map(label[:, first:])
 
         loss = (probability * distance.float()).mean(dim=tuple(range(2, input.ndim)))
+        if self.batch:
+            loss = loss.mean(dim=0)
         if self.reduction == LossReduction.MEAN.value:
             return loss.mean()
         if self.reduction == LossReduction.SUM.value:

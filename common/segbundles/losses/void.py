@@ -1,4 +1,4 @@
-"""Cross-entropy and Dice that leave out pixels of no known class."""
+"""Cross-entropy and Dice that ignore pixels of unknown class."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ __all__ = ["VoidDiceCELoss"]
 
 
 class VoidDiceCELoss(_Loss):
-    """Cross-entropy plus Dice, over the pixels whose label is not ``ignore_index``.
+    """Cross-entropy plus Dice over the pixels whose label is not ``ignore_index``.
 
-    The cross-entropy is the mean over those pixels. Dice is over the batch as one, of the foreground classes, smoothed
-    by 1. MONAI's ``DiceCELoss`` takes no ignored label. ``terms`` holds both parts, unweighed, for logging.
+    The cross-entropy is the mean over those pixels. Dice is computed over the whole batch, for the foreground classes,
+    and smoothed by 1. MONAI's ``DiceCELoss`` cannot ignore a label. ``terms`` contains both parts, unweighted, for
+    logging.
 
     Args:
-        lambda_dice: weight of Dice; at 0 it is not computed.
+        lambda_dice: weight of Dice; with 0 it is not computed.
         lambda_ce: weight of the cross-entropy.
-        ignore_index: label of the pixels left out.
+        ignore_index: label of the pixels to ignore.
 
     Raises:
         ValueError: when a weight is negative or both are 0.
     """
 
     def __init__(self, lambda_dice: float = 0.0, lambda_ce: float = 1.0, ignore_index: int = VOID) -> None:
-        """See the class."""
         super().__init__()
         if lambda_dice < 0 or lambda_ce < 0 or lambda_dice + lambda_ce == 0:
             fail(
-                "lambda_dice and lambda_ce must be 0 or more and not both 0, got "
-                f"{lambda_dice} and {lambda_ce}: set dice_weight and ce_weight."
+                "lambda_dice and lambda_ce (dice_weight and ce_weight) must be 0 or more and not both 0, got "
+                f"{lambda_dice} and {lambda_ce}."
             )
         self.lambda_dice, self.lambda_ce, self.ignore_index = lambda_dice, lambda_ce, ignore_index
         self.dice = MaskedDiceLoss(
@@ -44,14 +44,14 @@ class VoidDiceCELoss(_Loss):
 
     @property
     def terms(self) -> dict[str, torch.Tensor]:
-        """The last call's ``ce`` and ``dice`` (where it was computed), detached."""
+        """Return the last call's ``ce`` and ``dice`` (if it was computed), detached."""
         return dict(self._terms)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Compute the weighed sum.
+        """Compute the weighted sum.
 
         Args:
-            input: logits (B, C, spatial), of two classes or more.
+            input: logits (B, C, spatial) of two or more classes.
             target: class indices (B, 1, spatial).
 
         Raises:
@@ -64,7 +64,7 @@ class VoidDiceCELoss(_Loss):
             )
         known = target != self.ignore_index
         classes = target[:, 0].long()
-        # not the mean of torch's: it is NaN where no pixel is known
+        # not torch's mean, which is NaN if no pixel is known
         ce = F.cross_entropy(input, classes, ignore_index=self.ignore_index, reduction="sum") / known.sum().clamp(min=1)
         self._terms = {"ce": ce.detach()}
         total = self.lambda_ce * ce

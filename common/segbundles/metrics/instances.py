@@ -1,15 +1,15 @@
-"""Scores of cells that membranes separate: pixel accuracy, V_rand and V_info of the ISBI 2012 challenge.
+"""Scores of cells separated by membranes: pixel accuracy, V_rand and V_info of the ISBI 2012 challenge.
 
 Arganda-Carreras et al., Crowdsourcing the creation of image segmentation algorithms for connectomics, Frontiers in
-Neuroanatomy 9 (2015) 142, https://doi.org/10.3389/fnana.2015.00142. With p_ij the share of the pixels that lie in cell
-i of the truth T and cell j of the prediction S, t_i and s_j its sums:
+Neuroanatomy 9 (2015) 142, https://doi.org/10.3389/fnana.2015.00142. Let p_ij be the share of the pixels in
+cell i of the truth T and cell j of the prediction S, and t_i and s_j its sums:
 
 - V_rand = sum p_ij^2 / (alpha sum s_j^2 + (1 - alpha) sum t_i^2). alpha = 0 is the split score (it falls when a true
   cell is split), alpha = 1 the merge score (it falls when true cells are merged), 0.5 the challenge's F-score.
-- V_info = I(S; T) / ((1 - alpha) H(S) + alpha H(T)), I the mutual information and H the entropy; the same alpha.
+- V_info = I(S; T) / ((1 - alpha) H(S) + alpha H(T)), with the mutual information I, the entropy H and the same alpha.
 
-Both are restricted to the foreground, the pixels that are a cell in the truth. A pixel there that the prediction calls
-membrane is a cell by itself, as in the challenge's own program.
+Both are restricted to the foreground, the pixels that are a cell in the truth. A foreground pixel that is membrane in
+the prediction counts as a cell of its own, as in the challenge's program.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
     "v_rand",
 ]
 
-# of the membrane probability; those of the challenge's program, less the one at which no cell is left
+# of the membrane probability; those of the challenge's program except 0, where no cell is left
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -57,9 +57,9 @@ def label_cells(cell: Any) -> np.ndarray:
 
 
 def thin_membranes(cells: Any) -> np.ndarray:
-    """Grow cells into the membranes until these are one pixel wide, no cell touching another.
+    """Grow cells into the membranes until these are one pixel wide and no cells touch.
 
-    A membrane that ends inside a cell vanishes. Without any cell nothing changes.
+    A membrane that ends inside a cell disappears. Without any cell nothing changes.
 
     Args:
         cells: label image (W, H), membranes 0.
@@ -75,11 +75,11 @@ def thin_membranes(cells: Any) -> np.ndarray:
 
 
 def cells_at_threshold(membrane_probability: Any, threshold: float = 0.5) -> np.ndarray:
-    """Segment cells as the challenge does: 4-connected regions below a threshold, their membranes thinned.
+    """Segment cells as the challenge does, as 4-connected regions below a threshold, and thin their membranes.
 
     Args:
         membrane_probability: (W, H), 0 to 1.
-        threshold: where the probability is lower there is cell.
+        threshold: pixels with a lower probability are cell.
 
     Returns:
         Label image (W, H), int32, membranes 0.
@@ -88,7 +88,7 @@ def cells_at_threshold(membrane_probability: Any, threshold: float = 0.5) -> np.
 
 
 def v_rand(truth: Any, prediction: Any, alpha: float = 0.5) -> float:
-    """Foreground-restricted Rand score, V_rand.
+    """Compute the foreground-restricted Rand score, V_rand.
 
     Args:
         truth: label image of the true cells, any shape, membranes 0.
@@ -99,7 +99,7 @@ def v_rand(truth: Any, prediction: Any, alpha: float = 0.5) -> float:
         0 to 1, higher is better; NaN when the truth has no cell.
 
     Raises:
-        ValueError: when shapes differ, labels are negative or no integers, or ``alpha`` does not lie between 0 and 1.
+        ValueError: when shapes differ, labels are negative or not integers, or ``alpha`` is not between 0 and 1.
     """
     joint, true, seen = _shares(truth, prediction, alpha)
     if not joint.size:
@@ -108,7 +108,7 @@ def v_rand(truth: Any, prediction: Any, alpha: float = 0.5) -> float:
 
 
 def v_info(truth: Any, prediction: Any, alpha: float = 0.5) -> float:
-    """Foreground-restricted information-theoretic score, V_info.
+    """Compute the foreground-restricted information-theoretic score, V_info.
 
     Args:
         truth: label image of the true cells, any shape, membranes 0.
@@ -116,10 +116,10 @@ def v_info(truth: Any, prediction: Any, alpha: float = 0.5) -> float:
         alpha: 0.5 the F-score, 0 the split score, 1 the merge score.
 
     Returns:
-        0 to 1, higher is better; NaN when the truth has no cell. Where the entropies are 0 (one cell in both) it is 1.
+        0 to 1, higher is better; NaN when the truth has no cell, and 1 when both entropies are 0 (one cell in both).
 
     Raises:
-        ValueError: when shapes differ, labels are negative or no integers, or ``alpha`` does not lie between 0 and 1.
+        ValueError: when shapes differ, labels are negative or not integers, or ``alpha`` is not between 0 and 1.
     """
     joint, true, seen = _shares(truth, prediction, alpha)
     if not joint.size:
@@ -130,9 +130,9 @@ def v_info(truth: Any, prediction: Any, alpha: float = 0.5) -> float:
 
 
 def _shares(truth: Any, prediction: Any, alpha: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return p_ij, t_i and s_j, each a list of shares that sum to 1."""
+    """Return p_ij, t_i and s_j, each as an array of shares that sum to 1."""
     if not 0 <= alpha <= 1:
-        fail(f"alpha must lie between 0 (split score) and 1 (merge score), got {alpha}.")
+        fail(f"alpha must be between 0 (split score) and 1 (merge score), got {alpha}.")
     true, seen = convert_to_numpy(truth), convert_to_numpy(prediction)
     if true.shape != seen.shape:
         fail(f"prediction has shape {seen.shape}, truth {true.shape}: they must be equal.")
@@ -152,20 +152,20 @@ def _shares(truth: Any, prediction: Any, alpha: float) -> tuple[np.ndarray, np.n
 def threshold_scores(
     membrane_probability: Any, truth: Any, thresholds: Sequence[float] = THRESHOLDS
 ) -> list[dict[str, float]]:
-    """Score the cells that each threshold of the membrane probability gives.
+    """Score the cells at several thresholds of the membrane probability.
 
-    The challenge takes the best of the means over a stack: average these over its sections, then take the maximum.
+    The challenge uses the best of the means over a stack: average these over its sections, then take the maximum.
 
     Args:
         membrane_probability: (W, H), 0 to 1.
         truth: label image of the true cells (W, H), membranes 0, not thinned.
-        thresholds: see :func:`cells_at_threshold`.
+        thresholds: thresholds of :func:`cells_at_threshold`.
 
     Returns:
-        ``threshold``, ``v_rand`` and ``v_info``, a dictionary a threshold.
+        One dictionary per threshold, with ``threshold``, ``v_rand`` and ``v_info``.
     """
     if not thresholds:
-        fail("thresholds must name one value or more, got none.")
+        fail("thresholds must have at least one value, got none.")
     found = []
     for threshold in thresholds:
         cells = cells_at_threshold(membrane_probability, threshold)
@@ -174,7 +174,7 @@ def threshold_scores(
 
 
 def pixel_accuracy(prediction: Any, truth: Any) -> float:
-    """Share of the pixels whose class is right.
+    """Compute the share of pixels with the right class.
 
     Args:
         prediction: class indices, any shape.
@@ -190,16 +190,16 @@ def pixel_accuracy(prediction: Any, truth: Any) -> float:
 
 
 def section_metrics(prediction: Any, truth: Any, cells: Any = None) -> dict[str, float]:
-    """Scores of one section; class 0 is membrane, class 1 cell.
+    """Compute the scores of one section; class 0 is membrane, class 1 cell.
 
     Args:
         prediction: class indices (W, H).
         truth: class indices (W, H).
-        cells: label image (W, H) that post-processing made, membranes 0; None leaves out its scores.
+        cells: label image (W, H) from post-processing, membranes 0; None omits its scores.
 
     Returns:
-        ``pixel_accuracy``; ``dice_membrane`` (NaN when the truth has no membrane); of the cells as they are
-        ``pixel_accuracy_mask``; of the cells, membranes thinned, ``v_rand_cells`` and ``v_info_cells``.
+        ``pixel_accuracy`` and ``dice_membrane`` (NaN when the truth has no membrane); for the cells
+        ``pixel_accuracy_mask``, and after thinning their membranes ``v_rand_cells`` and ``v_info_cells``.
 
     Raises:
         ValueError: when shapes differ or are not 2D.

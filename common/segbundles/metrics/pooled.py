@@ -1,10 +1,9 @@
-"""Metrics pooled over a set: one confusion matrix of all pixels of all images."""
+"""Metrics pooled over a data set, from one confusion matrix of all pixels of all images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,24 +11,25 @@ from ignite.metrics import ConfusionMatrix, MetricsLambda
 from monai.utils import CommonKeys as Keys
 from torch.nn import functional as F
 
+from .segmentation import mean_defined
+
 __all__ = ["PooledConfusion", "confusion_counts", "pooled_metric", "pooled_scores"]
 
 
 class PooledConfusion(ConfusionMatrix):
-    """Ignite's confusion matrix (rows are truth) over the decollated class maps of a MONAI engine.
+    """Ignite's confusion matrix (rows are truth) of the decollated class maps of a MONAI engine.
 
-    Pixels whose label is no class (:data:`segbundles.data.VOID`) are left out. It is summed over processes.
+    Pixels whose label is not a class (:data:`segbundles.data.VOID`) are ignored. The matrix is summed over processes.
 
     Args:
         num_classes: number of classes, background included.
     """
 
     def __init__(self, num_classes: int = 2) -> None:
-        """See the class."""
         super().__init__(num_classes, output_transform=self._pair)
 
     def _pair(self, output: Sequence[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """One-hot predictions (1, C, pixels) and labels (1, pixels), of images of any size."""
+        """Return one-hot predictions (1, C, pixels) and labels (1, pixels) of images of any size."""
         pred, label = (
             torch.cat([torch.as_tensor(item[key]).detach().cpu().flatten() for item in output]).long()
             for key in (Keys.PRED, Keys.LABEL)
@@ -38,11 +38,11 @@ class PooledConfusion(ConfusionMatrix):
 
 
 def confusion_counts(prediction: torch.Tensor, truth: torch.Tensor, num_classes: int = 2) -> torch.Tensor:
-    """Confusion matrix (truth, prediction) of one image, as ignite counts it.
+    """Compute the confusion matrix (truth, prediction) of one image, as ignite counts it.
 
     Args:
         prediction: class indices.
-        truth: class indices, of the same shape; pixels of no class are left out.
+        truth: class indices of the same shape; pixels that are not a class are ignored.
         num_classes: number of classes, background included.
     """
     known = truth < num_classes
@@ -51,14 +51,15 @@ def confusion_counts(prediction: torch.Tensor, truth: torch.Tensor, num_classes:
 
 
 def pooled_scores(matrix: torch.Tensor) -> dict[str, float]:
-    """Scores of a confusion matrix: ``accuracy``; Jaccard of each class k, ``jaccard_k``, and of means the following.
-
-    ``mean_jaccard`` is the mean over the classes, background included, and ``jaccard`` that over the foreground: of
-    two classes, the one foreground class. A class that is neither in truth nor in prediction has no Jaccard (NaN) and
-    is in no mean.
+    """Compute the scores of a confusion matrix.
 
     Args:
         matrix: rows are truth, columns prediction.
+
+    Returns:
+        ``accuracy``; ``mean_jaccard``, the mean over all classes including the background; ``jaccard``, the mean over
+        the foreground classes; and ``jaccard_k`` for each class k. A class that is neither in truth nor in prediction
+        has no Jaccard (NaN) and does not count in the means.
     """
     counts = matrix.double()
     hits, union = counts.diag(), counts.sum(0) + counts.sum(1) - counts.diag()
@@ -66,18 +67,18 @@ def pooled_scores(matrix: torch.Tensor) -> dict[str, float]:
     total = float(counts.sum())
     return {
         "accuracy": float(hits.sum()) / total if total else math.nan,
-        "mean_jaccard": _mean(by_class),
-        "jaccard": _mean(by_class[1:]),
+        "mean_jaccard": mean_defined(by_class),
+        "jaccard": mean_defined(by_class[1:]),
         **{f"jaccard_{k}": value for k, value in enumerate(by_class)},
     }
 
 
 def pooled_metric(confusion: ConfusionMatrix, name: str = "jaccard") -> MetricsLambda:
-    """One of :func:`pooled_scores` as a metric of an engine; 0 where it is not defined.
+    """Return one of :func:`pooled_scores` as a metric of an engine; 0 if it is not defined.
 
     Args:
-        confusion: the matrix; metrics of one engine may share it.
-        name: score.
+        confusion: the matrix; several metrics of an engine may share it.
+        name: name of the score.
     """
 
     def score(matrix: torch.Tensor) -> float:
@@ -85,8 +86,3 @@ def pooled_metric(confusion: ConfusionMatrix, name: str = "jaccard") -> MetricsL
         return 0.0 if math.isnan(value) else value
 
     return MetricsLambda(score, confusion)
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [v for v in values if not math.isnan(v)]
-    return fmean(defined) if defined else math.nan

@@ -1,4 +1,4 @@
-"""Overlap and surface distance of one case and of its slices, undefined values left undefined, and their summary."""
+"""Overlap and surface distance of a case and of its slices, with NaN for undefined values, and their summary."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METRIC_UNITS = {
     "assd_mm": "mm",
     "truth_in_box": "",
 }
-# of segbundles.metrics.section_metrics, which has no values a class
+# of segbundles.metrics.section_metrics, which has no values per class
 SECTION_UNITS = {
     "pixel_accuracy": "",
     "dice_membrane": "",
@@ -53,24 +53,30 @@ def segmentation_metrics(
     num_classes: int = 2,
     distances: bool = True,
 ) -> dict[str, Any]:
-    """Metrics of one case.
+    """Compute the metrics of one case.
 
-    Dice, Jaccard, precision and recall; Hausdorff distance (``hd_mm``), its 95th percentile (``hd95_mm``) and average
-    symmetric surface distance (``assd_mm``), in mm, between voxels at the surfaces, as MONAI computes them. With
-    several foreground classes the means over those where the value is defined stand first, then a value a class as
-    ``dice_1``, ``dice_2`` and so on.
+    These are Dice, Jaccard, precision and recall, and in mm the Hausdorff distance (``hd_mm``), its 95th percentile
+    (``hd95_mm``) and the average symmetric surface distance (``assd_mm``) between the surface voxels, as MONAI computes
+    them. With several foreground classes, the means over the classes with a defined value come first, followed by the
+    values per class, ``dice_1``, ``dice_2`` and so on.
 
-    ``status`` is ``ok``; ``missed`` (there is truth, and nothing of it was found: overlaps are 0; where nothing at all
-    was predicted, distances and precision are undefined); ``false positive`` (no truth, something was predicted: Dice,
-    Jaccard and precision are 0, the rest undefined); or ``empty`` (neither: all undefined). Undefined values are NaN,
-    never 0. With several classes it is that of the worst class.
+    ``status`` is one of the following; with several classes, that of the worst class:
+
+    - ``ok``;
+    - ``missed``: there is truth but none of it was found. Overlaps are 0; if nothing at all was predicted, distances
+      and precision are undefined;
+    - ``false positive``: something was predicted but there is no truth. Dice, Jaccard and precision are 0, the rest is
+      undefined;
+    - ``empty``: neither truth nor prediction; everything is undefined.
+
+    Undefined values are NaN, never 0.
 
     Args:
         prediction: class indices, spatial axes only, 2D or 3D.
         truth: class indices, of the same shape.
-        spacing_mm: voxel size an axis.
+        spacing_mm: voxel size per axis.
         num_classes: number of classes, background included.
-        distances: whether to measure distances; they are left out where the spacing is not known.
+        distances: whether to measure distances; False if the spacing is not known.
 
     Returns:
         ``status``, then the metrics by name.
@@ -86,7 +92,7 @@ def segmentation_metrics(
     row: dict[str, Any] = {"status": next(s for s in ("missed", "false positive", "ok", "empty") if s in found)}
     for name in classes[0]:
         if name != "status":
-            row[name] = _mean([c[name] for c in classes])
+            row[name] = mean_defined([c[name] for c in classes])
     if num_classes > 2:
         for k, values in enumerate(classes, 1):
             row.update({f"{name}_{k}": value for name, value in values.items() if name != "status"})
@@ -96,7 +102,7 @@ def segmentation_metrics(
 def slice_metrics(
     prediction: torch.Tensor, truth: torch.Tensor, slice_axis: int = -1, num_classes: int = 2
 ) -> list[dict[str, Any]]:
-    """Figures of each slice of a volume.
+    """Compute the scores of each slice of a volume.
 
     Args:
         prediction: class indices, (W, H, D).
@@ -105,15 +111,15 @@ def slice_metrics(
         num_classes: number of classes, background included.
 
     Returns:
-        For every slice in order ``dice`` (NaN where the slice has no truth, whatever is predicted; with several
-        foreground classes the mean over those in truth or prediction), and the pixels of any foreground class
-        ``truth_pixels`` and ``predicted_pixels``, and those of the wrong class, ``error_pixels``.
+        One dictionary per slice with ``dice`` (NaN if the slice has no truth, whatever is predicted; with several
+        foreground classes, the mean over those in truth or prediction), the number of pixels of any foreground class,
+        ``truth_pixels`` and ``predicted_pixels``, and of the wrong class, ``error_pixels``.
 
     Raises:
         ValueError: when the shapes differ or are not 3D, or there is no such axis.
     """
     if prediction.ndim != 3 or not -3 <= slice_axis < 3:
-        fail(f"slice_axis must be an axis of a volume of three, got {slice_axis} of shape {tuple(prediction.shape)}.")
+        fail(f"slice_axis must be an axis of a 3D volume, got {slice_axis} and shape {tuple(prediction.shape)}.")
     if prediction.shape != truth.shape:
         fail(f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}: they must be equal.")
     rows = []
@@ -168,30 +174,31 @@ def _distances(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequen
     }
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_defined(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     defined = [v for v in values if not math.isnan(v)]
     return fmean(defined) if defined else math.nan
 
 
 def higher_is_better(metric: str) -> bool:
-    """Tell by its name whether a larger value of a metric is better.
+    """Return whether a larger value of a metric is better, judging by its name.
 
-    Distances (HD, HD95, ASD, ASSD), errors, losses, variations of information and times are better when lower; all
-    else, such as Dice, Jaccard, precision, recall, accuracy, V_rand and V_info, when higher.
+    Distances (HD, HD95, ASD, ASSD), errors, losses, variations of information and times are better when lower. All
+    other metrics, such as Dice, Jaccard, precision, recall, accuracy, V_rand and V_info, are better when higher.
     """
     return _LOWER_IS_BETTER.search(metric) is None
 
 
 def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Summarize the rows of cases.
+    """Summarize the metrics of all cases.
 
     Args:
-        rows: what :func:`segmentation_metrics` gave, a row a case; other columns may stand beside it.
+        rows: one row per case, as from :func:`segmentation_metrics`; other columns are allowed.
 
     Returns:
-        For every numeric column ``mean``, ``sd`` (of the sample), ``median``, ``worst`` and ``n``, over the cases where
-        it is defined (all None when there is none); then ``cases``, the number of each status other than ok, and, where
-        the rows have them, the sums of ``lesion_slices``, ``lesion_free_slices`` and ``false_positive_slices``.
+        For every metric ``mean``, ``sd`` (sample formula), ``median``, ``worst`` and ``n`` over the cases where it is
+        defined (None if there is no such case); then ``cases``, the number of cases with each status other than ok,
+        and, if the rows have them, the sums of ``lesion_slices``, ``lesion_free_slices`` and ``false_positive_slices``.
     """
     columns = [name for name in dict.fromkeys(k for row in rows for k in row) if _is_metric(rows, name)]
     summary: dict[str, Any] = {}
@@ -215,7 +222,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def base_name(name: str) -> str:
-    """Metric that a column holds: ``dice_2`` gives ``dice``."""
+    """Return the metric of a column: ``dice_2`` gives ``dice``."""
     base, _, number = name.rpartition("_")
     return base if number.isdigit() else name
 

@@ -1,22 +1,23 @@
-"""Networks that MONAI lacks, and loading weights into any."""
+"""Networks that MONAI does not have, and loading weights into any network."""
 
 from .bam import BAM
 from .exported import load_exported
-from .fcn import FCN
+from .fcn import VGG16FCN
 from .valid_unet import ValidUNet
 from .vgg_weights import VGG16_URLS, load_vgg16_weights
-from .vnet import VNet
-from .weights import check_loaded, load_weights, read_weights
+from .vnet import AttentionVNet
+from .weights import load_if_given, load_weights, read_weights, require_weights
 
 __all__ = [
     "BAM",
-    "FCN",
+    "VGG16FCN",
     "VGG16_URLS",
-    "VNet",
+    "AttentionVNet",
     "ValidUNet",
-    "check_loaded",
     "load_exported",
+    "load_if_given",
     "load_vgg16_weights",
     "load_weights",
     "read_weights",
+    "require_weights",
 ]

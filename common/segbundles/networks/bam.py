@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import torch
-from monai.networks.layers.factories import Conv, split_args
+from monai.networks.layers.factories import Conv
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import nn
+
+from segbundles.errors import fail
+
+from .arguments import check_at_least_one, check_choice, split_norm
 
 __all__ = ["BAM"]
 
 _FORMS = ("parallel", "sequential")
 _NORMS = ("batch", "syncbatch", "group")
-# a group of fewer values, normalised by itself, keeps hardly more than a sign
+# normalising a smaller group leaves little more than signs
 _MIN_GROUP = 4
 
 
@@ -19,16 +23,16 @@ class BAM(nn.Module):
     """Bottleneck attention module: a channel gate and a spatial gate on one feature map.
 
     The channel gate pools the map globally and passes it through a 1x1 bottleneck. The spatial gate reduces the
-    channels by a 1x1 convolution, looks around with dilated 3x3 (3x3x3) convolutions and ends in one channel. With
-    ``c`` and ``s`` the two gates before the sigmoid:
+    channels with a 1x1 convolution, applies dilated 3x3 (3x3x3) convolutions and ends in one channel. Let ``c`` and
+    ``s`` be the two gates before the sigmoid. The forms are:
 
     - ``"parallel"``, the paper's form: ``x * (1 + sigmoid(c(x) * s(x)))``;
     - ``"sequential"``: ``y = x + x * sigmoid(c(x))``, ``z = y + y * sigmoid(s(y))``, and ``x + z`` is returned.
 
-    Normalisation follows each convolution but the last of a gate. The paper takes batch norm; in the channel gate that
-    sees one value a channel and case, so in training it fails at batch 1. The default is therefore group norm with one
-    group (layer norm over the channels), which works at any batch size. Where a channel gate has fewer than four
-    hidden channels, that norm is left out of it: over so few values it would erase what was pooled.
+    Normalisation follows each convolution except the last of a gate. The paper uses batch norm. In the channel gate,
+    batch norm sees one value per channel and case, so training fails at batch size 1. The default is therefore group
+    norm with one group (layer norm over the channels), which works at any batch size. A channel gate with fewer than
+    four hidden channels has no norm: normalising so few values would erase the pooled information.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
@@ -37,14 +41,15 @@ class BAM(nn.Module):
         dilation: dilation of the spatial gate's 3x3 convolutions.
         form: ``"parallel"`` or ``"sequential"``.
         num_dilated_convs: number of dilated convolutions in the spatial gate.
-        norm: normalisation as MONAI writes it, a name or a pair of name and arguments, or None for none: ``"group"``
-            (by name alone: one group), ``"batch"`` (needs 2 cases a batch in training) or ``"syncbatch"`` (CUDA, 2
-            cases over all processes). Instance norm is refused: of one pooled value a channel it leaves nothing.
+        norm: normalisation as MONAI writes it, a name or a pair of a name and arguments; None means no normalisation.
+            ``"group"`` (the name alone means one group), ``"batch"`` (training needs at least 2 cases per batch) or
+            ``"syncbatch"`` (CUDA; at least 2 cases over all processes). Instance norm is refused, because it turns one
+            pooled value per channel into zero.
         act: activation as MONAI writes it.
 
     Raises:
-        ValueError: When ``spatial_dims`` is not 2 or 3, ``form`` or ``norm`` is not one of the above, a number is below
-            1, or the group norm asked for does not fit the hidden channels.
+        ValueError: when ``spatial_dims`` is not 2 or 3, ``form`` or ``norm`` is not one of the above, a number is below
+            1, or the group norm does not fit the hidden channels.
 
     Example:
         >>> import torch
@@ -66,23 +71,16 @@ class BAM(nn.Module):
         act: str | tuple = ("relu", {"inplace": True}),
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-        if form not in _FORMS:
-            raise ValueError(f"form must be one of {', '.join(map(repr, _FORMS))}, got {form!r}.")
-        for name, value in (
-            ("in_channels", in_channels),
-            ("reduction", reduction),
-            ("dilation", dilation),
-            ("num_dilated_convs", num_dilated_convs),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_choice("spatial_dims", spatial_dims, (2, 3))
+        check_choice("form", form, _FORMS)
+        check_at_least_one(
+            in_channels=in_channels, reduction=reduction, dilation=dilation, num_dilated_convs=num_dilated_convs
+        )
 
         self.sequential = form == "sequential"
         hidden = max(in_channels // reduction, 1)
         norm = _resolve_norm(norm, hidden)
-        pooled_norm = _pooled_norm(norm, hidden)
+        pooled_norm = "" if norm and norm[0] == "group" and hidden < _MIN_GROUP else norm
         conv = Conv[Conv.CONV, spatial_dims]
 
         self.channel_gate = nn.Sequential(
@@ -102,10 +100,10 @@ class BAM(nn.Module):
         self.spatial_gate.append(conv(hidden, 1, kernel_size=1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Weigh the feature map.
+        """Weight the feature map by the two gates.
 
         Args:
-            x: in shape (batch, in_channels, spatial_1, spatial_2[, spatial_3]).
+            x: shape (batch, in_channels, spatial_1, spatial_2[, spatial_3]).
 
         Returns:
             A tensor of the same shape.
@@ -117,29 +115,13 @@ class BAM(nn.Module):
 
 
 def _resolve_norm(norm: str | tuple | None, hidden: int) -> str | tuple:
-    """The MONAI norm spec for ``hidden`` channels ("" for none), checked."""
-    if norm is None or norm == "":
-        return ""
-    name, args = split_args(norm)
-    name = str(name).lower()
-    if name == "instance":
-        raise ValueError(
-            "norm 'instance' cannot work in BAM's channel gate, where it sees one value a channel and leaves zero: "
-            f"use None or one of {', '.join(map(repr, _NORMS))}."
-        )
-    if name not in _NORMS:
-        raise ValueError(f"norm must be None or one of {', '.join(map(repr, _NORMS))}, got {norm!r}.")
-    args = dict(args)
+    """Check a norm and return it as MONAI's layers take it for ``hidden`` channels; "" means no norm."""
+    name, args = split_norm(norm or None, _NORMS) or ("", {})
     if name == "group":
         groups = args.setdefault("num_groups", 1)
         if groups != 1 and (groups < 1 or hidden % groups or hidden // groups < _MIN_GROUP):
-            raise ValueError(
+            fail(
                 f"group norm with {groups} groups does not fit BAM's {hidden} hidden channels: each group needs the "
                 f"same number of channels, at least {_MIN_GROUP}. Use num_groups=1 or a smaller reduction."
             )
-    return name, args
-
-
-def _pooled_norm(norm: str | tuple, hidden: int) -> str | tuple:
-    """The spec for the channel gate: none where a group would be too small to normalise."""
-    return "" if norm and norm[0] == "group" and hidden < _MIN_GROUP else norm
+    return (name, args) if name else ""

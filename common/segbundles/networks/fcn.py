@@ -1,37 +1,37 @@
-"""Fully convolutional networks (FCN-8s, 16s and 32s) on the convolutions of VGG-16."""
+"""Fully convolutional networks (FCN-8s, FCN-16s and FCN-32s) built on the convolutions of VGG-16."""
 
 from __future__ import annotations
 
 import torch
 from monai.networks.blocks.convolutions import Convolution
-from monai.networks.layers.factories import split_args
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["FCN"]
+from segbundles.errors import fail
 
-# convolutions a block and their width as a multiple of base_channels
+from .arguments import check_at_least_one, check_choice, refuse, split_norm
+
+__all__ = ["VGG16FCN"]
+
+# convolutions per block and their width as a multiple of base_channels
 _BLOCKS = ((2, 1), (2, 2), (3, 4), (3, 8), (3, 8))
 _PUBLISHED_PAD = 100
-_PADDINGS = ("published", "same")
-_VARIANTS = (8, 16, 32)
-_NORMS = ("batch", "syncbatch")
 
 
-class FCN(nn.Module):
-    """FCN-8s, FCN-16s or FCN-32s: VGG-16 made convolutional, its coarse scores upsampled by learned steps.
+class VGG16FCN(nn.Module):
+    """FCN-8s, FCN-16s or FCN-32s: a convolutional VGG-16 whose coarse scores are upsampled in learned steps.
 
-    Five blocks of 3x3 convolutions with ReLU, each ended by 2x2 max pooling; ``fc6`` and ``fc7`` as convolutions; a 1x1
-    convolution gives scores, which transposed convolutions enlarge. FCN-16 doubles them once and adds the scores of
-    pool4, FCN-8 doubles twice and adds those of pool4 and pool3; one last transposed convolution of stride ``variant``
-    leads back to the input's grid. With the defaults it has 134,271,436 parameters. Convolutions start Glorot uniform
-    with zero bias.
+    The network has five blocks of 3x3 convolutions with ReLU, each followed by 2x2 max pooling, then ``fc6`` and
+    ``fc7`` as convolutions. A 1x1 convolution gives scores, which transposed convolutions enlarge. FCN-16 doubles them
+    once and adds the scores of pool4. FCN-8 doubles them twice and adds the scores of pool4 and pool3. A last
+    transposed convolution of stride ``variant`` returns to the input's grid. With the defaults the network has
+    134,271,436 parameters. Convolutions are initialised Glorot uniform with zero bias.
 
-    Any input size goes, and logits come out at that size: the input is first padded at its far ends to a multiple of
-    32, by repeating the edge pixels, and the output cropped back. Every crop takes the cells that lie at the same place
-    in the image, so score maps are added, and logits returned, without a shift. With the published padding at 224x224
-    that is 13x13 at pool5, 7x7 at fc7, 16x16 and 34x34 after the doublings, 280x280, of which rows and columns 31 to
-    254 are kept. (A crop about the centre, as some implementations have it, would be off by 3 pixels there.)
+    The input may have any size, and the logits have the same size: the input is padded at its far ends to a multiple
+    of 32 by repeating the edge pixels, and the output is cropped. Every crop keeps the cells at the same position in
+    the image, so score maps are added without a shift. With the published padding, a 224x224 input gives 13x13 at
+    pool5, 7x7 at fc7, 16x16 and 34x34 after the doublings, and 280x280 at the end, of which rows and columns 31 to 254
+    are kept. (A centre crop, as in some implementations, would be off by 3 pixels.)
 
     Args:
         spatial_dims: number of spatial dimensions: 2.
@@ -43,20 +43,21 @@ class FCN(nn.Module):
         fc_kernel_size: kernel size of fc6.
         fc_dilation: dilation of fc6.
         padding: ``"published"``: 100 pixels of zeros at the first convolution, none at fc6; or ``"same"``: every
-            convolution keeps its size, so at 224x224 the first block works on 50,176 pixels instead of 178,084.
-        norm: normalisation between convolution and ReLU, also of fc6 and fc7, as MONAI writes it, a name or a pair of
-            name and arguments, or None for none: ``"batch"`` (in training it needs two values a channel: two images, or
-            one above 32 pixels) or ``"syncbatch"`` (CUDA, several processes). Those convolutions then have no bias.
-        dropout: probability to drop an element of fc6 and fc7.
-        bilinear_init: start the transposed convolutions as bilinear interpolation of each class by itself.
+            convolution keeps the size, so at 224x224 the first block works on 50,176 pixels instead of 178,084.
+        norm: normalisation between convolution and ReLU, also in fc6 and fc7, as MONAI writes it, a name or a pair of a
+            name and arguments; None means no normalisation. ``"batch"`` (training needs two values per channel: two
+            images, or one larger than 32 pixels) or ``"syncbatch"`` (CUDA, several processes). Normalised convolutions
+            have no bias.
+        dropout: probability of dropping an element of fc6 and fc7.
+        bilinear_init: initialise the transposed convolutions as bilinear interpolation of each class on its own.
 
     Raises:
-        ValueError: When ``spatial_dims``, ``variant``, ``padding`` or ``norm`` is not one of the above, a number is out
+        ValueError: when ``spatial_dims``, ``variant``, ``padding`` or ``norm`` is not one of the above, a number is out
             of range, or fc6 does not fit the padding.
 
     Example:
         >>> import torch
-        >>> net = FCN(spatial_dims=2, fc_channels=512, padding="same", norm="batch", bilinear_init=True).eval()
+        >>> net = VGG16FCN(spatial_dims=2, fc_channels=512, padding="same", norm="batch", bilinear_init=True).eval()
         >>> net(torch.rand(1, 3, 288, 384)).shape
         torch.Size([1, 2, 288, 384])
 
@@ -83,38 +84,31 @@ class FCN(nn.Module):
     ) -> None:
         super().__init__()
         if spatial_dims != 2:
-            raise ValueError(f"spatial_dims must be 2 (VGG-16 is two-dimensional), got {spatial_dims}.")
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("base_channels", base_channels),
-            ("fc_channels", fc_channels),
-            ("fc_kernel_size", fc_kernel_size),
-            ("fc_dilation", fc_dilation),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        if variant not in _VARIANTS:
-            raise ValueError(
-                f"variant must be {', '.join(map(str, _VARIANTS[:-1]))} or {_VARIANTS[-1]}, got {variant}."
-            )
-        if padding not in _PADDINGS:
-            raise ValueError(f"padding must be {' or '.join(map(repr, _PADDINGS))}, got {padding!r}.")
-        if norm is not None and str(split_args(norm)[0]).lower() not in _NORMS:
-            raise ValueError(f"norm must be None or one of {', '.join(map(repr, _NORMS))}, got {norm!r}.")
+            fail(f"spatial_dims must be 2 (VGG-16 is two-dimensional), got {spatial_dims}.")
+        check_at_least_one(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            base_channels=base_channels,
+            fc_channels=fc_channels,
+            fc_kernel_size=fc_kernel_size,
+            fc_dilation=fc_dilation,
+        )
+        check_choice("variant", variant, (8, 16, 32))
+        check_choice("padding", padding, ("published", "same"))
         if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
-        reach = fc_dilation * (fc_kernel_size - 1)  # how many cells fc6 takes off a map that is not padded
+            fail(f"dropout must be in [0, 1), got {dropout}.")
+        reach = fc_dilation * (fc_kernel_size - 1)  # cells by which an unpadded fc6 shrinks a map
         published = padding == "published"
         if published and not 2 <= reach <= 6:
-            raise ValueError(
-                "the published padding fits an fc6 of 3 to 7 cells, fc_dilation * (fc_kernel_size - 1) + 1, "
-                f"got {reach + 1}. Choose padding='same' for another."
+            fail(
+                "padding='published' needs an fc6 of 3 to 7 cells (fc_dilation * (fc_kernel_size - 1) + 1), got "
+                f"{reach + 1}: change it, or set padding='same'."
             )
         if not published and fc_kernel_size % 2 == 0:
-            raise ValueError(f"fc_kernel_size must be odd for padding='same', got {fc_kernel_size}.")
+            fail(f"fc_kernel_size must be odd for padding='same', got {fc_kernel_size}.")
 
-        self.norm = None if norm is None else str(split_args(norm)[0]).lower()
+        split = split_norm(norm, ("batch", "syncbatch"))
+        self.norm = None if split is None else split[0]
         self.stride = 2 ** len(_BLOCKS)
         self.fc_padding = 0 if published else reach // 2
         widths = [base_channels * factor for _, factor in _BLOCKS]
@@ -132,8 +126,8 @@ class FCN(nn.Module):
         self.fc7 = _unit(fc_channels, fc_channels, 1, 0, norm, dropout=dropout)
         self.score = nn.Conv2d(fc_channels, out_channels, 1)
 
-        # `at` is where in the image, in pixels, the first cell of a score map lies, and `place` that of a pool's: a
-        # crop by their distance lays one upon the other
+        # `at` is the position in the image, in pixels, of the first cell of a score map, and `place` that of a pool:
+        # cropping by their distance aligns the two
         def place(stride: int) -> float:
             return (stride - 1) / 2 - (_PUBLISHED_PAD - 1 if published else 0)
 
@@ -161,16 +155,16 @@ class FCN(nn.Module):
         """Return the logits.
 
         Args:
-            x: in shape (batch, in_channels, spatial_1, spatial_2), of any spatial size.
+            x: shape (batch, in_channels, spatial_1, spatial_2), any spatial size.
 
         Returns:
-            Logits in shape (batch, out_channels, spatial_1, spatial_2).
+            Logits, shape (batch, out_channels, spatial_1, spatial_2).
 
         Raises:
-            ValueError: When the input has not 2 spatial dimensions.
+            ValueError: when the input does not have 2 spatial dimensions.
         """
         if x.dim() != 4:
-            raise ValueError(f"FCN expects (batch, channel) and 2 spatial dimensions, got {x.shape}.")
+            refuse(f"VGG16FCN needs an input of shape (batch, channels, 2 spatial dimensions), got {x.shape}.")
         size = x.shape[2:]
         x = self._pad(x)
         pools: list[torch.Tensor] = []
@@ -185,14 +179,14 @@ class FCN(nn.Module):
     def _pad(self, x: torch.Tensor) -> torch.Tensor:
         bottom = (self.stride - x.shape[2] % self.stride) % self.stride
         right = (self.stride - x.shape[3] % self.stride) % self.stride
-        # a traced graph has to pad at sizes other than the example's
+        # a traced graph must pad other sizes than the example's too
         if torch.jit.is_tracing() or bottom > 0 or right > 0:
             return F.pad(x, [0, right, 0, bottom], mode="replicate")
         return x
 
     def _run_fc6(self, x: torch.Tensor) -> torch.Tensor:
-        # torch 2.13 (oneDNN) reads uninitialised memory in the bf16 weight gradient of a convolution on a CPU when some
-        # of the kernel meets nothing but padding: maps that small are computed in fp32
+        # torch 2.13 (oneDNN) reads uninitialised memory in the bf16 weight gradient of a convolution on a CPU if part
+        # of the kernel only meets padding, so maps that small are computed in fp32
         if not torch.jit.is_scripting():  # noqa: SIM102 (scripting skips the block only when the test stands alone)
             if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and min(x.shape[2:]) <= self.fc_padding:
                 with torch.autocast("cpu", enabled=False):
@@ -201,7 +195,7 @@ class FCN(nn.Module):
 
 
 class _Fuse(nn.Module):
-    """Double the resolution of scores and add those of a pool, from row and column ``offset`` on."""
+    """Double the resolution of scores and add the scores of a pool, cropped from row and column ``offset``."""
 
     def __init__(self, in_channels: int, out_channels: int, published: bool, offset: int) -> None:
         super().__init__()
@@ -227,7 +221,7 @@ def _unit(
     dilation: int = 1,
     dropout: float | None = None,
 ) -> Convolution:
-    """Convolution, norm if any, ReLU, and dropout if any."""
+    """Return a convolution, then norm (if any), ReLU and dropout (if any)."""
     return Convolution(
         2,
         in_channels,

@@ -1,4 +1,4 @@
-"""The U-Net as published: convolutions without padding."""
+"""The U-Net as published, whose convolutions have no padding."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ from monai.networks.layers.factories import Dropout
 from monai.networks.layers.utils import get_norm_layer
 from torch import nn
 
+from segbundles.errors import fail
+
+from .arguments import refuse
+
 __all__ = ["ValidUNet"]
 
 
 class ValidUNet(nn.Module):
-    """2D U-Net of convolutions without padding, whose output is smaller than its input: 572 gives 388.
+    """2D U-Net without padding, whose output is smaller than its input: 572 pixels give 388.
 
     Ronneberger et al., U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015,
-    https://arxiv.org/abs/1505.04597. The output lacks ``margin`` pixels on each side, 92 with five levels: the input is
-    to hold what lies around, and its mirror image at the borders of an image. ``context`` of
-    :class:`segbundles.inferers.TileInferer` gives it that.
+    https://arxiv.org/abs/1505.04597. The output is smaller by ``margin`` pixels on each side, 92 with five levels. The
+    input must therefore include its surroundings, mirrored at the borders of an image; the ``context`` of
+    :class:`segbundles.inferers.TileInferer` adds them.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output, logits.
         channels: channels of each level, from the top.
-        norm: MONAI's norm after each convolution, such as ``"batch"``; None for none, as published.
-        dropout: share of the channels' values dropped after the two lowest levels of the contracting path.
+        norm: normalisation after each convolution as MONAI writes it, such as ``"batch"``; None, as published, for no
+            normalisation.
+        dropout: probability of dropping a channel after the two lowest levels of the contracting path.
 
     Raises:
         ValueError: when there are fewer than two levels.
@@ -47,9 +52,9 @@ class ValidUNet(nn.Module):
     ) -> None:
         super().__init__()
         if len(channels) < 2:
-            raise ValueError(f"channels must name two levels or more, got {list(channels)}.")
+            fail(f"channels must have two values or more, one per level, got {list(channels)}.")
         self.factor = 2 ** (len(channels) - 1)
-        # lost on each side: 2 pixels a level on the way down, and again on the way up; each level halves what is left
+        # each level takes 2 of its own pixels off each side on the way down, and again on the way up
         self.margin = 6 * self.factor - 4
         self.downs = nn.ModuleList()
         for level, width in enumerate(channels):
@@ -71,7 +76,7 @@ class ValidUNet(nn.Module):
         """Run the network.
 
         Args:
-            x: (B, in_channels, W, H), of a size that every level can halve, such as 572.
+            x: (B, in_channels, W, H), with sizes that every level can halve, such as 572.
 
         Returns:
             Logits (B, out_channels, W - 2 * margin, H - 2 * margin).
@@ -95,11 +100,11 @@ class ValidUNet(nn.Module):
     def _check(self, size: int) -> None:
         least = 2 * self.margin + 4
         if size < least or (size - least) % self.factor:
-            raise ValueError(f"a size of {size} cannot be halved: give {least} plus a multiple of {self.factor}.")
+            refuse(f"a size of {size} cannot be halved at every level: use {least} plus a multiple of {self.factor}.")
 
 
 class _Up(nn.Module):
-    """Double the size, put the middle of the skip beside, and convolve."""
+    """Double the size, concatenate the centre of the skip, and convolve."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str | tuple | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ImageNet weights of VGG-16 for the FCN, from torchvision's files but without torchvision."""
+"""Load torchvision's ImageNet weights of VGG-16 into the FCN, without needing torchvision."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch import nn
 
 from segbundles.errors import fail
 
-from .fcn import FCN
+from .fcn import VGG16FCN
 from .weights import read_weights
 
 __all__ = ["VGG16_URLS", "load_vgg16_weights"]
 
 logger = logging.getLogger("segbundles")
 
-#: torchvision's files, without and with batch norm; a name carries the first eight digits of the file's sha256
+#: torchvision's files, without and with batch norm; a name ends in the first eight digits of the file's sha256
 VGG16_URLS = {
     "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "vgg16_bn": "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth",
@@ -36,35 +36,35 @@ _SHA256 = {
 
 
 def load_vgg16_weights(
-    network: FCN,
+    network: VGG16FCN,
     source: PathLike | None = None,
     transposed: bool = False,
     forward: Callable[[], Any] | None = None,
-) -> FCN:
-    """Load torchvision's ImageNet VGG-16 into an FCN, and return it.
+) -> VGG16FCN:
+    """Load torchvision's ImageNet VGG-16 into an FCN, and return the FCN.
 
-    All thirteen convolutions are loaded, with batch norm those of ``vgg16_bn`` and its statistics. The first two fully
-    connected layers become fc6 and fc7 where the network has their width and kernel (4096 and 7x7); otherwise fc6 and
-    fc7 keep their values and the log says so. Scores and transposed convolutions are never touched. These weights
-    expect RGB in 0..1, less the mean (0.485, 0.456, 0.406) and divided by (0.229, 0.224, 0.225).
+    All thirteen convolutions are loaded; for a network with batch norm, those of ``vgg16_bn`` with its statistics. The
+    first two fully connected layers become fc6 and fc7 if the network has their width and kernel (4096 and 7x7);
+    otherwise fc6 and fc7 keep their values and the log says so. Scores and transposed convolutions never change. These
+    weights expect RGB in 0..1, minus the mean (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225).
 
-    A network with batch norm takes the file without it too, as the two were trained apart: with ``forward``, which puts
-    a batch of typical images through the network once, every norm is set to the mean and deviation that its channels
-    have there, and the next convolution to that scale. The convolutions then give what the file's give, each channel of
-    them divided by its deviation, and training starts from values of unit scale.
+    A network with batch norm also accepts the file without batch norm if ``forward`` is given. ``forward`` passes a
+    batch of typical images through the network once. Every norm is set to the mean and deviation of its channels on
+    that batch, and the next convolution is scaled accordingly. The convolutions then give the same output as the
+    file's, with each channel divided by its deviation, and training starts from values of unit scale.
 
     Args:
         network: FCN whose parameters are replaced, with ``in_channels=3`` and ``base_channels=64``.
-        source: file with a state_dict named as torchvision's ``vgg16`` (or ``vgg16_bn``, where the network has batch
-            norm); or a URL of one, whose name ends in ``-<first digits of its sha256>.pth``, downloaded once to
-            ``torch.hub``'s folder; or None for the published file that fits, of :py:data:`VGG16_URLS` (528 MiB).
-        transposed: whether the network sees images as MONAI's readers give them, (channel, width, height): kernels are
-            then transposed too, so that the features are those of the published network on upright images.
-        forward: computes ``network`` on a batch; only called where the network has batch norm and the file has not.
+        source: file with a state_dict named as torchvision's ``vgg16`` (or ``vgg16_bn`` if the network has batch norm);
+            or a URL of one, whose name ends in ``-<first digits of its sha256>.pth``, downloaded once to
+            ``torch.hub``'s folder; or None for the published file that fits, see :py:data:`VGG16_URLS` (528 MiB).
+        transposed: whether the network sees images as MONAI's readers give them, (channel, width, height). The kernels
+            are then transposed too, so that the features are those of the published network on upright images.
+        forward: computes ``network`` on a batch; only called if the network has batch norm and the file does not.
 
     Raises:
-        ValueError: When the file is missing, cannot be downloaded, has another hash, is no such state_dict, or does not
-            fit the network's convolutions.
+        ValueError: when the file is missing, cannot be downloaded, has another hash, is not such a state_dict, or does
+            not fit the network's convolutions.
     """
     kind = "vgg16" if network.norm is None else "vgg16_bn"
     if source is None:
@@ -94,7 +94,7 @@ def load_vgg16_weights(
         new = {name: value.transpose(2, 3) if value.ndim == 4 else value for name, value in new.items()}
     if network.norm is not None and not calibrated:
         for name in [name for name in new if name.endswith("conv.bias")]:
-            # there is no such bias here: the norm takes its mean off, so the mean takes the bias off
+            # the network has no such bias: the norm subtracts its mean, so the bias is subtracted from the mean
             mean = name.replace("conv.bias", "adn.N.running_mean")
             new[mean] = new[mean] - new.pop(name)
 
@@ -108,7 +108,7 @@ def load_vgg16_weights(
         elif given.shape != (weight.shape[0], weight[0].numel()):
             reason = f"{theirs} is {tuple(given.shape)} and {layer} {(weight.shape[0], weight[0].numel())}"
         elif layer == "fc7" and "fc6" not in loaded:
-            reason = "fc6 does"
+            reason = "fc6 keeps its values too"
         else:
             given = given.reshape(weight.shape)
             given = given.transpose(2, 3) if transposed else given
@@ -125,8 +125,10 @@ def load_vgg16_weights(
     return network
 
 
-def _calibrate(network: FCN, units: list[Convolution], biases: list[torch.Tensor], forward: Callable[[], Any]) -> None:
-    """Set each unit's norm by what ``forward`` shows it, as if its convolution had the bias, and scale the next."""
+def _calibrate(
+    network: VGG16FCN, units: list[Convolution], biases: list[torch.Tensor], forward: Callable[[], Any]
+) -> None:
+    """Set each unit's norm from its inputs in ``forward``, as if its convolution had the bias, and scale the next."""
     hooks = []
     for unit, bias, after in zip(units, biases, [*units[1:], None], strict=True):
 
@@ -154,8 +156,8 @@ def _calibrate(network: FCN, units: list[Convolution], biases: list[torch.Tensor
             hook.remove()
 
 
-def _feature_names(network: FCN, normed: bool) -> dict[str, str]:
-    """Names of the convolutions and norms in the network, and torchvision's for the same; ``conv.bias`` always."""
+def _feature_names(network: VGG16FCN, normed: bool) -> dict[str, str]:
+    """Return the names of the convolutions (always with bias) and norms in the network, and torchvision's names."""
     pairs: dict[str, str] = {}
     index = 0
     for b, block in enumerate(network.blocks):
@@ -171,13 +173,13 @@ def _feature_names(network: FCN, normed: bool) -> dict[str, str]:
 
 
 def _download(url: str) -> Path:
-    """The file of a URL in torch.hub's folder, downloaded and checked unless it is there."""
+    """Return the file of a URL in torch.hub's folder; download and check it if it is not there yet."""
     name = Path(urlparse(url).path).name
     digits = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     if digits is None:
         fail(
-            f"the file name of {url} does not end in '-<first 8 or more digits of its sha256>.pth', by which the "
-            "download is checked: download it by hand and give the path."
+            f"the file name of {url} does not end in '-<first 8 or more digits of its sha256>.pth', so the download "
+            "cannot be checked: download it by hand and give the path."
         )
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.is_file():

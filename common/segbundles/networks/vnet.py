@@ -1,4 +1,4 @@
-"""V-Net without the fixed widths and the fixed dropout of MONAI's, with optional attention and normalisation."""
+"""A V-Net with free widths and dropout, and optional attention and normalisation."""
 
 from __future__ import annotations
 
@@ -6,62 +6,65 @@ from math import gcd
 
 import torch
 from monai.networks.blocks.convolutions import Convolution
-from monai.networks.layers.factories import Dropout, split_args
+from monai.networks.layers.factories import Dropout
 from torch import nn
 from torch.nn import functional as F
 
+from segbundles.errors import fail
+
+from .arguments import check_at_least_one, check_choice, refuse, split_norm
 from .bam import BAM
 
-__all__ = ["VNet"]
+__all__ = ["AttentionVNet"]
 
 _KERNEL_SIZE = 5
 _NUM_DOWN_CONVS = (1, 1, 2, 2)
 _NUM_UP_CONVS = (2, 2, 1, 1)
-_ATTENTION = ("sequential", "parallel")
 _NORMS = ("instance", "batch", "syncbatch", "group")
 
 
-class VNet(nn.Module):
+class AttentionVNet(nn.Module):
     """V-Net with residual levels, learned down- and upsampling, and optional bottleneck attention.
 
-    Five levels of ``base_channels * (1, 2, 4, 8, 16)`` channels: 5x5x5 convolutions, then the level's input is added.
-    Strided 2x2x2 convolutions lead down and transposed ones up; going up, the convolutions run at the width of the
-    concatenation with the skip. A per-channel PReLU follows every convolution, also the 1x1x1 head. With the defaults
-    it has 10,759,066 parameters, with ``num_layers=2`` 16,200,026. Convolutions start Xavier normal with zero bias.
+    The network has five levels of ``base_channels * (1, 2, 4, 8, 16)`` channels. Each applies 5x5x5 convolutions and
+    adds the level's input. Strided 2x2x2 convolutions connect the levels on the way down, and transposed ones on the
+    way up, where the convolutions are as wide as the concatenation with the skip. A per-channel PReLU follows every
+    convolution, including the 1x1x1 head. The defaults give 10,759,066 parameters, ``num_layers=2`` gives 16,200,026.
+    Convolutions are initialised Xavier normal with zero bias.
 
-    Unlike :py:class:`monai.networks.nets.VNet`, widths, normalisation and dropout are free, and any input size goes:
-    the input is padded at its far ends to a multiple of 16 and the output cropped back. The padding repeats the edge
-    voxels, which works at any size (reflection does not) and puts no step at the border, as zeros do where the
-    background is not zero.
+    Unlike in :py:class:`monai.networks.nets.VNet`, widths, normalisation and dropout are free, and the input may have
+    any size: it is padded at its far ends to a multiple of 16, and the output is cropped. The padding repeats the edge
+    voxels. This works at any size (reflection does not) and creates no step at the border (zeros do if the background
+    is not zero).
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3.
         in_channels: number of input channels. The first level adds the input to its output, repeated over its channels.
         out_channels: number of output channels (logits).
         base_channels: channels of the first level.
-        num_layers: 1 for 1, 1, 1, 2, 2 convolutions a level down and 2, 2, 1, 1 up; each further one adds a convolution
-            to every level but the first.
-        norm: normalisation between convolution and PReLU as MONAI writes it, a name or a pair of name and arguments,
-            or None for none: ``"instance"`` (in training the input has to be longer than 16 along an axis),
-            ``"batch"`` (wants larger batches), ``"syncbatch"`` (CUDA, several processes), or ``"group"`` (by name
-            alone: the largest number of groups that divides both 8 and the channels). Convolutions then have no bias,
-            since the norm takes it out.
-        dropout: probability to drop a whole channel of a level's convolutions, ahead of the residual add.
-        attention: None, ``"sequential"`` or ``"parallel"``: the form of :py:class:`BAM` in the five levels down, ahead
-            of the residual add.
+        num_layers: 1 means 1, 1, 1, 2, 2 convolutions per level on the way down and 2, 2, 1, 1 on the way up; each
+            further layer adds a convolution to every level except the first.
+        norm: normalisation between convolution and PReLU as MONAI writes it, a name or a pair of a name and arguments;
+            None means no normalisation. ``"instance"`` (in training, at least one axis must be longer than 16),
+            ``"batch"`` (works best with larger batches), ``"syncbatch"`` (CUDA, several processes) or ``"group"`` (the
+            name alone means the largest number of groups that divides both 8 and the channels). Normalised convolutions
+            have no bias, because the norm would remove it.
+        dropout: probability of dropping a whole channel of a level's convolutions, before the residual is added.
+        attention: None, ``"sequential"`` or ``"parallel"``: the form of :py:class:`BAM` in the five levels on the way
+            down, before the residual is added.
         attention_reduction: reduction of the channels in BAM.
         attention_dilation: dilation in BAM.
         dilation: dilation of the 5x5x5 convolutions on the way down.
         out_act: activation of the logits: ``"prelu"`` as published, or None. A PReLU starts with slope 0.25 below 0,
-            where the background's logits lie, which slows early training.
+            in the range of the background's logits, which slows early training.
 
     Raises:
-        ValueError: When ``spatial_dims``, ``norm`` or ``attention`` is not one of the above, a number is out of range,
-            or the number of groups asked for does not divide every level's channels.
+        ValueError: when ``spatial_dims``, ``norm`` or ``attention`` is not one of the above, a number is out of range,
+            or the number of groups does not divide every level's channels.
 
     Example:
         >>> import torch
-        >>> VNet(spatial_dims=3, norm="instance", attention="sequential")(torch.rand(1, 1, 40, 37, 30)).shape
+        >>> AttentionVNet(spatial_dims=3, norm="instance", attention="sequential")(torch.rand(1, 1, 40, 37, 30)).shape
         torch.Size([1, 1, 40, 37, 30])
 
     Reference: Milletari et al., V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation,
@@ -84,31 +87,27 @@ class VNet(nn.Module):
         out_act: str | None = "prelu",
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("base_channels", base_channels),
-            ("num_layers", num_layers),
-            ("dilation", dilation),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_choice("spatial_dims", spatial_dims, (2, 3))
+        check_at_least_one(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            base_channels=base_channels,
+            num_layers=num_layers,
+            dilation=dilation,
+        )
         if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
-        if out_act not in (None, "prelu"):
-            raise ValueError(f"out_act must be None or 'prelu', got {out_act!r}.")
-        if attention is not None and attention not in _ATTENTION:
-            raise ValueError(f"attention must be None, {' or '.join(map(repr, _ATTENTION))}, got {attention!r}.")
+            fail(f"dropout must be in [0, 1), got {dropout}.")
+        check_choice("out_act", out_act, (None, "prelu"))
+        check_choice("attention", attention, (None, "sequential", "parallel"))
+        split = split_norm(norm, _NORMS)
 
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.base_channels = base_channels
         self.repeats = -(-base_channels // in_channels)
         self.stride = 2 ** len(_NUM_DOWN_CONVS)
-        # the deepest level must not be a single voxel there: its deviation would be 0
-        self.norm_needs_two = norm is not None and str(split_args(norm)[0]).lower() == "instance"
+        # instance norm of a deepest level of one voxel would divide by a deviation of 0
+        self.norm_needs_two = split is not None and split[0] == "instance"
 
         def down_level(channels_in: int, channels: int, num_convs: int) -> _Level:
             gate = (
@@ -143,17 +142,18 @@ class VNet(nn.Module):
         """Return the logits.
 
         Args:
-            x: in shape (batch, in_channels, spatial_1, spatial_2[, spatial_3]), of any spatial size.
+            x: shape (batch, in_channels, spatial_1, spatial_2[, spatial_3]), any spatial size.
 
         Returns:
-            Logits in shape (batch, out_channels, spatial_1, spatial_2[, spatial_3]).
+            Logits, shape (batch, out_channels, spatial_1, spatial_2[, spatial_3]).
 
         Raises:
-            ValueError: When the input has not ``spatial_dims`` spatial dimensions.
+            ValueError: when the input does not have ``spatial_dims`` spatial dimensions.
         """
         if x.dim() != self.spatial_dims + 2:
-            raise ValueError(
-                f"VNet expects (batch, channel) and {self.spatial_dims} spatial dimensions, got {x.shape}."
+            refuse(
+                f"AttentionVNet needs an input of shape (batch, channels, {self.spatial_dims} spatial dimensions), "
+                f"got {x.shape}."
             )
         size = x.shape[2:]
         x = self._pad(x)
@@ -176,7 +176,7 @@ class VNet(nn.Module):
 
     def _pad(self, x: torch.Tensor) -> torch.Tensor:
         pads: list[int] = []
-        needed = torch.jit.is_tracing()  # a traced graph has to pad at sizes other than the example's
+        needed = torch.jit.is_tracing()  # a traced graph must pad other sizes than the example's too
         single = not needed
         for i in range(self.spatial_dims, 0, -1):
             pad = (self.stride - x.shape[1 + i] % self.stride) % self.stride
@@ -190,7 +190,7 @@ class VNet(nn.Module):
 
 
 class _Level(nn.Module):
-    """Convolutions at one width, attention and dropout on what they give, then the residual add."""
+    """Apply convolutions of one width, attention and dropout, then add the residual."""
 
     def __init__(
         self,
@@ -216,8 +216,8 @@ class _Level(nn.Module):
         self.dropout = Dropout[Dropout.DROPOUT, spatial_dims](dropout) if dropout > 0 else nn.Identity()
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        # torch 2.13 (oneDNN) reads uninitialised memory in the bf16 weight gradient of a convolution on a CPU when an
-        # axis is shorter than the kernel: the few voxels of such a level are computed in fp32
+        # torch 2.13 (oneDNN) reads uninitialised memory in the bf16 weight gradient of a convolution on a CPU if an
+        # axis is shorter than the kernel, so the few voxels of such a level are computed in fp32
         if not torch.jit.is_scripting():  # noqa: SIM102 (scripting skips the block only when the test stands alone)
             if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and min(x.shape[2:]) < _KERNEL_SIZE:
                 with torch.autocast("cpu", enabled=False):
@@ -225,7 +225,7 @@ class _Level(nn.Module):
         return self._run(x, residual)
 
     def _run(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        # in place: saves a copy, and under autocast keeps the lower precision where the residual is the fp32 input
+        # in place: this saves a copy, and under autocast keeps the lower precision if the residual is the fp32 input
         return self.dropout(self.attention(self.convs(x))).add_(residual)
 
 
@@ -262,7 +262,7 @@ def _unit(
     is_transposed: bool = False,
     act: str | None = "prelu",
 ) -> Convolution:
-    """Convolution, norm if any, and a PReLU with a slope a channel unless ``act`` is None."""
+    """Return a convolution, then norm (if any) and, unless ``act`` is None, a PReLU with one slope per channel."""
     norm = _resolve_norm(norm, out_channels)
     return Convolution(
         spatial_dims,
@@ -282,19 +282,13 @@ def _unit(
 
 
 def _resolve_norm(norm: str | tuple | None, channels: int) -> tuple | None:
-    """The MONAI norm spec for ``channels`` channels, checked."""
-    if norm is None:
-        return None
-    name, args = split_args(norm)
-    name = str(name).lower()
-    if name not in _NORMS:
-        raise ValueError(f"norm must be None or one of {', '.join(map(repr, _NORMS))}, got {norm!r}.")
-    args = dict(args)
-    if name == "group":
-        groups = args.setdefault("num_groups", gcd(8, channels))
+    """Check a norm and return it as MONAI's layers take it for ``channels`` channels."""
+    split = split_norm(norm, _NORMS)
+    if split is not None and split[0] == "group":
+        groups = split[1].setdefault("num_groups", gcd(8, channels))
         if groups < 1 or channels % groups:
-            raise ValueError(
+            fail(
                 f"group norm with {groups} groups does not divide a level of {channels} channels: "
-                "choose num_groups that divides base_channels, or give 'group' alone."
+                "choose a num_groups that divides base_channels, or write 'group' alone."
             )
-    return name, args
+    return split

@@ -1,4 +1,4 @@
-"""Loading weights so that a wrong file is told apart from a good one."""
+"""Loading weights, with an error message for every file that does not fit."""
 
 from __future__ import annotations
 
@@ -7,36 +7,47 @@ from pathlib import Path
 
 import torch
 from monai.config import PathLike
-from monai.networks.utils import get_state_dict
 from torch import nn
 
 from segbundles.errors import fail
 
-__all__ = ["check_loaded", "load_weights", "read_weights"]
+__all__ = ["load_if_given", "load_weights", "read_weights", "require_weights"]
+
+
+def require_weights(path: PathLike | None) -> None:
+    """Refuse a missing file of weights, before a run starts.
+
+    Args:
+        path: file of the weights; None requires nothing.
+
+    Raises:
+        ValueError: when there is no such file.
+    """
+    if path is not None and not Path(path).is_file():
+        fail(f"there are no weights at {path}: train first (`monai.bundle run training`), or give another file.")
 
 
 def read_weights(path: PathLike) -> dict[str, torch.Tensor]:
-    """Read a state_dict, with ``weights_only=True``, onto the CPU.
+    """Read a state_dict onto the CPU, with ``weights_only=True``.
 
     Args:
         path: file with a bare state_dict, or one under the key ``model``.
 
     Raises:
-        ValueError: when the file is missing, damaged, or holds anything else.
+        ValueError: when the file is missing, damaged, or contains anything else.
     """
     file = Path(path)
-    if not file.is_file():
-        fail(f"there are no weights at {file}: train first (`monai.bundle run training`), or set --ckpt_dir.")
+    require_weights(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
-        fail(f"{file} cannot be read ({error.strerror}): give leave to read it, or other weights.")
+        fail(f"{file} cannot be read ({error.strerror}): change its permissions, or give other weights.")
     except Exception as error:
         fail(f"{file} cannot be read as weights ({type(error).__name__}): it is damaged or not a state_dict.")
     if isinstance(state, dict) and set(state) == {"model"}:
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        fail(f"{file} holds no plain state_dict (names to tensors): give the file that training writes, model.pt.")
+        fail(f"{file} is not a plain state_dict (names to tensors): give the file that training writes, model.pt.")
     return state
 
 
@@ -45,56 +56,54 @@ def load_weights(network: nn.Module, path: PathLike, device: torch.device | str 
 
     Args:
         network: network whose parameters are replaced; half-precision weights are cast to its own type.
-        path: see :func:`read_weights`.
-        device: where to move the network; None leaves it.
+        path: file of the weights, see :func:`read_weights`.
+        device: device to move the network to; None leaves it where it is.
 
     Raises:
-        ValueError: when names or shapes differ, naming the first of them.
+        ValueError: when names or shapes differ; the message lists the first of them.
     """
     state = read_weights(path)
     if faults := _differences(network.state_dict(), state):
         fail(
-            f"{path} is of another architecture than the {type(network).__name__} configured: {faults}. "
+            f"{path} has another architecture than the configured {type(network).__name__}: {faults}. "
             "Give the settings it was trained with, or other weights."
         )
     network.load_state_dict(state)
     return (network if device is None else network.to(device)).eval()
 
 
-def check_loaded(network: nn.Module, folder: PathLike) -> None:
-    """Refuse a network that has the weights of no file in a folder.
+def load_if_given(network: nn.Module, path: PathLike | None) -> nn.Module | None:
+    """Load weights for a config in which they are optional.
 
-    Programs that do not insist on every name, MONAI Label among them, leave what a file does not hold as it was
-    initialised, and let such a network answer.
+    The file is read once, when the config is parsed. A config can also be parsed, exported and checked where the file
+    is missing: then the network that is returned fails when it is called.
 
     Args:
-        network: network, or its DDP wrapper. One that has no weights passes.
-        folder: folder of the files (.pt), as :func:`read_weights` reads them.
+        network: network whose parameters are replaced.
+        path: file of the weights, see :func:`read_weights`; None returns None instead of the network.
 
     Raises:
-        ValueError: naming what is different from the file of the shortest name, or that there is none.
+        ValueError: see :func:`load_weights`.
     """
-    own = get_state_dict(network)
-    if not own:
-        return
-    files = sorted(Path(folder).glob("*.pt"), key=lambda path: (len(path.name), path.name))
-    if not files:
-        fail(f"there are no weights in {folder}, by which the network given could be told from one that is untrained.")
-    first = ""
-    for path in files:
-        state = read_weights(path)
-        faults = _differences(own, state)
-        if not faults and all(torch.equal(own[name].cpu(), state[name].to(own[name].dtype)) for name in own):
-            return
-        first = first or faults or "the values differ"
-    fail(
-        f"the {type(network).__name__} given was not loaded with any weights in {folder}; of {files[0].name}, {first}. "
-        "Give the settings they were trained with, or other weights."
-    )
+    if path is None:
+        return None
+    return load_weights(network, path) if Path(path).is_file() else _Missing(path)
+
+
+class _Missing(nn.Module):
+    """Stand in for a network whose weights are missing."""
+
+    def __init__(self, path: PathLike) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        require_weights(self.path)
+        return fail(f"{self.path} was missing when the config was read, and was added since: start again.")
 
 
 def _differences(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
-    """How names and shapes in a file differ from a network's: the first few, in words; nothing where they do not."""
+    """Describe the first few names and shapes in a file that differ from a network's; "" if all are equal."""
     faults = [f"{name} is missing in the file" for name in own if name not in state]
     faults += [f"{name} is not in the network" for name in state if name not in own]
     faults += [

@@ -1,4 +1,4 @@
-"""The evaluation report: figures of each case and one HTML page."""
+"""The evaluation report: one HTML page with figures of each case."""
 
 from __future__ import annotations
 

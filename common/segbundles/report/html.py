@@ -44,41 +44,41 @@ def write_report(
     metrics: Sequence[str] | None = None,
     units: Mapping[str, str] | None = None,
     notes: str | Sequence[str] | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Sequence[Sequence[Any]]] | None = None,
     sort_by: str | None = None,
     class_names: Sequence[str] | None = None,
     outlines: bool = True,
 ) -> Path:
     """Write the report of an evaluation as one HTML page that needs no other file and no network.
 
-    The page holds the summary table, a distribution plot a metric, a table of all cases and a picture of each, worst
-    first: failures (a status other than "ok", "empty" or "one class", or no value of ``sort_by``), then by
-    ``sort_by`` (:func:`higher_is_better` tells which way), then empty cases without a value. It is written beside
-    ``path`` and renamed, so that a half-written page never stands under its name.
+    The page has the summary table, one distribution plot per metric, a table of all cases and a picture of each case.
+    The worst cases come first: failures (a status other than "ok", "empty" or "one class", or no value of ``sort_by``),
+    then all others by ``sort_by`` (:func:`higher_is_better` gives the direction), then empty cases without a value. The
+    page is written to a temporary file and renamed, so there is never an incomplete page at ``path``.
 
     Args:
-        path: file to write; missing folders are made, an existing file is replaced.
-        title: heading of the page: what was evaluated.
-        rows: one dict a case: "case" (its name, unique), metrics (None and NaN mean undefined), "status" (where absent:
+        path: file to write; missing folders are created, an existing file is replaced.
+        title: heading of the page, which says what was evaluated.
+        rows: one dict per case: "case" (its name, unique), metrics (None and NaN mean undefined), "status" (default:
             "missed" if a metric is undefined, else "ok") and any other columns.
-        figures: picture of each case (JPEG, PNG or WebP, as from :func:`case_figure`); cases may be left out.
-        summary: for each metric "mean", "sd", "median", "worst" and "n"; what is absent is shown as undefined. A metric
-            that stands in no row (pooled over the cases, say) is shown in the summary only.
-        metrics: the metrics and their order. Defaults to the summary's.
+        figures: picture of each case (JPEG, PNG or WebP, as from :func:`case_figure`); not every case needs one.
+        summary: "mean", "sd", "median", "worst" and "n" of each metric; missing values are shown as undefined. A metric
+            that is in no row (such as one pooled over the cases) is only shown in the summary.
+        metrics: the metrics in their order. Defaults to the summary's.
         units: unit of each metric that has one, such as {"hd95": "mm"}.
-        notes: paragraphs shown under the heading.
-        settings: what the evaluation ran with, shown at the end together with the versions of the libraries.
-        sort_by: metric that orders the cases. Defaults to the first that stands in the rows.
-        class_names: names of classes 1, 2, ... for the legend of a multi-class task.
-        outlines: whether the figures outline truth and prediction, which the legend explains; False of figures that
-            explain themselves.
+        notes: paragraphs below the heading.
+        settings: tables of the evaluation's settings by heading, shown at the end with the versions of the libraries.
+            The first cell of a row is its name; text is shown unchanged, other values as JSON.
+        sort_by: metric that orders the cases. Defaults to the first metric in the rows.
+        class_names: names of classes 1, 2, ... for the legend; None for a single foreground class.
+        outlines: whether the figures outline truth and prediction, so that the page needs a legend.
 
     Returns:
         The path written.
 
     Raises:
-        ValueError: when there are no rows, a case has no name or another's, ``sort_by`` is not a metric of the rows, or
-            a figure belongs to no case or is no picture; or when the file cannot be written.
+        ValueError: when there are no rows, a case has no name or the name of another, ``sort_by`` is not a metric of
+            the rows, a figure belongs to no case or is not a picture, or the file cannot be written.
     """
     figures, units = figures or {}, units or {}
     metrics = list(summary) if metrics is None else list(metrics)
@@ -122,8 +122,10 @@ def write_report(
         sort_by=sort_by,
         has_figures=bool(figures),
         legend=_legend(class_names) if outlines else [],
-        settings={key: _setting(value) for key, value in (settings or {}).items()},
-        versions=_versions(),
+        settings={
+            heading: [[_setting(cell) for cell in row] for row in table]
+            for heading, table in {**(settings or {}), "Versions": _versions().items()}.items()
+        },
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -141,7 +143,7 @@ def _check_cases(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, bytes]
     if repeated := [name for name, count in names.items() if count > 1]:
         fail(f"case names must differ, got more than one {repeated[0]!r}: put the folder into the name.")
     if strays := [name for name in figures if name not in names]:
-        fail(f"figures holds {strays[0]!r}, which is no case of rows.")
+        fail(f"figures has a picture for {strays[0]!r}, which is not a case of rows.")
 
 
 def _keys_without_case(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -162,7 +164,7 @@ def _status(row: Mapping[str, Any], per_case: Sequence[str]) -> str:
 
 
 def _badness(row: Mapping[str, Any], per_case: Sequence[str], sort_by: str | None) -> tuple[int, float]:
-    """Sort key: the worst case has the smallest."""
+    """Return a sort key, which is smallest for the worst case."""
     status, value = _status(row, per_case), row.get(sort_by)
     if not _is_defined(value):
         return (2 if status in _NO_FAILURE[1:] or sort_by is None else 0), 0.0
@@ -190,7 +192,7 @@ def _describe(
     units: Mapping[str, str],
     digits: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Gather what the page says of one metric."""
+    """Collect what the page shows about one metric."""
     higher = higher_is_better(name)
     defined = {row["case"]: float(row[name]) for row in rows if _is_defined(row.get(name))}
     unit = f" ({units[name]})" if name in units else ""
@@ -234,6 +236,9 @@ def _legend(class_names: Sequence[str] | None) -> list[dict[str, str]]:
 
 
 def _setting(value: Any) -> str:
+    if isinstance(value, Mapping):
+        parts = (f"({_setting(part)})" if isinstance(part, Mapping) else _setting(part) for part in value.values())
+        return ", ".join(f"{key}: {part}" for key, part in zip(value, parts, strict=True))
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a case: the image with truth and prediction outlined."""
+"""Pictures of a case with outlines of truth and prediction."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from segbundles.errors import fail
 
 __all__ = ["PREDICTION_COLOURS", "TRUTH_COLOURS", "case_figure", "choose_slices", "overlay_rgb"]
 
-# Okabe and Ito's colour-blind-safe palette, cool for truth and warm for prediction, a pair a class.
-TRUTH_COLOURS = ((86, 180, 233), (0, 158, 115), (240, 228, 66))
-PREDICTION_COLOURS = ((230, 159, 0), (204, 121, 167), (213, 94, 0))
+# a pair of colours per class, cool for truth and warm for prediction: Okabe and Ito's colour-blind-safe palette, then
+# two more
+TRUTH_COLOURS = ((86, 180, 233), (0, 158, 115), (240, 228, 66), (51, 102, 255), (255, 255, 255))
+PREDICTION_COLOURS = ((230, 159, 0), (204, 121, 167), (213, 94, 0), (238, 51, 119), (255, 170, 187))
 
-_SMALLEST_SIDE = 384  # pixels of the longer side that overlay_rgb enlarges to
+_SMALLEST_SIDE = 384  # pixels; overlay_rgb enlarges the longer side to at least this
 _SUPERSAMPLING = 3
 _RIM = (0, 0, 0, 150)
-_DASH_PERIOD = 12.0  # pixels of one dash and its gap
+_DASH_PERIOD = 12.0  # pixels of a dash and its gap
 _DASH_SHARE = 0.6
 _WINDOW_PERCENTILES = (1.0, 99.0)
 
@@ -53,24 +54,24 @@ def overlay_rgb(
 ) -> NDArray[np.uint8]:
     """Outline truth (solid, cool colours) and prediction (dashed, warm colours) on one 2D slice.
 
-    Outlines run along pixel edges, with a dark rim so that they show on any background. Class ``k`` takes the
-    ``k``-th of ``TRUTH_COLOURS`` and of ``PREDICTION_COLOURS`` in turn; class 0 is background.
+    Outlines follow the pixel edges and have a dark rim, so that they are visible on any background. Class ``k`` has the
+    ``k``-th of ``TRUTH_COLOURS`` and of ``PREDICTION_COLOURS``, which repeat; class 0 is background.
 
     Args:
-        image: slice of shape (H, W) or (H, W, 3), any type. uint8 colours are shown as they are, all else between the
-            1st and 99th percentile.
+        image: slice of shape (H, W) or (H, W, 3), any type. uint8 colours are shown unchanged, other values between
+            the 1st and 99th percentile.
         truth: integer class map of shape (H, W), or None.
         prediction: integer class map of shape (H, W), or None.
         size: height and width of the picture in pixels. Defaults to the image's, enlarged by the smallest whole
             factor that makes the longer side 384 pixels or more.
-        window: grey values shown as black and white, in place of the percentiles.
+        window: grey values shown as black and white, instead of the percentiles.
         line_width: width of the outlines in pixels of the picture.
 
     Returns:
         The picture, uint8 of shape (height, width, 3).
 
     Raises:
-        ValueError: when the image is not (H, W) or (H, W, 3), or a class map has another shape or holds fractions.
+        ValueError: when the image is not (H, W) or (H, W, 3), or a class map has another shape or contains fractions.
     """
     pixels = convert_to_numpy(image)
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] != 3) or pixels.size == 0:
@@ -96,17 +97,21 @@ def overlay_rgb(
 
 
 def choose_slices(truth: Any | None, prediction: Any | None, max_slices: int = 4) -> list[tuple[int, str]]:
-    """Choose the slices of a volume that tell most about a prediction.
+    """Choose the most informative slices of a volume.
 
-    In this order, until there are ``max_slices``: the one with most wrong pixels, the one with the largest area of
-    truth (of prediction, where there is no truth) unless it is next to the first, the two ends of truth and prediction
-    together, and more with many wrong pixels, a sixth of the object away from those. A slice chosen twice is given
-    once, with both reasons.
+    In this order, until there are ``max_slices``:
+
+    1. the slice with the most wrong pixels;
+    2. the slice with the largest area of truth (of prediction, if there is no truth), unless it is next to the first;
+    3. the first and the last slice of truth and prediction together;
+    4. further slices with many wrong pixels, at least a sixth of the object away from the others.
+
+    A slice that is chosen twice is returned once, with both reasons.
 
     Args:
         truth: class map of shape (W, H, D), or None. Slices lie along the last axis.
         prediction: class map of the same shape, or None.
-        max_slices: the most slices to choose.
+        max_slices: maximum number of slices.
 
     Returns:
         Index (from 0) and reason of each slice, in the order of the slices.
@@ -166,29 +171,29 @@ def case_figure(
     *,
     affine: Any | None = None,
 ) -> bytes:
-    """Draw a case for the report: its most telling slices, each captioned, with truth and prediction outlined.
+    """Draw a case for the report: its most informative slices with captions and outlines of truth and prediction.
 
-    A volume gives up to ``max_slices`` panels (see :func:`choose_slices`; slices are counted from 1), all cropped to
-    the same box around the object, with a thumbnail of the whole slice in the first panel when the object is small.
-    A 2D image gives two panels: the whole, and the object enlarged (or, when it fills the image, the window with
-    most errors; or the image without outlines).
+    A volume gives up to ``max_slices`` panels (see :func:`choose_slices`; slices count from 1), all cropped to the same
+    box around the object. If the object is small, the first panel has a thumbnail of the whole slice. A 2D image gives
+    two panels: the whole image, and the enlarged object (if it fills the image: the window with the most errors, or the
+    image without outlines).
 
     Args:
-        image: volume of shape (W, H, D) or (3, W, H, D), or 2D image of shape (W, H) or (3, W, H): MONAI's axis order,
-            which is transposed for display so that the second axis runs down.
+        image: volume of shape (W, H, D) or (3, W, H, D), or 2D image of shape (W, H) or (3, W, H), in MONAI's axis
+            order. For display it is transposed, so that the second axis points down.
         truth: integer class map of the spatial shape, or None.
         prediction: integer class map of the spatial shape, or None.
         spacing_mm: pixel spacing along each spatial axis in mm, for the aspect ratio. Defaults to the affine's, or 1.
-        slice_axis: spatial axis across which a volume is cut.
-        max_slices: the most slices to show.
-        affine: RAS affine of a volume, such as ``MetaTensor.affine``. When given, slices are turned to radiological
+        slice_axis: spatial axis along which a volume is cut into slices.
+        max_slices: maximum number of slices.
+        affine: RAS affine of a volume, such as ``MetaTensor.affine``. If given, slices are shown in radiological
             convention (anterior or superior up, the patient's right on the left).
 
     Returns:
         A JPEG picture of at most 68 kB.
 
     Raises:
-        ValueError: when shapes do not fit each other, or a class map holds fractions.
+        ValueError: when the shapes do not match, or a class map contains fractions.
     """
     pixels = convert_to_numpy(image)
     maps = {"truth": truth, "prediction": prediction}
@@ -204,7 +209,7 @@ def case_figure(
         spacing_mm = (1.0,) * len(spatial) if affine is None else np.linalg.norm(_affine(affine)[:3, :3], axis=0)
     spacing = [float(s) for s in spacing_mm]
     if len(spacing) < len(spatial) or min(spacing) <= 0:
-        fail(f"spacing_mm must be {len(spatial)} positive numbers, one an axis, got {list(spacing_mm)}.")
+        fail(f"spacing_mm must be {len(spatial)} positive numbers, one per axis, got {list(spacing_mm)}.")
     if pixels.ndim > len(spatial):
         pixels = np.moveaxis(pixels, 0, -1)
 
@@ -213,7 +218,7 @@ def case_figure(
         panels = _image_panels(np.swapaxes(pixels, 0, 1), rows, (spacing[1], spacing[0]))
     else:
         if not -3 <= slice_axis <= 2:
-            fail(f"slice_axis must be 0, 1 or 2 (or negative, from the last), got {slice_axis}.")
+            fail(f"slice_axis must be from -3 to 2, got {slice_axis}.")
         row, column, flips = _display_axes(slice_axis % 3, affine)
 
         def turn(x: NDArray) -> NDArray:
@@ -229,9 +234,9 @@ def _class_map(label: Any | None, shape: tuple[int, ...], name: str) -> NDArray 
         return None
     array = convert_to_numpy(label)
     if array.shape != shape:
-        fail(f"{name} has shape {array.shape}, the image {shape}: they must be equal.")
+        fail(f"{name} has shape {array.shape} but the image has {shape}: they must be equal.")
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
-        fail(f"{name} must hold whole class numbers, got fractions: threshold or argmax it first.")
+        fail(f"{name} must contain whole class numbers, got fractions: threshold or argmax it first.")
     return array
 
 
@@ -250,7 +255,7 @@ def _display_axes(slice_axis: int, affine: Any | None) -> tuple[int, int, list[i
     orientation = nib.io_orientation(_affine(affine))
     if orientation[column, 0] > orientation[row, 0]:
         row, column = column, row
-    # every axis is shown towards left, posterior or inferior
+    # every axis points towards left, posterior or inferior
     return row, column, [k for k, axis in enumerate((row, column)) if orientation[axis, 1] > 0]
 
 
@@ -259,7 +264,7 @@ def _grey_window(pixels: NDArray) -> tuple[float, float]:
     if finite.size == 0:
         return 0.0, 1.0
     low, high = (float(x) for x in np.percentile(finite, _WINDOW_PERCENTILES))
-    # a few bright pixels on nothing: the percentiles meet
+    # a few bright pixels on a constant background: both percentiles are equal
     return (low, high) if high > low else (float(finite.min()), float(finite.max()))
 
 
@@ -295,7 +300,7 @@ def _draw_outlines(
 
 
 def _dashes(path: NDArray) -> list[NDArray]:
-    """Cut a closed path of shape (N, 2) into a whole number of dashes, four at the least."""
+    """Cut a closed path of shape (N, 2) into a whole number of dashes, at least four."""
     along = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
     count = max(4, round(along[-1] / _DASH_PERIOD))
     period = along[-1] / count
@@ -304,7 +309,7 @@ def _dashes(path: NDArray) -> list[NDArray]:
     return list(np.stack([np.interp(positions, along, path[:, k]) for k in (0, 1)], axis=-1))
 
 
-# A panel is a caption of two lines and a picture.
+# a caption of two lines, and a picture
 _Panel = tuple[str, str, NDArray[np.uint8]]
 
 
@@ -340,7 +345,7 @@ def _image_panels(pixels: NDArray, labels: dict[str, NDArray], spacing: tuple[fl
     whole = (slice(0, height), slice(0, width))
     window = _shared_window(pixels)
     objects = np.logical_or.reduce([x > 0 for x in labels.values()]) if labels else np.zeros((height, width), bool)
-    # outlines as dense as those of cell membranes would hide the image at this size
+    # outlines as dense as those of cell membranes would hide an image of this size
     dense = np.count_nonzero(objects ^ binary_erosion(objects)) > _DENSE_OUTLINES * objects.size
     box, reason = _crop_box(objects, spacing), "the object, enlarged"
     if box is None and len(labels) == 2 and (labels["truth"] != labels["prediction"]).any():
@@ -368,7 +373,7 @@ def _shared_window(pixels: NDArray) -> tuple[float, float] | None:
 
 
 def _crop_box(objects: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple[slice, slice] | None:
-    """Return a box as square as the slice allows around the objects, or None when it would hold most of the slice."""
+    """Return a box around the objects, as square as possible, or None if it would contain most of the slice."""
     if not objects.any():
         return None
     spans = [np.flatnonzero(objects.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)]
@@ -384,7 +389,7 @@ def _crop_box(objects: NDArray[np.bool_], spacing: tuple[float, float]) -> tuple
 
 
 def _worst_window(errors: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Return the window of a third of the sides with most errors in it."""
+    """Return the window with the most errors; its sides are a third of the image's."""
     sides = [max(1, length // 3) for length in errors.shape]
     density = uniform_filter(errors.astype(np.float32), sides, mode="constant")
     centre = np.unravel_index(np.argmax(density), errors.shape)
@@ -400,7 +405,7 @@ def _picture(
     window: tuple[float, float] | None,
     width: int = _PANEL,
 ) -> NDArray[np.uint8]:
-    """Draw a crop of one slice, its longest side limited to a panel's."""
+    """Draw a crop of one slice at the size of a panel."""
     part = pixels[crop]
     height_mm, width_mm = part.shape[0] * spacing[0], part.shape[1] * spacing[1]
     scale = min(width / width_mm, width * _TALLEST_PANEL / height_mm)
@@ -427,7 +432,7 @@ def _add_thumbnail(
     spacing: tuple[float, float],
     window: tuple[float, float] | None,
 ) -> NDArray[np.uint8]:
-    """Put the whole slice into the corner of the crop that covers least of the objects."""
+    """Put the whole slice into the corner of the crop where it covers the least of the objects."""
     whole = (slice(0, pixels.shape[0]), slice(0, pixels.shape[1]))
     thumbnail = _picture(pixels, {}, whole, spacing, window, width=round(_THUMBNAIL_SHARE * _PANEL))
     thumbnail = np.pad(_add_frame(thumbnail, box, pixels.shape[:2]), ((2, 2), (2, 2), (0, 0)), constant_values=255)
@@ -469,7 +474,7 @@ def _encode(page: Image.Image, most: int = _FIGURE_BYTES) -> bytes:
     while True:
         for quality in _QUALITIES:
             buffer = io.BytesIO()
-            # JPEG, because a browser prints it into a PDF as it is (WebP comes out seven times larger); not optimized,
+            # JPEG, because a browser puts it into a PDF unchanged (WebP becomes seven times larger); not optimized,
             # because Pillow fails to optimize noise
             page.save(buffer, "JPEG", quality=quality, subsampling=0)
             if buffer.tell() <= most:

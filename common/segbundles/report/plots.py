@@ -1,4 +1,4 @@
-"""Distribution plots of the report, and which way a metric is better."""
+"""Distribution plots of the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BOX, _POINT = "#0072B2", "#56B4E9"
 
 
 def distribution_svg(values: Sequence[float], label: str) -> bytes:
-    """Draw a box (quartiles, median, whiskers of 1.5 interquartile ranges) over every case's value.
+    """Draw a box plot (quartiles, median, whiskers of 1.5 interquartile ranges) with one point per case.
 
     Args:
         values: finite values, at least one.
@@ -25,7 +25,7 @@ def distribution_svg(values: Sequence[float], label: str) -> bytes:
     """
     figure = Figure(figsize=(4.2, 1.7), layout="constrained")
     axes = figure.subplots()
-    # the same scatter for the same cases, whatever the state of numpy's global generator
+    # the same scatter for the same cases, independent of numpy's global generator
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(values)) if len(values) > 1 else np.zeros(1)
     axes.scatter(
         values, jitter, s=16 if len(values) > 30 else 30, color=_POINT, edgecolor=_BOX, linewidth=0.5, alpha=0.7

@@ -1,4 +1,4 @@
-"""Pictures of a section: the image, what the network sees in it, the cells, and where both are wrong."""
+"""Pictures of a section: the image, the membrane probability, the cells, and the wrong pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from monai.utils import convert_to_numpy
 from numpy.typing import NDArray
 from PIL import Image
-from skimage.segmentation import expand_labels
+from skimage.segmentation import expand_labels, relabel_sequential
 
 from segbundles.errors import fail
 from segbundles.report import overlay
@@ -27,7 +27,7 @@ from segbundles.report.overlay import (
 
 __all__ = ["CELL_COLOURS", "colour_cells", "limit_figures", "section_figure"]
 
-# Okabe and Ito's colour-blind-safe palette, less black, and grey
+# Okabe and Ito's colour-blind-safe palette, with grey instead of black
 CELL_COLOURS = (
     (86, 180, 233),
     (230, 159, 0),
@@ -38,17 +38,17 @@ CELL_COLOURS = (
     (204, 121, 167),
     (170, 170, 170),
 )
-_PANEL = 512  # pixels, width of one panel: thin membranes need more than an organ
+_PANEL = 512  # pixels, width of one panel; thin membranes need more than an organ
 _FIGURE_BYTES = 300_000  # a stack of 30 sections, base64-encoded, makes 12 MB
 _REPORT_BYTES = 14_000_000  # of all sections; base64-encoded 19 MB
-_REACH = 8  # pixels of membrane across which cells are neighbours, from each side
+_REACH = 8  # pixels by which cells are grown to find their neighbours
 
 
 def colour_cells(cells: Any) -> NDArray[np.uint8]:
-    """Colour a label image, neighbours differently.
+    """Colour a label image so that neighbouring cells differ.
 
-    Cells are coloured one by one, each with the least used of the colours that no neighbour has. Where there is none
-    left (nine cells that all touch each other), two neighbours share one.
+    Cells are coloured one after the other, each with the least used colour that no neighbour has. If no colour is left
+    (nine cells that all touch each other), two neighbours share one.
 
     Args:
         cells: label image (H, W), membranes 0.
@@ -56,9 +56,10 @@ def colour_cells(cells: Any) -> NDArray[np.uint8]:
     Returns:
         Colours, (H, W, 3), uint8; membranes are black.
     """
-    labels = _cells(cells)
-    numbers, flat = np.unique(labels, return_inverse=True)
-    labels = flat.reshape(labels.shape) + (numbers[0] != 0)
+    labels = convert_to_numpy(cells)
+    if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size or labels.min() < 0:
+        fail(f"cells must be a label image (H, W) of integers from 0, got shape {labels.shape} of {labels.dtype}.")
+    labels = relabel_sequential(labels.astype(np.int64))[0]
     grown = expand_labels(labels, _REACH)
     pairs = np.concatenate(
         [np.stack([a.ravel(), b.ravel()], 1) for a, b in ((grown[1:], grown[:-1]), (grown[:, 1:], grown[:, :-1]))]
@@ -100,9 +101,10 @@ def section_figure(image: Any, truth: Any, prediction: Any, membrane_probability
     maps = {name: convert_to_numpy(value) for name, value in given.items()}
     if any(value.ndim != 2 or value.shape != maps["image"].shape for value in maps.values()):
         fail(
-            "a section and its maps share one shape (W, H), got " + ", ".join(f"{n} {v.shape}" for n, v in maps.items())
+            "a section and its maps must have one shape (W, H), got "
+            + ", ".join(f"{n} {v.shape}" for n, v in maps.items())
         )
-    # MONAI's axes are (W, H), a picture's rows come first
+    # MONAI's axes are (W, H), those of a picture (H, W)
     grey, true, seen, probability, found = (value.T for value in maps.values())
     shown = _to_uint8(grey, _grey_window(grey))
     errors = np.repeat(shown[..., None] // 2 + 96, 3, axis=-1)
@@ -125,22 +127,15 @@ def section_figure(image: Any, truth: Any, prediction: Any, membrane_probability
 
 
 def limit_figures(figures: Sequence[bytes]) -> list[bytes]:
-    """Make the sections of a report smaller where all together would make it too large to open or to send.
+    """Shrink the pictures of sections if a report would become too large to open or send.
 
-    Up to 46 sections are left as :func:`section_figure` drew them; 200 make a report of less than 20 MB.
+    Up to 46 sections stay unchanged; 200 make a report of less than 20 MB.
 
     Args:
         figures: JPEG pictures of all sections.
 
     Returns:
-        The same pictures, together of at most 14 MB, or of 68 kB each where that is more.
+        The same pictures, of at most 14 MB together, or 68 kB each if that is more.
     """
     most = max(overlay._FIGURE_BYTES, _REPORT_BYTES // max(1, len(figures)))
     return [figure if len(figure) <= most else _encode(Image.open(io.BytesIO(figure)), most) for figure in figures]
-
-
-def _cells(cells: Any) -> NDArray:
-    labels = convert_to_numpy(cells)
-    if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size:
-        fail(f"cells must be a label image (H, W) of integers, got shape {labels.shape} of {labels.dtype}.")
-    return labels

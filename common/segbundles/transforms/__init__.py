@@ -1,4 +1,4 @@
-"""Transforms that MONAI lacks: checks that name the file, distance maps, resampling by spacing, boxes in mm."""
+"""Transforms that MONAI does not have, such as checks that name the file, distance maps and boxes in mm."""
 
 from .channels import FillChannelsd, RandFillChannelsd
 from .check import CheckImaged, LabelToClassd, SetSpacingd

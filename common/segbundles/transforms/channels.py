@@ -1,4 +1,4 @@
-"""The channels a network was made for, from images that lack some, or may."""
+"""Images with fewer channels than the network needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 
 from segbundles.errors import fail
-from segbundles.transforms.check import file_name
+from segbundles.meta import add_note, file_name
 
 __all__ = ["FillChannelsd", "RandFillChannelsd"]
 
@@ -20,30 +20,29 @@ logger = logging.getLogger("segbundles")
 
 
 class FillChannelsd(MapTransform):
-    """Give images of one channel the number due, by repeating it.
+    """Repeat the channel of a single-channel image until it has the required number.
 
-    What was done is logged as a warning that names the file, and added to ``meta["notes"]``.
+    This is logged as a warning that names the file, and added to the image's notes.
 
     Args:
         keys: images, (C, spatial).
-        channels: number of channels due.
-        name: what a lone channel is taken for.
+        channels: required number of channels.
+        name: what a single channel is assumed to be.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when an image has neither one channel nor the number due.
+        ValueError: when an image has neither one channel nor the required number.
     """
 
     def __init__(
         self, keys: KeysCollection, channels: int = 3, name: str = "FLAIR", allow_missing_keys: bool = False
     ) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         self.channels = channels
         self.name = name
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Return the data with as many channels as are due."""
+        """Return the data with the required number of channels."""
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = self._fill(d[key])
@@ -57,24 +56,24 @@ class FillChannelsd(MapTransform):
             repair = f"give {self.channels} channels, or one"
             if seen == 4 and self.channels == 3:
                 repair = "if it is RGBA, drop the alpha channel: save it as RGB"
-            fail(f"{file_name(image)} has {seen} channels, {self.channels} are due: {repair}.")
+            fail(f"{file_name(image)} has {seen} channels but must have {self.channels}: {repair}.")
         note = f"one channel: taken as {self.name} and used for all {self.channels}"
         logger.warning(f"{file_name(image)} has {note}.")
         filled = image.repeat_interleave(self.channels, 0)
         if isinstance(filled, MetaTensor):
-            filled.meta["notes"] = "; ".join(filter(None, [filled.meta.get("notes"), note]))
+            add_note(filled, note)
         return filled
 
 
 class RandFillChannelsd(RandomizableTransform, MapTransform):
-    """Replace channels by one of the others, as if they had not been acquired.
+    """Randomly replace channels by another channel, as if they had not been acquired.
 
-    Every channel but the source is replaced on its own. Networks trained so do with images in which
-    :class:`FillChannelsd`, or whoever published them, filled channels in the same way.
+    Each channel except the source is replaced independently. A network trained this way can handle images whose missing
+    channels were filled in the same way, by :class:`FillChannelsd` or by their publisher.
 
     Args:
-        keys: images, (C, spatial), normalised channel by channel, all drawn alike.
-        prob: probability of each channel to be replaced.
+        keys: images, (C, spatial), normalised per channel; all keys get the same replacements.
+        prob: probability that a channel is replaced.
         channel: index of the channel that replaces others.
         allow_missing_keys: as in MONAI.
 
@@ -85,7 +84,6 @@ class RandFillChannelsd(RandomizableTransform, MapTransform):
     def __init__(
         self, keys: KeysCollection, prob: float = 0.1, channel: int = 0, allow_missing_keys: bool = False
     ) -> None:
-        """See the class."""
         if not 0 <= prob <= 1:
             fail(f"prob must be in 0 .. 1, got {prob}.")
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -94,13 +92,13 @@ class RandFillChannelsd(RandomizableTransform, MapTransform):
         self.channel = channel
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Return the data, some channels replaced."""
+        """Return the data with some channels replaced."""
         d = dict(data)
         draws: np.ndarray | None = None
         for key in self.key_iterator(d):
             image = d[key]
             if not 0 <= self.channel < image.shape[0]:
-                fail(f"{file_name(image)} has {image.shape[0]} channels, none of index {self.channel}.")
+                fail(f"{file_name(image)} has {image.shape[0]} channel(s), so there is no channel {self.channel}.")
             draws = self.R.random(image.shape[0]) if draws is None else draws
             replaced = torch.as_tensor(draws < self.share)
             if replaced.any():

@@ -1,4 +1,4 @@
-"""Transforms that refuse or repair what a file brought, naming the file."""
+"""Transforms that check or correct images and labels after reading, and name the file in errors."""
 
 from __future__ import annotations
 
@@ -14,37 +14,26 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
 from segbundles.errors import fail
+from segbundles.meta import file_name, set_has_spacing, spacing_of
 
-__all__ = ["CheckImaged", "LabelToClassd", "SetSpacingd", "file_name", "spacing_of"]
+__all__ = ["CheckImaged", "LabelToClassd", "SetSpacingd"]
 
-
-def file_name(image: torch.Tensor) -> str:
-    """Path an image was read from, or ``image`` when it is not known."""
-    return str(getattr(image, "meta", {}).get("filename_or_obj", "image"))
-
-
-def spacing_of(image: torch.Tensor) -> tuple[float, ...]:
-    """Spacing in mm of a (C, spatial) tensor; 1 without metadata."""
-    rank = image.ndim - 1
-    if not isinstance(image, MetaTensor):
-        return (1.0,) * rank
-    affine = image.affine.numpy(force=True)
-    return tuple(float(v) for v in np.linalg.norm(affine[:rank, :rank], axis=0))
+GRID_TOLERANCE = 1e-3  # of a voxel
 
 
 class CheckImaged(MapTransform):
-    """Refuse images that cannot be segmented or learnt from, before any work is spent on them.
+    """Refuse images that cannot be used for training or segmentation, before any time is spent on them.
 
     Args:
-        keys: images to check, channel first; the first is the one the others are compared with.
-        spatial_dims: number of spatial axes due.
-        channels: number of channels due in the first key; None takes any.
-        allow_constant: whether an image of one grey level is accepted.
+        keys: images to check, channel first; the others are compared with the first.
+        spatial_dims: number of spatial axes that an image must have.
+        channels: number of channels that the first image must have; None accepts any.
+        allow_constant: whether an image with a single grey level is accepted.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when axes or channels do not fit, values are not finite, the first image is constant, or another
-            differs from it in size or position (by more than 1e-3 of a voxel at any corner).
+        ValueError: when the number of axes or channels is wrong, values are not finite, the first image is constant, or
+            another image differs from it in size or position (by more than 1e-3 of a voxel at any corner).
     """
 
     def __init__(
@@ -55,24 +44,25 @@ class CheckImaged(MapTransform):
         allow_constant: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         self.spatial_dims = spatial_dims
         self.channels = channels
         self.allow_constant = allow_constant
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Return the data as it is."""
+        """Check the images and return the data unchanged."""
         first: torch.Tensor | None = None
         for key in self.key_iterator(dict(data)):
             image = data[key]
             name, shape = file_name(image), tuple(image.shape[1:])
             if image.ndim != self.spatial_dims + 1:
-                fail(f"{name} has {len(shape)} axes {shape}, {self.spatial_dims} are due: give one image a file.")
+                fail(
+                    f"{name} has {len(shape)} axes {shape} but must have {self.spatial_dims}: give one image per file."
+                )
             if 0 in shape:
                 fail(f"{name} is empty: its size is {shape}.")
             if image.is_floating_point() and not bool(torch.isfinite(image).all()):
-                fail(f"{name} holds NaN or infinite values: repair it, or leave it out.")
+                fail(f"{name} contains NaN or infinite values: correct it, or leave it out.")
             if first is None:
                 first = image
                 self._check_first(name, image)
@@ -82,10 +72,8 @@ class CheckImaged(MapTransform):
 
     def _check_first(self, name: str, image: torch.Tensor) -> None:
         if self.channels is not None and image.shape[0] != self.channels:
-            colour = ": an image in colour is to be converted to grey" if self.channels == 1 else ""
-            fail(
-                f"{name} has {image.shape[0]} channels, {self.channels} are due: give one with {self.channels}{colour}."
-            )
+            repair = "convert colour to grey" if self.channels == 1 else f"give an image with {self.channels}"
+            fail(f"{name} has {image.shape[0]} channel(s) but must have {self.channels}: {repair}.")
         if not self.allow_constant and bool(image.min() == image.max()):
             fail(f"{name} is constant (every value is {image.flatten()[0].item():g}): leave it out.")
 
@@ -93,7 +81,7 @@ class CheckImaged(MapTransform):
 def _same_grid(image: torch.Tensor, label: torch.Tensor) -> None:
     a, b = tuple(image.shape[1:]), tuple(label.shape[1:])
     if a != b:
-        fail(f"{file_name(label)} has size {b}, its image {file_name(image)} has {a}: they must be equal.")
+        fail(f"{file_name(label)} has size {b} but its image {file_name(image)} has {a}: they must be equal.")
     if not (isinstance(image, MetaTensor) and isinstance(label, MetaTensor)):
         return
     rank = len(a)
@@ -101,27 +89,27 @@ def _same_grid(image: torch.Tensor, label: torch.Tensor) -> None:
     corners = np.c_[corners, np.ones(len(corners))]
     to_world = [to_affine_nd(rank, t.affine.numpy(force=True)) for t in (image, label)]
     apart = np.linalg.norm((corners @ to_world[0].T - corners @ to_world[1].T)[:, :rank], axis=1).max()
-    if apart > 1e-3 * max(spacing_of(image)):
+    if apart > GRID_TOLERANCE * max(spacing_of(image)):
         fail(
-            f"{file_name(label)} lies up to {apart:.3g} mm from its image {file_name(image)}: "
-            "their spacing, origin or direction differ; resample or correct one of them."
+            f"{file_name(label)} is up to {apart:.3g} mm away from its image {file_name(image)}: their spacing, origin "
+            "or direction differ; resample or correct one of them."
         )
 
 
 class SetSpacingd(MapTransform):
-    """Give images the spacing that their header should have had, for computation only.
+    """Correct the spacing of images whose header is wrong or has none, for computation only.
 
-    Direction and origin stay, and so does ``meta["original_affine"]``, by which outputs are written.
-    ``meta["has_spacing"]`` becomes True: of images whose format knows no spacing, distances can be measured now.
+    Direction and origin stay the same, and so does ``meta["original_affine"]``, which outputs are written with. The
+    spacing then counts as known (:func:`segbundles.meta.has_spacing`), so that distances can be measured.
 
     Args:
         keys: images, channel first.
-        spacing_mm: spacing an axis; None takes ``record_key`` of the case if it is there, else the header's.
-        record_key: entry of the datalist that holds the true spacing of a case.
+        spacing_mm: spacing per axis; None means ``record_key`` of the case if it is given, else the header's.
+        record_key: entry of the datalist with the true spacing of a case.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when the number of values is not the number of axes, or one is not positive.
+        ValueError: when there is not one value per axis, or a value is not positive.
     """
 
     def __init__(
@@ -131,7 +119,6 @@ class SetSpacingd(MapTransform):
         record_key: str = "spacing_mm",
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         self.spacing_mm = spacing_mm
         self.record_key = record_key
@@ -150,30 +137,30 @@ class SetSpacingd(MapTransform):
                 values = []
             values = values * rank if len(values) == 1 else values
             if len(values) != rank or not all(0 < v < math.inf for v in values):
-                fail(f"spacing_mm must be {rank} positive numbers (mm an axis), got {spacing!r}.")
+                fail(f"spacing_mm must be {rank} positive numbers (mm per axis), got {spacing!r}.")
             image = MetaTensor(d[key]) if not isinstance(d[key], MetaTensor) else d[key]
             affine = image.affine.clone()
             factors = [value / old for value, old in zip(values, spacing_of(image), strict=True)]
             affine[:rank, :rank] *= torch.tensor(factors, dtype=affine.dtype, device=affine.device)
             image.affine = affine
-            image.meta["has_spacing"] = True
+            set_has_spacing(image, True)
             d[key] = image
         return d
 
 
 class LabelToClassd(MapTransform):
-    """Turn the values stored in a label file into class indices 0 .. num_classes - 1 (uint8).
+    """Convert the values stored in a label file into class indices 0 .. num_classes - 1 (uint8).
 
     Args:
         keys: labels.
         num_classes: number of classes, background included.
-        values: stored values in the order of the classes, such as ``[0, 255]``. None takes class indices, and 0 and 255
-            for two classes.
-        record_key: entry of the datalist that holds a case's own ``values``, which come before those given here.
+        values: stored values in the order of the classes, such as ``[0, 255]``. None accepts class indices, and for two
+            classes also 0 and 255.
+        record_key: entry of the datalist with a case's own ``values``, which take precedence.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when a file holds any other value, or several channels.
+        ValueError: when a file contains any other value, or several channels.
     """
 
     def __init__(
@@ -184,7 +171,6 @@ class LabelToClassd(MapTransform):
         record_key: str = "label_values",
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         self.num_classes = num_classes
         self.values = self._checked("values", values)
@@ -194,7 +180,7 @@ class LabelToClassd(MapTransform):
         if values is None:
             return None
         if not isinstance(values, list | tuple) or len(values) != self.num_classes:
-            fail(f"{name} must name {self.num_classes} stored values, one a class, got {values!r}.")
+            fail(f"{name} must be {self.num_classes} stored values, one per class, got {values!r}.")
         return list(values)
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
@@ -207,7 +193,7 @@ class LabelToClassd(MapTransform):
 
     def _convert(self, label: torch.Tensor, values: list[float] | None) -> torch.Tensor:
         if label.shape[0] != 1:
-            fail(f"{file_name(label)} has {label.shape[0]} channels, a label has one: give class indices.")
+            fail(f"{file_name(label)} has {label.shape[0]} channels but a label must have one: give class indices.")
         stored = list(range(self.num_classes)) if values is None else values
         if values is None and self.num_classes == 2 and bool((label == 255).any()):
             stored = [0, 255]
@@ -220,7 +206,7 @@ class LabelToClassd(MapTransform):
         if not bool(known.all()):
             strange = torch.unique(label[~known]).tolist()
             fail(
-                f"{file_name(label)} holds the label values {', '.join(f'{v:g}' for v in strange[:5])}: allowed are "
-                f"{', '.join(f'{v:g}' for v in stored)}. Correct the file, or set num_classes or label_values."
+                f"{file_name(label)} contains the label values {', '.join(f'{v:g}' for v in strange[:5])}; allowed are "
+                f"{', '.join(f'{v:g}' for v in stored)}: correct the file, or change the classes in the settings."
             )
         return out

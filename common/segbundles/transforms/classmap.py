@@ -1,4 +1,4 @@
-"""From a network's output to a class map."""
+"""Converting a network's output to a class map."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from segbundles.errors import fail
+
 __all__ = ["LogitsToClassd"]
 
 
 class LogitsToClassd(MapTransform):
-    """Turn logits (C, spatial) into class indices (1, spatial), uint8.
+    """Convert logits (C, spatial) to class indices (1, spatial), uint8.
 
-    One channel: class 1 where the probability exceeds ``threshold``. Several: the class of the largest logit.
+    One channel gives class 1 where the probability exceeds ``threshold``, several give the class of the largest logit.
 
     Args:
         keys: outputs of a network.
-        threshold: probability, used with one channel.
+        threshold: probability, only used with one channel.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -26,10 +28,9 @@ class LogitsToClassd(MapTransform):
     """
 
     def __init__(self, keys: KeysCollection, threshold: float = 0.5, allow_missing_keys: bool = False) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         if not 0 < threshold < 1:
-            raise ValueError(f"threshold must lie between 0 and 1 (a probability), got {threshold}.")
+            fail(f"threshold must be between 0 and 1 (a probability), got {threshold}.")
         self.logit = torch.logit(torch.tensor(float(threshold))).item()
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:

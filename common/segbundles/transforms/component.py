@@ -1,4 +1,4 @@
-"""The largest connected component, without labelling the background around it."""
+"""A faster search for the largest connected component."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["KeepLargestConnectedComponentd"]
 
 
 class KeepLargestConnectedComponentd(transforms.KeepLargestConnectedComponentd):
-    """:py:class:`monai.transforms.KeepLargestConnectedComponentd` on the bounding box of what is not 0.
+    """Keep the largest connected component, as MONAI's transform does, but only search the foreground's bounding box.
 
-    The result is the same. A box that is a tenth of the volume takes a tenth of the time and of the memory. The
-    arguments are MONAI's.
+    Result and arguments are those of :py:class:`monai.transforms.KeepLargestConnectedComponentd`. A box of a tenth of
+    the volume takes a tenth of the time and memory.
     """
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Return the data with the largest component of each class (of each channel, where there are several)."""
+        """Return the data with the largest component of each class (of each channel, if there are several)."""
         d = dict(data)
         for key in self.key_iterator(d):
             start, end = generate_spatial_bounding_box(d[key])

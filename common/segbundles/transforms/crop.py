@@ -1,4 +1,4 @@
-"""Cropping around an object with a margin in mm."""
+"""Cropping to an object with a margin in mm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from monai.transforms import MapTransform, SpatialCrop
 from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import ensure_tuple_rep
 
-from segbundles.transforms.check import file_name, spacing_of
+from segbundles.meta import file_name, spacing_of
 
 if TYPE_CHECKING:
     from segbundles.inferers import LocatorCropInferer
@@ -24,18 +24,18 @@ logger = logging.getLogger("segbundles")
 
 
 class CropBoxd(MapTransform):
-    """Crop images to a box around an object, plus a margin in mm, within the image.
+    """Crop images to the box around an object plus a margin in mm.
 
-    The box is that of the label's foreground, or the one that a locator finds in the image, so that a segmenter can
-    be trained on what it will be given; where it finds nothing plausible, the label's box is taken, with a warning.
-    Without any foreground the whole image is kept.
+    The box is the bounding box of the label's foreground. With a locator, it is the box that the locator finds in the
+    image, so that a segmenter is trained on the crops it will get in use; if the locator finds nothing plausible, the
+    label's box is used, with a warning. Without any foreground the whole image is kept.
 
     Args:
         keys: images to crop, channel first, all on one grid.
         source_key: label whose foreground (> 0) gives the box.
-        margin_mm: added at each side, one value or one an axis.
+        margin_mm: added on each side, one value or one per axis.
         locator: finds the box in the image instead of ``source_key``.
-        image_key: image that the locator looks at.
+        image_key: image that the locator searches.
         allow_missing_keys: as in MONAI.
     """
 
@@ -48,7 +48,6 @@ class CropBoxd(MapTransform):
         image_key: str = "image",
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         self.source_key = source_key
         self.margin_mm = margin_mm
@@ -65,13 +64,13 @@ class CropBoxd(MapTransform):
         return d
 
     def box(self, data: Mapping[Hashable, torch.Tensor]) -> tuple[list[int], list[int]]:
-        """First voxel of the crop and the one after its last, an axis each."""
+        """Return the first voxel of the crop and the one after its last, per axis."""
         image, note = data[self.source_key if self.locator is None else self.image_key], ""
         size = image.shape[1:]
         if self.locator is not None:
             start, end, note = self.locator.locate(image, spacing_of(image))
         if note:
-            logger.warning(f"{file_name(image)}: {note.split(':')[0]}: the crop is taken around the label.")
+            logger.warning(f"{file_name(image)}: {note.split(':')[0]}: the label's box is used for the crop.")
         if note or self.locator is None:
             start, end = generate_spatial_bounding_box(data[self.source_key])
         if any(b <= a for a, b in zip(start, end, strict=True)):

@@ -1,4 +1,4 @@
-"""Masks of frames as class indices, and frames at the height that a network was trained at."""
+"""Converting masks of frames to class indices, and scaling frames to the height that a network was trained with."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from torch.nn import functional as F
 
 from segbundles.data.frames import mask_classes
 from segbundles.errors import fail
-from segbundles.transforms.check import file_name
+from segbundles.meta import file_name
 
 __all__ = ["FrameHeightd", "MaskToClassd", "RandCropByKnownClassesd", "frame_box", "frame_size"]
 
-_BLACK = 28  # grey level of 255 that no pixel of a border exceeds; those of CVC-ClinicDB reach 24
-_STEPS = 48  # by which a side's borders are counted, so that they do not change from frame to frame of a video
-_SMALLEST = 4  # a picture has at least this part of a frame's side
+_BLACK = 28  # highest grey level (of 255) in a border; the borders of CVC-ClinicDB reach 24
+_STEPS = 48  # borders are whole steps of 1/48 of a side, so that they stay the same from frame to frame
+_SMALLEST = 4  # a picture takes at least a quarter of a frame's side
 
 
 class MaskToClassd(MapTransform):
-    """Turn the values stored in a mask into class indices, by :func:`segbundles.data.mask_classes`.
+    """Convert the values stored in a mask to class indices with :func:`segbundles.data.mask_classes`.
 
     Args:
         keys: masks, (1, spatial).
         num_classes: number of classes, background included.
-        void_class: class index of pixels to be ignored: they become :data:`segbundles.data.VOID`, 255. It may be one
-            of the classes, or lie beyond them. None ignores none.
+        void_class: class index of the pixels to ignore, inside or outside the range of the classes; they become
+            :data:`segbundles.data.VOID`, 255. None ignores no pixels.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when a file holds other values than are allowed.
+        ValueError: when a file contains other values.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class MaskToClassd(MapTransform):
         void_class: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         self.num_classes = num_classes
         self.void_class = void_class
@@ -66,12 +65,12 @@ class MaskToClassd(MapTransform):
 
 
 def frame_size(size: tuple[int, int], height: int | None, max_pixels: int | None = None) -> tuple[int, int]:
-    """Size (W, H) that a frame is computed at.
+    """Return the size (W, H) that a frame is scaled to.
 
     Args:
         size: pixels (W, H) of the frame.
-        height: height due; None keeps the frame's.
-        max_pixels: the most pixels W * H; a larger frame is scaled down to them. None sets no limit.
+        height: target height; None keeps the frame's.
+        max_pixels: maximum of W * H; a larger frame is scaled down. None means no limit.
     """
     scale = 1.0 if height is None else height / size[1]
     if max_pixels is not None:
@@ -84,15 +83,15 @@ def frame_size(size: tuple[int, int], height: int | None, max_pixels: int | None
 def frame_box(frame: torch.Tensor) -> tuple[int, int, int, int]:
     """Find the picture inside the black borders of a frame.
 
-    A border is what rows or columns at an edge have in common that hold nothing brighter than 28 of 255 in any channel,
-    down to whole steps of 1/48 of the frame's side. Where the picture would be less than a quarter as wide or as high
-    as the frame, as of a frame that is black, the frame is taken as it is.
+    Rows or columns at an edge are a border if no channel is brighter than 28 of 255. The width of a border is rounded
+    down to whole steps of 1/48 of the frame's side. If the picture would be less than a quarter as wide or as high as
+    the frame, as in a black frame, the whole frame is returned.
 
     Args:
         frame: (C, W, H), 0 .. 255.
 
     Returns:
-        First column and the one behind the last, first row and the one behind the last.
+        The first column and the one after the last, the first row and the one after the last.
     """
     bright = torch.as_tensor(frame).amax(0) > _BLACK
     box: list[int] = []
@@ -107,7 +106,7 @@ def frame_box(frame: torch.Tensor) -> tuple[int, int, int, int]:
 
 
 class RandCropByKnownClassesd(RandCropByLabelClassesd):
-    """As MONAI's, and of a label without any of the classes, such as one wholly void, a crop from anywhere."""
+    """Crop as MONAI's transform does, but at a random place if the label has none of the classes, only void pixels."""
 
     def randomize(self, label: torch.Tensor, indices: Any = None, image: torch.Tensor | None = None) -> None:
         """Draw the crops."""
@@ -116,13 +115,13 @@ class RandCropByKnownClassesd(RandCropByLabelClassesd):
 
 
 class FrameHeightd(MapTransform):
-    """Scale frames to one height, their aspect kept; images by linear interpolation, labels by the nearest pixel.
+    """Scale frames to one height and keep their aspect ratio; images linearly, labels by the nearest pixel.
 
     Args:
         keys: frames (C, W, H).
-        height: pixels; None leaves them as they are.
-        label: whether a key is a label, one for all or one a key.
-        crop_borders: whether the black borders of the first key, see :func:`frame_box`, are cut off of all before.
+        height: pixels; None keeps the size.
+        label: whether a key is a label, one value for all keys or one per key.
+        crop_borders: whether to cut the black borders of the first key (see :func:`frame_box`) off all keys first.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -137,7 +136,6 @@ class FrameHeightd(MapTransform):
         crop_borders: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         if height is not None and height < 1:
             fail(f"height must be 1 pixel or more, or None, got {height}.")

@@ -1,10 +1,9 @@
-"""Writing segmentations beside where the images came from, in the images' own format."""
+"""Writing segmentations in the format of their images."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,37 +15,29 @@ from segbundles.data import SimpleITKWriter, TiffWriter, file_stem, file_suffix,
 from segbundles.data.readers import ITK, NIFTI
 from segbundles.errors import fail
 from segbundles.files import atomic_path
+from segbundles.meta import file_name, slice_files
 
-__all__ = ["SaveSegmentationd", "slice_files"]
-
-
-def slice_files(meta: Mapping[Hashable, Any]) -> list[str]:
-    """Files of the slices of a stack, in the order of its last axis; none for an image of one file.
-
-    Args:
-        meta: metadata of one image, as :class:`segbundles.data.StackReader` gives it.
-    """
-    return [file for file in str(meta.get("slices") or "").split("\n") if file]
+__all__ = ["SaveSegmentationd"]
 
 
 class SaveSegmentationd(SaveImaged):
-    """Write class maps in the format and on the grid of the image they came from.
+    """Write class maps in the format and on the grid of their images.
 
-    NIfTI, NRRD and MetaImage keep the input's format, size, spacing, origin and direction, with the class index as
-    value (in one file: .nhdr gives .nrrd, .mhd gives .mha). A TIFF of several pages gives one of as many pages; any
-    other 2D image gives PNG with ``k * (255 // (num_classes - 1))`` for class k, and so does each slice of a stack of
-    2D images (``meta["slices"]``). A DICOM series, which is a folder, gives NIfTI. The path is
-    ``output_dir/<folder of the image in data_root_dir>/<stem>_<postfix>.<ext>``. A file appears under its name only
-    when it is complete.
+    NIfTI, NRRD and MetaImage keep the input's format, size, spacing, origin and direction; the value is the class index
+    (as a single file: .nhdr gives .nrrd, .mhd gives .mha). A TIFF with several pages gives a TIFF with as many pages.
+    Any other 2D image, and each slice of a stack of 2D images, gives a PNG with ``k * (255 // (num_classes - 1))`` for
+    class k. A DICOM series, which is a folder, gives NIfTI. The path is
+    ``output_dir/<folder of the image in data_root_dir>/<stem>_<postfix>.<ext>``. A file only gets this name when it is
+    complete.
 
     Args:
-        keys: class maps, (1, spatial), on the grid of the file that ``meta["filename_or_obj"]`` names.
+        keys: class maps, (1, spatial), on the grid of the file that they were read from.
         output_dir: folder to write to.
         data_root_dir: folder (or single image) whose sub-folders are mirrored.
         output_postfix: end of the stem.
         num_classes: number of classes, background included.
-        label_image: whether the maps number objects instead of classes. They are then written as they are, uint16, or
-            uint32 where there are more than 65,535, and TIFF takes the place of PNG.
+        label_image: whether the maps number objects instead of classes. They are then written unchanged as TIFF instead
+            of PNG, uint16, or uint32 if there are more than 65,535 objects.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -63,7 +54,6 @@ class SaveSegmentationd(SaveImaged):
         label_image: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.output_dir = Path(output_dir)
         self.data_root_dir = image_root(data_root_dir)
@@ -72,13 +62,13 @@ class SaveSegmentationd(SaveImaged):
         self.label_image = label_image
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Write every key and return the data as it is, with ``meta["saved_to"]`` set (of a stack, a line a slice)."""
+        """Write every key and return the data with ``meta["saved_to"]`` set (for a stack, one line per slice)."""
         for key in self.key_iterator(dict(data)):
             self._save(data[key])
         return dict(data)
 
     def output_path(self, image: PathLike, pages: bool = False) -> Path:
-        """Where the segmentation of an image goes; ``pages`` for a stack of 2D images."""
+        """Return the path for the segmentation of an image; ``pages`` says whether it has several pages."""
         source = Path(image).parent.resolve() / Path(image).name  # a link keeps its own name
         series = source.is_dir()
         suffix = ".nii.gz" if series else file_suffix(source)
@@ -92,27 +82,28 @@ class SaveSegmentationd(SaveImaged):
 
     def _save(self, pred: torch.Tensor) -> None:
         meta = getattr(pred, "meta", {})
-        if "filename_or_obj" not in meta:
-            fail("the segmentation does not tell its image's file: use LoadImaged, and Invertd or copied metadata.")
-        source, grid = meta["filename_or_obj"], tuple(int(n) for n in meta["spatial_shape"])
+        if "spatial_shape" not in meta:
+            fail("the file of the segmented image is not known: use LoadImaged, and Invertd or copied metadata.")
+        source, grid = file_name(pred), tuple(int(n) for n in meta["spatial_shape"])
         size = tuple(pred.shape[1:])
         if size != grid:
-            fail(f"the segmentation of {source} has size {size}, the image {grid}: invert spatial transforms first.")
+            fail(f"the segmentation of {source} has size {size} but the image {grid}: invert spatial transforms first.")
         array = np.asarray(pred.detach().cpu())[0]
         array = array.astype((np.uint16 if array.max() < 2**16 else np.uint32) if self.label_image else np.uint8)
-        files = slice_files(meta)
+        files = slice_files(pred)
         if files and (array.ndim != 3 or len(files) != array.shape[-1]):
-            fail(f"the segmentation of {source} has size {size}, its stack {len(files)} files: one a slice is due.")
+            fail(
+                f"the segmentation of {source} has size {size} but its stack has {len(files)} files, not one per slice."
+            )
         if files:
             parts = [(self.output_path(file), array[..., k]) for k, file in enumerate(files)]
         else:
             pages = array.ndim == 3 and array.shape[-1] > 1
             path = self.output_path(source, pages)
-            flat = (
-                array.ndim == 3 and not pages and path.suffix in (".png", ".tif")
-            )  # a 2D image read as a volume of one slice
+            # a 2D image that was read as a volume of one slice
+            flat = array.ndim == 3 and not pages and path.suffix in (".png", ".tif")
             parts = [(path, array[..., 0] if flat else array)]
-        # PIL's reader gives none
+        # PIL's reader gives no affine
         affine = np.asarray(torch.as_tensor(meta.get("original_affine", np.eye(4))).cpu(), dtype=np.float64)
         for path, values in parts:
             self._write(path, values, affine)
@@ -124,7 +115,7 @@ class SaveSegmentationd(SaveImaged):
             array = array * np.uint8(255 // (self.num_classes - 1))
         with atomic_path(path) as part:
             writer = self._writer(suffix, array.dtype)
-            # set directly: the array is on the file's grid already, and set_data_array would drop axes of size 1
+            # set directly: the array is already on the file's grid, and set_data_array would drop axes of size 1
             writer.data_obj, writer.affine = array, affine
             writer.write(part)
 

@@ -1,4 +1,4 @@
-"""Reading one page of a stack of sections."""
+"""Reading one page of a TIFF with a section per page."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from monai.transforms import LoadImaged
 
 from segbundles.data import StackReader
 from segbundles.errors import fail
-from segbundles.transforms.check import file_name
+from segbundles.meta import file_name
 
 __all__ = ["LoadPaged"]
 
 
 class LoadPaged(LoadImaged):
-    """Read stacks by :class:`segbundles.data.StackReader`, of a case that names a page that page alone: (W, H, 1).
+    """Read stacks with :class:`segbundles.data.StackReader`; if a case names a page, read only that page, (W, H, 1).
 
-    Other pages are not decoded, so a stack whose pages are cases costs no more than its pages as files of their own.
+    Other pages are not decoded, so a stack whose pages are cases is as fast to read as single files.
 
     Args:
-        keys: stacks to read. All hold a page a section, so their numbers of pages must be equal where one is named.
-        page_key: entry of the datalist that holds the page of a TIFF, from 0.
+        keys: stacks to read, with one page per section. If a case names a page, all must have the same number of pages.
+        page_key: entry of the datalist with the page of a TIFF, from 0.
         dtype: as in MONAI.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: as ``StackReader``, and when a stack has another number of pages than the first.
+        ValueError: as for ``StackReader``, and when a stack has another number of pages than the first.
     """
 
     def __init__(
@@ -40,12 +40,11 @@ class LoadPaged(LoadImaged):
         dtype: DtypeLike = np.float32,
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         super().__init__(keys, reader=StackReader, dtype=dtype, allow_missing_keys=allow_missing_keys)
         self.page_key = page_key
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
-        """Return the data with images in the place of paths."""
+        """Return the data with images instead of paths."""
         page = data.get(self.page_key)
         if page is None:
             return super().__call__(data, reader)
@@ -54,7 +53,7 @@ class LoadPaged(LoadImaged):
         pages = {file: _pages(file) for file in files}
         for path, number in pages.items():
             if number != pages[files[0]]:
-                fail(f"{path} has {number} pages, {files[0]} has {pages[files[0]]}: a page a section is due in both.")
+                fail(f"{path} has {number} pages but {files[0]} has {pages[files[0]]}: both must have one per section.")
         return loaded
 
 

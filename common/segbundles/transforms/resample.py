@@ -1,4 +1,4 @@
-"""Resampling that keeps the field of view: averages where an axis shrinks, interpolates where it grows."""
+"""Resampling that keeps the field of view: it averages where an axis shrinks and interpolates where it grows."""
 
 from __future__ import annotations
 
@@ -13,64 +13,65 @@ from monai.transforms.utils import scale_affine
 from monai.utils import TraceKeys, ensure_tuple, ensure_tuple_rep, look_up_option
 from torch.nn import functional as F
 
+from segbundles.errors import fail
+
 __all__ = ["ResampleToSpacing", "ResampleToSpacingd", "per_axis", "resample", "resampled_size"]
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def per_axis(name: str, values: Sequence[float] | float, spatial_dims: int) -> tuple:
-    """One value for each spatial axis, from one value for all or from one for each.
+    """Return one value per spatial axis, given one value for all or one per axis.
 
     Args:
-        name: what the values are called in the error.
+        name: name of the values in the error message.
         values: one value, or ``spatial_dims`` of them.
         spatial_dims: number of spatial dimensions.
 
     Raises:
-        ValueError: When there are neither 1 nor ``spatial_dims`` values.
+        ValueError: when there are neither 1 nor ``spatial_dims`` values.
     """
     found = ensure_tuple(values)
     if len(found) not in (1, spatial_dims):
-        raise ValueError(
-            f"{name} must have 1 or {spatial_dims} values for a {spatial_dims}D image, got {len(found)}: {found}."
-        )
+        fail(f"{name} must have 1 or {spatial_dims} values for a {spatial_dims}D image, got {len(found)}: {found}.")
     return found if len(found) == spatial_dims else found * spatial_dims
 
 
 def resampled_size(
     size: Sequence[int], spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
 ) -> tuple[int, ...]:
-    """Number of voxels that cover at the new spacing what ``size`` voxels cover now: at least one, rounded.
+    """Return the number of voxels (rounded, at least one) that cover the same length at a new spacing.
 
     Args:
         size: voxels along each axis.
         spacing_mm: their spacing along each axis, in mm.
-        new_spacing_mm: the spacing wanted along each axis, in mm. Rounding moves the one reached off it by up to half a
-            voxel over the whole axis.
+        new_spacing_mm: target spacing along each axis, in mm. Because of the rounding, the actual spacing differs by up
+            to half a voxel over the whole axis.
     """
     return tuple(max(1, round(n * old / new)) for n, old, new in zip(size, spacing_mm, new_spacing_mm, strict=True))
 
 
 def resample(tensor: torch.Tensor, size: Sequence[int], mode: str = "area") -> torch.Tensor:
-    """Resize the spatial axes of a tensor; the outer faces of the first and the last voxel stay where they are.
+    """Resize the spatial axes of a tensor; the outer faces of the first and last voxels keep their position.
 
     Args:
-        tensor: in shape (C, spatial) or (B, C, spatial), with as many spatial axes as ``size`` has values.
+        tensor: shape (C, spatial) or (B, C, spatial), with as many spatial axes as ``size`` has values.
         size: the new spatial size.
-        mode: ``"area"`` averages along the axes that shrink, so that nothing is skipped, and then interpolates linearly
-            along those that grow; ``"nearest"``, for label maps, takes the voxel at the new one's centre, type kept.
+        mode: ``"area"`` averages along the axes that shrink, so that no voxel is skipped, then interpolates linearly
+            along the axes that grow; ``"nearest"``, for label maps, takes the value at the centre of the new voxel and
+            keeps the type.
 
     Returns:
-        A plain tensor, whatever came in, since a :py:class:`monai.data.MetaTensor`'s affine would no longer hold (see
-        :py:class:`ResampleToSpacing`). Integers come back as float32 with ``"area"``.
+        A plain tensor, because the affine of a :py:class:`monai.data.MetaTensor` would no longer be right (see
+        :py:class:`ResampleToSpacing`). With ``"area"``, integers become float32.
 
     Raises:
-        ValueError: When the tensor has not one or two axes more than ``size`` has values, or ``mode`` is not known.
+        ValueError: when the tensor does not have one or two axes more than ``size`` has values, or ``mode`` is unknown.
     """
     look_up_option(mode, ("area", "nearest"))
     size = tuple(int(n) for n in size)
     if tensor.ndim - len(size) not in (1, 2):
-        raise ValueError(
+        fail(
             f"size {size} needs a tensor in shape (C, spatial) or (B, C, spatial) with {len(size)} spatial axes, "
             f"got shape {tuple(tensor.shape)}."
         )
@@ -82,7 +83,7 @@ def resample(tensor: torch.Tensor, size: Sequence[int], mode: str = "area") -> t
         return x
     batch = x if x.ndim == len(size) + 2 else x[None]
     if mode == "nearest":
-        # torch resizes no other integers than uint8; doubles hold their labels exactly
+        # torch cannot resize integers other than uint8; doubles represent their labels exactly
         native = x.is_floating_point() or x.dtype == torch.uint8
         batch = F.interpolate(batch if native else batch.double(), size, mode="nearest-exact").to(x.dtype)
     else:
@@ -95,23 +96,23 @@ def resample(tensor: torch.Tensor, size: Sequence[int], mode: str = "area") -> t
 
 
 class ResampleToSpacing(InvertibleTransform):
-    """Resample an image to a spacing by :py:func:`resample`, keeping its field of view.
+    """Resample an image to a spacing with :py:func:`resample`, keeping its field of view.
 
-    Unlike :py:class:`monai.transforms.Spacing` it averages where an axis shrinks, so thin structures fade instead of
-    vanishing, and the image still ends where it ended: the spacing reached is the field of view over a whole number of
-    voxels. The affine follows as :py:class:`monai.transforms.Resize`'s does. Axes keep their orientation.
+    Unlike :py:class:`monai.transforms.Spacing`, it averages where an axis shrinks, so thin structures become fainter
+    instead of disappearing, and the image ends at the same position: the actual spacing is the field of view divided by
+    a whole number of voxels. The affine changes as in :py:class:`monai.transforms.Resize`. Axes keep their orientation.
 
     Args:
-        spacing_mm: the spacing wanted along the image's axes, in mm; one value serves all axes. None leaves the image.
+        spacing_mm: target spacing along the image's axes, in mm, one value or one per axis. None changes nothing.
         mode: ``"area"`` for images and ``"nearest"`` for label maps, see :py:func:`resample`.
 
     Raises:
-        ValueError: When ``spacing_mm`` is not positive.
+        ValueError: when ``spacing_mm`` is not positive.
     """
 
     def __init__(self, spacing_mm: Sequence[float] | float | None, mode: str = "area") -> None:
         if spacing_mm is not None and min(ensure_tuple(spacing_mm)) <= 0:
-            raise ValueError(f"spacing_mm must be positive, got {spacing_mm}.")
+            fail(f"spacing_mm must be positive, got {spacing_mm}.")
         self.spacing_mm = spacing_mm
         self.mode = look_up_option(mode, ("area", "nearest"))
 
@@ -119,14 +120,14 @@ class ResampleToSpacing(InvertibleTransform):
         """Resample one image.
 
         Args:
-            img: MetaTensor in shape (C, spatial), its affine in mm.
-            mode: in place of the one given at the start.
+            img: MetaTensor of shape (C, spatial), with an affine in mm.
+            mode: overrides the mode of the transform.
 
         Raises:
-            ValueError: When the image has no affine, or ``spacing_mm`` has neither one value nor one for each axis.
+            ValueError: when the image has no affine, or ``spacing_mm`` has neither one value nor one per axis.
         """
         if not isinstance(img, MetaTensor):
-            raise ValueError(
+            fail(
                 f"ResampleToSpacing needs a MetaTensor, whose affine gives the spacing, got {type(img).__name__}: "
                 "load with LoadImage, or wrap with monai.data.MetaTensor(x, affine=...)."
             )
@@ -138,7 +139,7 @@ class ResampleToSpacing(InvertibleTransform):
         return self._resize(img, new, self.mode if mode is None else mode)
 
     def inverse(self, data: torch.Tensor) -> torch.Tensor:
-        """Resample back to the size and the affine before."""
+        """Resample back to the original size and affine."""
         transform = self.pop_transform(data)
         with self.trace_transform(False):
             return self._resize(data, transform[TraceKeys.ORIG_SIZE], transform[TraceKeys.EXTRA_INFO]["mode"])
@@ -154,9 +155,9 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
 
     Args:
         keys: keys of the images.
-        spacing_mm: see :py:class:`ResampleToSpacing`.
-        mode: ``"area"`` for images and ``"nearest"`` for label maps: one for all keys, or one for each.
-        allow_missing_keys: don't raise when a key is missing.
+        spacing_mm: target spacing, see :py:class:`ResampleToSpacing`.
+        mode: ``"area"`` for images and ``"nearest"`` for label maps: one for all keys, or one per key.
+        allow_missing_keys: as in MONAI.
     """
 
     def __init__(

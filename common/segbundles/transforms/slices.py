@@ -1,4 +1,4 @@
-"""Intensities slice by slice, in volumes that a 2D network sees one slice at a time."""
+"""Intensity transforms per slice, for volumes that a 2D network segments slice by slice."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from segbundles.errors import fail
-from segbundles.transforms.check import file_name
+from segbundles.meta import file_name
 
 __all__ = ["NormalizeSlicesd", "ScaleSlicesd"]
 
 
 class ScaleSlicesd(MapTransform):
-    """Scale each slice (W, H) of a volume (C, W, H, D) to 0 .. 1 by its smallest and largest value.
+    """Scale each slice (W, H) of a volume (C, W, H, D) from its minimum and maximum to 0 .. 1.
 
-    A slice of one value becomes 0. The result is float32.
+    A constant slice becomes 0. The result is float32.
 
     Args:
         keys: volumes, (C, W, H, D).
-        channel_wise: whether every channel of a slice has a scale of its own; if not, they share one.
+        channel_wise: whether to scale each channel of a slice separately; otherwise all channels share one scale.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when an image has other than three spatial axes.
+        ValueError: when an image does not have three spatial axes.
     """
 
     def __init__(self, keys: KeysCollection, channel_wise: bool = False, allow_missing_keys: bool = False) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         self.axes = (1, 2) if channel_wise else (0, 1, 2)
 
@@ -45,24 +44,23 @@ class ScaleSlicesd(MapTransform):
 
 
 class NormalizeSlicesd(MapTransform):
-    """Give each slice (W, H) of each channel of a volume (C, W, H, D) one mean and one standard deviation.
+    """Normalise each slice (W, H) of each channel of a volume (C, W, H, D) to one mean and standard deviation.
 
-    A slice of one value becomes ``mean``. The result is float32.
+    A constant slice becomes ``mean``. The result is float32.
 
     Args:
         keys: volumes, (C, W, H, D).
         mean: mean of a slice.
-        std: standard deviation of a slice (of the population).
+        std: standard deviation of a slice (population formula).
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when ``std`` is not positive, or an image has other than three spatial axes.
+        ValueError: when ``std`` is not positive, or an image does not have three spatial axes.
     """
 
     def __init__(
         self, keys: KeysCollection, mean: float = 0.0, std: float = 1.0, allow_missing_keys: bool = False
     ) -> None:
-        """See the class."""
         super().__init__(keys, allow_missing_keys)
         if not std > 0:
             fail(f"std must be positive, got {std}.")
@@ -83,7 +81,7 @@ class NormalizeSlicesd(MapTransform):
 def _slices(image: torch.Tensor) -> torch.Tensor:
     if image.ndim != 4:
         fail(
-            f"{file_name(image)} has shape {tuple(image.shape)} where (channels, W, H, slices) is due: "
-            "read it with segbundles.data.StackReader."
+            f"{file_name(image)} has shape {tuple(image.shape)} but must have (channels, W, H, slices): read it with "
+            "segbundles.data.StackReader."
         )
     return image.to(torch.float32)

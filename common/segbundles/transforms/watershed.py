@@ -1,4 +1,4 @@
-"""From a membrane map to the cells between the membranes, by watershed."""
+"""Finding the cells between membranes by watershed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from monai.utils import convert_to_numpy, ensure_tuple_rep
 from scipy import ndimage
 from skimage.filters import sobel, threshold_otsu
 from skimage.morphology import h_minima
-from skimage.segmentation import watershed
+from skimage.segmentation import relabel_sequential, watershed
 
 from segbundles.errors import fail
 
@@ -36,26 +36,30 @@ def grey_watershed(
 ) -> np.ndarray:
     """Find cells in a grey image by threshold, distance and watershed.
 
-    The steps: membrane by threshold; closing; what lies outside the dilated membrane is surely cell, and every
-    4-connected part of it a cell's marker; membrane deeper than a fraction of the largest depth is surely membrane;
-    the rest is flooded from the markers over the gradient, with a line where two regions meet.
+    1. A threshold finds the membrane, which is then closed.
+    2. Pixels outside the dilated membrane are certainly cell; each 4-connected part of them is the marker of a cell.
+    3. Membrane deeper than a fraction of the largest depth is certainly membrane.
+    4. A watershed of the gradient, from the markers, divides the rest, with a line where two regions meet.
 
     Args:
         image: one section (W, H): an image, or a probability.
-        dark_membranes: whether membranes are darker than cells, as in an image or a probability of cell; False of a
+        dark_membranes: whether membranes are darker than cells, as in an image or a probability of cell; False for a
             probability of membrane.
-        threshold: grey value between membrane and cell; None takes Otsu's.
+        threshold: grey value between membrane and cell; None means Otsu's.
         closing_size: side of the square that closes the membrane, in pixels; 1 closes nothing.
-        dilation_iterations: dilations of the membrane by 3 x 3, each of a pixel; each closes gaps of up to two pixels.
-        foreground_fraction: of the largest distance to a cell inside the membrane; deeper is surely membrane.
-        per_component: whether the largest distance is that of each connected part of the membrane, not the image's.
-        min_cell_area: pixels; the flood of smaller cells is given to their neighbours.
+        dilation_iterations: number of 3 x 3 dilations of the membrane, each of one pixel; each closes gaps of up to two
+            pixels.
+        foreground_fraction: fraction of the largest distance to a cell inside the membrane; what is deeper is certainly
+            membrane.
+        per_component: whether the largest distance is that of each connected part of the membrane instead of the whole
+            image.
+        min_cell_area: pixels; smaller cells are given to their neighbours.
 
     Returns:
         Label image (W, H), int32: cells from 1, membrane and lines 0.
 
     Raises:
-        ValueError: when a setting is out of its range, or the image is not one finite section.
+        ValueError: when a setting is out of range, or the image is not one finite section.
     """
     _at_least("closing_size", closing_size, 1)
     _at_least("dilation_iterations", dilation_iterations, 0)
@@ -67,7 +71,7 @@ def grey_watershed(
     level = threshold_otsu(image) if threshold is None else threshold
     membrane = image <= level if dark_membranes else image > level
     if closing_size > 1:
-        # padded, as a closing at the edge would erode from outside
+        # padded, because a closing at the edge would erode from outside
         padded = np.pad(membrane, closing_size, mode="edge")
         padded = ndimage.binary_closing(padded, np.ones((closing_size, closing_size), bool))
         membrane = padded[closing_size:-closing_size, closing_size:-closing_size]
@@ -84,7 +88,7 @@ def grey_watershed(
         return np.zeros(image.shape, np.int32)
     markers[sure] = cells + 1
     flooded = _flood(sobel(image), markers, min_cell_area, keep=cells + 1 if sure.any() else None)
-    return _numbered(np.where(flooded == cells + 1, 0, flooded))
+    return relabel_sequential(np.where(flooded == cells + 1, 0, flooded))[0].astype(np.int32)
 
 
 def probability_watershed(
@@ -95,23 +99,22 @@ def probability_watershed(
     membrane_threshold: float | None = 0.5,
     min_cell_area: int = 0,
 ) -> np.ndarray:
-    """Find cells in a probability of membrane, flooded from where it is low.
+    """Find cells by a watershed of the membrane probability, from markers where it is low.
 
     Args:
         membrane_probability: one section (W, H), 0 to 1.
         sigma: standard deviation of the Gaussian that smooths the probability first, in pixels; 0 smooths nothing.
         marker_threshold: the 4-connected parts where the smoothed probability is lower are the markers.
-        h: markers are then minima that deep, of those parts; a part with two of them becomes two cells. None: each part
-            is one marker.
-        membrane_threshold: what is not below is membrane, however wide; None leaves lines of one pixel.
-        min_cell_area: pixels; the flood of smaller cells is given to their neighbours, or to the membrane where they
-            have none.
+        h: with a number, the markers are the minima of at least this depth in those parts, so that a part with two
+            minima becomes two cells. None makes each part one marker.
+        membrane_threshold: a probability of this or more is membrane, however wide; None leaves lines of one pixel.
+        min_cell_area: pixels; smaller cells are given to their neighbours, or to the membrane if they have none.
 
     Returns:
         Label image (W, H), int32: cells from 1, membrane and lines 0.
 
     Raises:
-        ValueError: when a setting is out of its range, or the map is not one section of probabilities.
+        ValueError: when a setting is out of range, or the map is not one section of probabilities.
     """
     _at_least("sigma", sigma, 0)
     _at_least("min_cell_area", min_cell_area, 0)
@@ -123,7 +126,7 @@ def probability_watershed(
     probability = _section(membrane_probability).astype(np.float32)
     low, high = float(probability.min()), float(probability.max())
     if low < 0 or high > 1:
-        fail(f"a membrane probability lies between 0 and 1, got {low:g} to {high:g}: put a sigmoid or softmax before.")
+        fail(f"a membrane probability must be between 0 and 1, got {low:g} to {high:g}: apply a sigmoid or softmax.")
     smooth = ndimage.gaussian_filter(probability, sigma) if sigma else probability
     inside = smooth < marker_threshold
     if h is not None:
@@ -133,13 +136,13 @@ def probability_watershed(
     if membrane_threshold is not None:
         mask = probability < membrane_threshold
         markers[~mask] = 0
-    return _numbered(_flood(smooth, markers, min_cell_area, mask))
+    return relabel_sequential(_flood(smooth, markers, min_cell_area, mask))[0].astype(np.int32)
 
 
 def _flood(
     surface: np.ndarray, markers: np.ndarray, min_area: int, mask: np.ndarray | None = None, keep: int | None = None
 ) -> np.ndarray:
-    """Flood from the markers, and again without those of too small regions; ``keep`` stays however small."""
+    """Flood from the markers, then again without the markers of too small regions; region ``keep`` always stays."""
     if not markers.any():
         return markers
     flooded = watershed(surface, markers, mask=mask, watershed_line=True)
@@ -152,18 +155,12 @@ def _flood(
     return watershed(surface, markers, mask=mask, watershed_line=True) if markers.any() else markers
 
 
-def _numbered(labels: np.ndarray) -> np.ndarray:
-    """Number labels from 1 without gaps, in their order."""
-    found, numbers = np.unique(labels, return_inverse=True)
-    return (numbers + (found[0] != 0)).reshape(labels.shape).astype(np.int32)
-
-
 def _section(image: Any) -> np.ndarray:
     array = convert_to_numpy(image)
     if array.ndim != 2 or not array.size:
-        fail(f"a section has two axes (W, H) and a pixel or more, got shape {array.shape}.")
+        fail(f"a section must have two axes (W, H) and at least one pixel, got shape {array.shape}.")
     if not np.isfinite(array).all():
-        fail("the section holds NaN or infinite values: repair it, or leave it out.")
+        fail("the section contains NaN or infinite values: correct it, or leave it out.")
     return array
 
 
@@ -174,11 +171,11 @@ def _at_least(name: str, value: float, least: float) -> None:
 
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        fail(f"{name} must lie between {low} and {high}, got {value}.")
+        fail(f"{name} must be between {low} and {high}, got {value}.")
 
 
 class _Watershedd(MapTransform):
-    """Cells and the cleaned mask of a map, section by section."""
+    """Find the cells and the cleaned mask of a map, section by section."""
 
     def __init__(
         self,
@@ -192,28 +189,28 @@ class _Watershedd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.cells_keys = ensure_tuple_rep(cells_keys, len(self.keys))
         self.mask_keys = ensure_tuple_rep(mask_keys, len(self.keys))
-        if len({*self.cells_keys, *self.mask_keys} - {None}) < sum(
-            k is not None for k in self.cells_keys + self.mask_keys
-        ):
-            fail(f"every output needs a key of its own, got {self.cells_keys} and {self.mask_keys}.")
+        outputs = [key for key in self.cells_keys + self.mask_keys if key is not None]
+        if len(set(outputs)) < len(outputs):
+            fail(f"every output needs its own key, got {self.cells_keys} and {self.mask_keys}.")
         self.channel = channel
         self.segment = segment
-        self.segment(np.zeros((2, 2), np.float32))  # wrong settings are refused before long work
+        self.segment(np.zeros((2, 2), np.float32))  # refuses wrong settings before any long work
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Return the data with cells, and masks where they are asked for."""
+        """Return the data with cells, and masks if they have a key."""
         d = dict(data)
         for key, cells_key, mask_key in self.key_iterator(d, self.cells_keys, self.mask_keys):
             image = d[key]
             if image.ndim not in (3, 4) or not -image.shape[0] <= self.channel < image.shape[0]:
                 fail(
-                    f"channel {self.channel} of (C, W, H) or (C, W, H, D) is due, {key} has shape {tuple(image.shape)}."
+                    f"{key} has shape {tuple(image.shape)} but must be (C, W, H) or (C, W, H, D) with a channel "
+                    f"{self.channel}."
                 )
             array = convert_to_numpy(image)[self.channel]
             if array.ndim == 2:
                 cells = self.segment(array)
             else:
-                cells = np.stack([self.segment(page) for page in np.moveaxis(array, -1, 0)], axis=-1)
+                cells = np.stack([self.segment(one) for one in np.moveaxis(array, -1, 0)], axis=-1)
             found = torch.from_numpy(cells)[None]
             d[cells_key] = self._like(found, image)
             if mask_key is not None:
@@ -227,25 +224,26 @@ class _Watershedd(MapTransform):
 
 
 class GreyWatershedd(_Watershedd):
-    """Cells in a grey image or probability by :func:`grey_watershed`, section by section; its settings are the same.
+    """Find cells in a grey image or probability with :func:`grey_watershed`, section by section.
 
     Args:
         keys: maps (C, W, H), or stacks of sections (C, W, H, D).
         cells_keys: keys of the label images (1, W, H) or (1, W, H, D), int32, membranes 0; in a stack each section is
             numbered from 1.
-        mask_keys: keys of the cleaned masks, uint8: 0 membrane, 1 cell. A key may be one of ``keys``. None makes none.
+        mask_keys: keys of the cleaned masks, uint8: 0 membrane, 1 cell. A key may be one of ``keys``. None makes no
+            masks.
         channel: channel to segment.
-        dark_membranes: see :func:`grey_watershed`, as the settings that follow.
-        threshold: grey value; None takes Otsu's.
+        dark_membranes: as in :func:`grey_watershed`, like the next six.
+        threshold: grey value; None means Otsu's.
         closing_size: pixels.
-        dilation_iterations: of a pixel each.
-        foreground_fraction: of the largest depth.
-        per_component: whether that is of each part of the membrane.
+        dilation_iterations: number of dilations of one pixel.
+        foreground_fraction: fraction of the largest depth.
+        per_component: whether the largest depth is that of each part of the membrane.
         min_cell_area: pixels.
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when a setting is out of its range, or a map has other axes.
+        ValueError: when a setting is out of range, or a map has other axes.
     """
 
     def __init__(
@@ -263,7 +261,6 @@ class GreyWatershedd(_Watershedd):
         min_cell_area: int = 0,
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         segment = partial(
             grey_watershed,
             dark_membranes=dark_membranes,
@@ -278,15 +275,16 @@ class GreyWatershedd(_Watershedd):
 
 
 class ProbabilityWatershedd(_Watershedd):
-    """Cells in a probability of membrane by :func:`probability_watershed`, section by section.
+    """Find cells in a probability of membrane with :func:`probability_watershed`, section by section.
 
     Args:
         keys: probabilities (C, W, H), or stacks of sections (C, W, H, D).
         cells_keys: keys of the label images (1, W, H) or (1, W, H, D), int32, membranes 0; in a stack each section is
             numbered from 1.
-        mask_keys: keys of the cleaned masks, uint8: 0 membrane, 1 cell. A key may be one of ``keys``. None makes none.
-        channel: channel that holds the probability of membrane.
-        sigma: pixels; see :func:`probability_watershed`, as the settings that follow.
+        mask_keys: keys of the cleaned masks, uint8: 0 membrane, 1 cell. A key may be one of ``keys``. None makes no
+            masks.
+        channel: channel of the probability of membrane.
+        sigma: pixels; as in :func:`probability_watershed`, like the next four.
         marker_threshold: probability.
         h: probability, or None.
         membrane_threshold: probability, or None.
@@ -294,7 +292,7 @@ class ProbabilityWatershedd(_Watershedd):
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when a setting is out of its range, a map has other axes or holds no probabilities.
+        ValueError: when a setting is out of range, or a map has other axes or is not a probability.
     """
 
     def __init__(
@@ -310,7 +308,6 @@ class ProbabilityWatershedd(_Watershedd):
         min_cell_area: int = 0,
         allow_missing_keys: bool = False,
     ) -> None:
-        """See the class."""
         segment = partial(
             probability_watershed,
             sigma=sigma,

@@ -1,44 +1,29 @@
-"""Phantom twin of ISBI 2012: made-up sections of cells with dark membranes, in the challenge's layout and values.
+"""Phantom twin of ISBI 2012: synthetic sections of cells with dark membranes, in the challenge's layout and values.
 
 Cells are the Voronoi regions of points that drift from section to section, seen through a smooth warp: neighbouring
-sections look alike, distant ones do not. It holds what makes the real task hard: membranes of different width and
-darkness, dark organelles that are no membranes, texture and noise.
+sections look alike, distant ones do not. It contains what makes the real task hard: membranes of different width and
+darkness, dark organelles that are not membranes, texture and noise.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import tifffile
 
-from segbundles.files import atomic_path
+from segbundles.datasets import Prepared, isbi2012
+from segbundles.datasets.isbi2012 import LABEL_FILE, LABEL_VALUES, VOLUME_FILE
+from segbundles.errors import fail
 
-from .datalist import SECTIONS, DataSet, Prepared, check_out, is_marked_tiff, prepare
-from .isbi2012 import LABEL_FILE, LABEL_VALUES, METADATA, VOLUME_FILE, check_section, find_cases, review_sections
+from .common import check_size, finish, is_marked, own, start, twin_of, write_tiff
 
 __all__ = ["DATA_SET", "make_phantom", "make_section", "make_stack"]
 
-_MARK = "segbundles phantom em"
-_MIN_SIZE = 32
 _CELL_PIXELS = 26  # typical diameter
 
-DATA_SET = DataSet(
-    name="em_phantom",
-    metadata={
-        **METADATA,
-        "description": "Made-up ssTEM sections in the ISBI 2012 challenge's layout",
-        "reference": _MARK,
-        "licence": "Apache-2.0",
-    },
-    find=find_cases,
-    check=check_section,
-    review=review_sections,
-    units=("sections", "blocks"),
-    contiguous=True,
-)
+DATA_SET = twin_of(isbi2012.DATA_SET, "em", "Synthetic ssTEM sections in the ISBI 2012 challenge's layout")
+_MARK = DATA_SET.metadata["reference"]
 
 
 def make_phantom(
@@ -56,26 +41,15 @@ def make_phantom(
         What was written.
 
     Raises:
-        ValueError: when there are too few sections or pixels, or ``out`` holds files that are not a phantom's.
+        ValueError: when there are too few sections or pixels, or ``out`` contains other files than a phantom's.
     """
-    if sections < 3:
-        raise ValueError(f"sections must be 3 or more (training, validation, testing), got {sections}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    _check_size(size)
-    out = Path(out).expanduser().resolve()
-    check_out(out, DATA_SET.name)
-    for name in (VOLUME_FILE, LABEL_FILE):
-        _check_owned(out / name)
+    out = start(DATA_SET, out, seed, "sections", sections)
+    check_size(size)
+    own((out / VOLUME_FILE, out / LABEL_FILE), lambda path: is_marked(path, _MARK))
     image, label = make_stack(np.random.default_rng(seed), size, sections)
     for name, stack in ((VOLUME_FILE, image), (LABEL_FILE, label)):
-        _write(out / name, stack[0])
-
-    held_out = max(1, round(sections / 6))
-    names = [f"section_{index:02d}" for index in range(sections)]
-    bounds = (0, sections - 2 * held_out, sections - held_out, sections)
-    split = {section: names[a:b] for section, a, b in zip(SECTIONS, bounds[:-1], bounds[1:], strict=True)}
-    return prepare(DATA_SET, out, out, split=split)
+        write_tiff(out / name, stack[0].T, _MARK)
+    return finish(DATA_SET, out, [f"section_{index:02d}" for index in range(sections)], share=6)
 
 
 def make_section(rng: np.random.Generator, size: Sequence[int] = (128, 128)) -> tuple[np.ndarray, np.ndarray]:
@@ -111,14 +85,14 @@ def make_stack(
     Raises:
         ValueError: when size or sections are too small.
     """
-    _check_size(size)
+    check_size(size)
     if sections < 1:
-        raise ValueError(f"sections must be 1 or more, got {sections}")
+        fail(f"sections must be 1 or more, got {sections}")
     from scipy.ndimage import gaussian_filter
     from scipy.spatial import cKDTree
 
     def smooth(pixels: float) -> np.ndarray:
-        """Return a random field of unit standard deviation, smooth over so many pixels."""
+        """Return a random field of unit standard deviation, smooth over this many pixels."""
         field = gaussian_filter(rng.normal(size=tuple(size)), pixels, mode="wrap")
         return field / field.std()
 
@@ -138,7 +112,7 @@ def make_stack(
         (near, next_near), (cell, other) = (np.moveaxis(a, -1, 0) for a in cKDTree(centres).query(points, k=2))
         apart = np.linalg.norm(centres[cell] - centres[other], axis=-1)
         to_border = (next_near**2 - near**2) / (2 * apart)
-        # of two cells the membrane is one, whichever side a pixel lies on
+        # two cells share one membrane, on whichever side of it a pixel is
         edge = to_border - (half_width[cell] + half_width[other]) / 2
         membrane = np.clip(0.5 - edge / 2, 0, 1)
 
@@ -154,21 +128,3 @@ def make_stack(
         centres = centres + rng.normal(0, 1.5, centres.shape)
         warp = 0.95 * warp + np.sqrt(1 - 0.95**2) * np.stack([smooth(10), smooth(10)])
     return np.stack(images, -1)[None], np.stack(labels, -1)[None]
-
-
-def _check_size(size: Sequence[int]) -> None:
-    if len(size) != 2 or min(size) < _MIN_SIZE:
-        raise ValueError(f"size must be two numbers of {_MIN_SIZE} pixels or more, got {tuple(size)}")
-
-
-def _check_owned(path: Path) -> None:
-    """Raise unless a file is absent or a phantom's."""
-    if (path.exists() or path.is_symlink()) and not is_marked_tiff(path, _MARK):
-        raise ValueError(f"{path} is not a phantom's, nothing was written: choose another --out")
-
-
-def _write(path: Path, stack: np.ndarray) -> None:
-    """Write (W, H, D) as one page a section."""
-    pages = np.ascontiguousarray(stack.transpose(2, 1, 0))
-    with atomic_path(path) as part:
-        tifffile.imwrite(part, pages, photometric="minisblack", description=_MARK, metadata=None)

@@ -1,8 +1,8 @@
-"""Phantom twin of CVC-ClinicDB: made-up colonoscopy frames with a polyp, in its layout and value ranges.
+"""Phantom twin of CVC-ClinicDB: synthetic colonoscopy frames with a polyp, in its layout and value ranges.
 
-A sequence is one scene that the camera moves over. It holds what makes the real task hard: a polyp of nearly the colour
-of the mucosa, told by its rounded shading; folds, vessels, a dark lumen and bright reflections that are no polyps; and
-the black corners of an endoscope's frame. One sequence has no polyp.
+A sequence is one scene that the camera moves over. It contains what makes the real task hard: a polyp of nearly the
+colour of the mucosa, visible only by its rounded shading; folds, vessels, a dark lumen and bright reflections that are
+not polyps; and the black corners of an endoscope's frame. One sequence has no polyp.
 """
 
 from __future__ import annotations
@@ -10,49 +10,39 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import tifffile
 
+from segbundles.datasets import Prepared, clinicdb
+from segbundles.datasets.clinicdb import IMAGE_FOLDER, MASK_FOLDER, SEQUENCES_FILE
+from segbundles.errors import fail
 from segbundles.files import atomic_path
 
-from .clinicdb import IMAGE_FOLDER, MASK_FOLDER, METADATA, SEQUENCES_FILE, check_frame, find_cases, review_frames
-from .datalist import SECTIONS, DataSet, Prepared, check_out, is_marked_tiff, prepare
+from .common import check_size, contents, finish, is_marked, own, start, twin_of, write_tiff
 
 __all__ = ["DATA_SET", "make_phantom", "make_sequence"]
 
-_MARK = "segbundles phantom polyp"
-_MIN_SIZE = 32
 # sequence by number from 1; the first ones are training
 _NO_POLYP = 2
 
-DATA_SET = DataSet(
-    name="polyp_phantom",
-    metadata={
-        **METADATA,
-        "description": "Made-up colonoscopy frames in CVC-ClinicDB's layout; masks hold 255 for polyp",
-        "reference": _MARK,
-        "licence": "Apache-2.0",
-    },
-    find=find_cases,
-    check=check_frame,
-    review=review_frames,
-    units=("frames", "sequences"),
+DATA_SET = twin_of(
+    clinicdb.DATA_SET, "polyp", "Synthetic colonoscopy frames in CVC-ClinicDB's layout; masks hold 255 for polyp"
 )
+_MARK = DATA_SET.metadata["reference"]
 
 
 def make_phantom(
     out: str | os.PathLike, sequences: int = 12, frames: int = 5, seed: int = 0, size: Sequence[int] = (96, 72)
 ) -> Prepared:
-    """Write phantom frames under ``out`` and prepare them; a sixth of the sequences each is validation and testing.
+    """Write phantom frames under ``out`` and prepare them.
 
-    The second sequence, of training, has no polyp. A sequence depends on the seed and its number alone.
+    Validation and testing get a sixth of the sequences each. The second sequence, which is training, has no polyp. A
+    sequence depends only on the seed and its number.
 
     Args:
         out: folder of ``Original``, ``Ground Truth``, ``sequences.csv`` and datalist.json.
         sequences: number of sequences, 3 or more.
-        frames: frames a sequence.
+        frames: frames per sequence.
         seed: seed of the scenes.
         size: pixels (W, H).
 
@@ -60,44 +50,25 @@ def make_phantom(
         What was written.
 
     Raises:
-        ValueError: when there are too few sequences, frames or pixels, or ``out`` holds files that are not a
+        ValueError: when there are too few sequences, frames or pixels, or ``out`` contains other files than a
             phantom's.
     """
-    if sequences < 3:
-        raise ValueError(f"sequences must be 3 or more (training, validation, testing), got {sequences}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
+    out = start(DATA_SET, out, seed, "sequences", sequences)
     _check_size(size, frames)
-    out = Path(out).expanduser().resolve()
-    check_out(out, DATA_SET.name)
     folders = (out / IMAGE_FOLDER, out / MASK_FOLDER)
-    old = [path for folder in folders for path in _owned(folder)]
-    try:
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-        for path in old:
-            path.unlink()
-        rows = []
-        for number in range(1, sequences + 1):
-            rng = np.random.default_rng([seed, number])
-            image, label = make_sequence(rng, size, frames, polyp=number != _NO_POLYP)
-            for k in range(frames):
-                rows.append((len(rows) + 1, number))
-                for folder, pixels in zip(folders, (image[..., k].T, label[0, ..., k].T), strict=True):
-                    colour = "rgb" if pixels.ndim == 3 else "minisblack"
-                    pixels = np.ascontiguousarray(pixels)
-                    with atomic_path(folder / f"{rows[-1][0]}.tif") as part:
-                        tifffile.imwrite(part, pixels, photometric=colour, description=_MARK, metadata=None)
-        with atomic_path(out / SEQUENCES_FILE) as part, part.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("frame", "sequence"), *rows])
-    except OSError as error:
-        raise ValueError(f"cannot write {out}: {error}") from error
-
-    held_out = max(1, round(sequences / 6))
-    names = [f"sequence_{number}" for number in range(1, sequences + 1)]
-    bounds = (0, sequences - 2 * held_out, sequences - held_out, sequences)
-    split = {section: names[a:b] for section, a, b in zip(SECTIONS, bounds[:-1], bounds[1:], strict=True)}
-    return prepare(DATA_SET, out, out, split=split)
+    for path in own([path for folder in folders for path in contents(folder)], lambda path: is_marked(path, _MARK)):
+        path.unlink()
+    rows = []
+    for number in range(1, sequences + 1):
+        rng = np.random.default_rng([seed, number])
+        image, label = make_sequence(rng, size, frames, polyp=number != _NO_POLYP)
+        for k in range(frames):
+            rows.append((len(rows) + 1, number))
+            for folder, pixels in zip(folders, (image[..., k].T, label[0, ..., k].T), strict=True):
+                write_tiff(folder / f"{rows[-1][0]}.tif", pixels, _MARK)
+    with atomic_path(out / SEQUENCES_FILE) as part, part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("frame", "sequence"), *rows])
+    return finish(DATA_SET, out, [f"sequence_{number}" for number in range(1, sequences + 1)], share=6)
 
 
 def make_sequence(
@@ -121,13 +92,13 @@ def make_sequence(
     from scipy.ndimage import gaussian_filter, map_coordinates
 
     width, height = size
-    # the scene is half as large again as a frame, which the camera moves over; lengths are in heights of a frame
+    # the camera moves over a scene half as large again as a frame; lengths are in heights of a frame
     scene = (round(1.5 * width), round(1.5 * height))
     x, y = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in scene), indexing="ij")
     x, y = x / height, y / height
 
     def smooth(length: float) -> np.ndarray:
-        """Return a random field of unit standard deviation, smooth over so many heights."""
+        """Return a random field of unit standard deviation, smooth over this many heights."""
         field = gaussian_filter(rng.normal(size=scene), length * height, mode="wrap")
         return field / field.std()
 
@@ -183,23 +154,6 @@ def make_sequence(
 
 
 def _check_size(size: Sequence[int], frames: int) -> None:
-    if len(size) != 2 or min(size) < _MIN_SIZE:
-        raise ValueError(f"size must be two numbers of {_MIN_SIZE} pixels or more, got {tuple(size)}")
+    check_size(size)
     if frames < 1:
-        raise ValueError(f"frames must be 1 or more, got {frames}")
-
-
-def _owned(folder: Path) -> list[Path]:
-    """Files of an earlier phantom in a folder; raise when it holds anything else."""
-    if not folder.exists() and not folder.is_symlink():
-        return []
-    foreign = folder if folder.is_symlink() or not folder.is_dir() else None
-    # hidden: what a killed process was writing
-    files = [] if foreign else sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    for path in files:
-        if not is_marked_tiff(path, _MARK):
-            foreign = path
-            break
-    if foreign:
-        raise ValueError(f"{foreign} is not a phantom's, nothing was written: choose another --out")
-    return files
+        fail(f"frames must be 1 or more, got {frames}")

@@ -1,9 +1,9 @@
-"""Phantom twin of LASC18: made-up chest volumes with a left atrium, in its layout and value ranges.
+"""Phantom twin of LASC18: synthetic chest volumes with a left atrium, in its layout and value ranges.
 
 The scene is built in mm, in a patient frame centred on the atrium (x to the patient's left, y to the back, z to the
-head), so that any size and spacing shows the same anatomy. It holds what makes the real task hard: other chambers and
-vessels as bright as the atrium, an atrium that opens into the ventricle, veins that are labelled only near it, noise
-and a bias field.
+head), so that any size and spacing shows the same anatomy. It contains what makes the real task hard: other chambers
+and vessels as bright as the atrium, an atrium that opens into the ventricle, veins that are labelled only near it,
+noise and a bias field.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segbundles.datasets import Prepared, lasc18
+from segbundles.datasets.lasc18 import IMAGE_NAME, LABEL_NAME, LABEL_VALUES
+from segbundles.datasets.volumes import check_volumes
+from segbundles.errors import fail
 from segbundles.files import atomic_path
 
-from .datalist import SECTIONS, DataSet, Prepared, check_out, prepare
-from .lasc18 import IMAGE_NAME, LABEL_NAME, LABEL_VALUES, METADATA, find_cases
-from .volumes import check_volumes
+from .common import contents, finish, own, start, twin_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
@@ -32,15 +32,10 @@ __all__ = ["DATA_SET", "make_case", "make_phantom"]
 _CASE_NAME = re.compile(r"phantom\d+_\d{3,}")
 _MIN_EXTENT_MM = (120.0, 120.0, 72.0)
 
-DATA_SET = DataSet(
-    name="left_atrium_phantom",
-    metadata={
-        **METADATA,
-        "description": "Made-up chest volumes with a left atrium in LASC18's layout; label files hold 255 for it",
-        "reference": "segbundles phantom left_atrium",
-        "licence": "Apache-2.0",
-    },
-    find=find_cases,
+DATA_SET = twin_of(
+    lasc18.DATA_SET,
+    "left_atrium",
+    "Synthetic chest volumes with a left atrium in LASC18's layout; label files hold 255 for it",
     check=partial(check_volumes, label_values=LABEL_VALUES),
 )
 
@@ -55,10 +50,10 @@ def make_phantom(
 ) -> Prepared:
     """Write phantom cases under ``out`` and prepare them.
 
-    A fifth of the cases each is validation and testing. A case depends on the seed and its number alone.
+    Validation and testing get a fifth of the cases each. A case depends only on the seed and its number.
 
     Args:
-        out: folder of the phantom; cases go to ``Training Set``, beside the datalist.json.
+        out: folder of the phantom; cases go to ``Training Set``, next to the datalist.json.
         cases: number of cases, 3 or more.
         seed: seed of the anatomy.
         size: voxels (W, H, D) of most cases; see `make_case`.
@@ -69,18 +64,13 @@ def make_phantom(
         What was written.
 
     Raises:
-        ValueError: when there are too few cases, the volume is too small to hold the scene, or ``out`` holds files
-            that are not a phantom's.
+        ValueError: when there are too few cases, the volume is too small for the scene, or ``out`` contains other
+            files than a phantom's.
     """
-    if cases < 3:
-        raise ValueError(f"cases must be 3 or more (training, validation and testing), got {cases}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
+    out = start(DATA_SET, out, seed, "cases", cases)
     _check_extent(size, spacing_mm)
-    out = Path(out).expanduser().resolve()
-    check_out(out, DATA_SET.name)
     root = out / "Training Set"
-    _check_owned(root)
+    own(contents(root), lambda path: path.is_dir() and bool(_CASE_NAME.fullmatch(path.name)))
 
     import SimpleITK as sitk  # noqa: N813
 
@@ -90,12 +80,7 @@ def make_phantom(
         for volume, name in zip(volumes, (IMAGE_NAME, LABEL_NAME), strict=True):
             with atomic_path(root / names[index] / name) as part:
                 sitk.WriteImage(volume, str(part), useCompression=True)
-
-    held_out = max(1, round(cases / 5))
-    bounds = (0, cases - 2 * held_out, cases - held_out, cases)
-    split = {section: names[a:b] for section, a, b in zip(SECTIONS, bounds[:-1], bounds[1:], strict=True)}
-    prepared = prepare(DATA_SET, out, out, split=split)
-    return replace(prepared, notes=[n for n in prepared.notes if "left out" not in n])
+    return finish(DATA_SET, out, names, share=5)
 
 
 def make_case(
@@ -103,7 +88,7 @@ def make_case(
 ) -> tuple[sitk.Image, sitk.Image]:
     """Make one phantom case.
 
-    Of every four cases one is on an oblique grid, one has its rows and columns reversed, and one has slightly other
+    Of every four cases one is on an oblique grid, one has its rows and columns reversed, and one has slightly different
     size and spacing, so that geometry matters.
 
     Args:
@@ -116,7 +101,7 @@ def make_case(
         Image (uint8, 0 to 255) and label (uint8, 0 and 255) on one grid.
 
     Raises:
-        ValueError: when the volume is too small to hold the scene.
+        ValueError: when the volume is too small for the scene.
     """
     import SimpleITK as sitk  # noqa: N813
 
@@ -143,23 +128,13 @@ def make_case(
 
 def _check_extent(size: Sequence[int], spacing_mm: Sequence[float]) -> None:
     if len(size) != 3 or len(spacing_mm) != 3 or min(size) < 1 or min(spacing_mm) <= 0:
-        raise ValueError(f"size and spacing_mm must be three positive numbers each, got {size} and {spacing_mm}")
+        fail(f"size and spacing_mm must be three positive numbers each, got {size} and {spacing_mm}")
     extent = [n * s for n, s in zip(size, spacing_mm, strict=True)]
     if any(e < least for e, least in zip(extent, _MIN_EXTENT_MM, strict=True)):
-        raise ValueError(
-            f"a volume of {tuple(round(e, 1) for e in extent)} mm cannot hold the atrium: choose size x spacing_mm of "
-            f"at least {_MIN_EXTENT_MM} mm"
+        fail(
+            f"a volume of {tuple(round(e, 1) for e in extent)} mm is too small for the atrium: choose size x "
+            f"spacing_mm of at least {_MIN_EXTENT_MM} mm"
         )
-
-
-def _check_owned(root: Path) -> None:
-    """Raise unless the folder of the cases is absent or holds phantom cases alone."""
-    found = sorted(root.iterdir()) if root.is_dir() else []
-    foreign = [p for p in found if p.is_symlink() or not p.is_dir() or not _CASE_NAME.fullmatch(p.name)]
-    if root.is_symlink() or (root.exists() and not root.is_dir()):
-        foreign = [root]
-    if foreign:
-        raise ValueError(f"{foreign[0]} is not a phantom's, nothing was written: choose another --out")
 
 
 class _Scene:
@@ -206,7 +181,7 @@ class _Scene:
 
 
 def _draw(rng: np.random.Generator, size: Sequence[int], spacing_mm: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return image and label, uint8 (W, H, D), of one made-up patient."""
+    """Return image and label, uint8 (W, H, D), of one synthetic patient."""
     from scipy.ndimage import gaussian_filter, label
 
     extent = np.array(size) * spacing_mm

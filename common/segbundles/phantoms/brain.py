@@ -1,8 +1,8 @@
-"""Phantom twin of LGG: made-up brain MR slices with a FLAIR abnormality, in kaggle_3m's layout and value ranges.
+"""Phantom twin of LGG: synthetic brain MR slices with a FLAIR abnormality, in kaggle_3m's layout and value ranges.
 
 The head is an ellipsoid cut into slices, drawn in units of its half-axes, so that any size shows the same anatomy. It
-holds what makes the real task hard: a scalp as bright as the abnormality, a cortex brighter than the rest, an edge that
-fades, one patient without a lesion and one without a pre-contrast sequence.
+contains what makes the real task hard: a scalp as bright as the abnormality, a cortex brighter than the rest, an edge
+that fades, one patient without a lesion and one without a pre-contrast sequence.
 """
 
 from __future__ import annotations
@@ -10,37 +10,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import tifffile
 
-from segbundles.files import atomic_path
+from segbundles.datasets import Prepared, lgg
+from segbundles.datasets.lgg import FOLDER, LABEL_VALUES
+from segbundles.errors import fail
 
-from .datalist import SECTIONS, DataSet, Prepared, check_out, prepare
-from .lgg import FOLDER, LABEL_VALUES, METADATA, check_slice, find_cases, review_slices
+from .common import check_size, contents, finish, own, start, twin_of, write_tiff
 
 __all__ = ["DATA_SET", "make_patient", "make_phantom"]
 
 _PATIENT_NAME = re.compile(r"phantom\d+_\d{3,}")
-_MIN_SIZE = 32
 _MIN_SLICES = 4
 # patients by number; the first ones are training
 _NO_PRE_CONTRAST, _NO_LESION = 0, 1
 
-DATA_SET = DataSet(
-    name="brain_phantom",
-    metadata={
-        **METADATA,
-        "description": "Made-up brain MR slices in kaggle_3m's layout; label files hold 255 for the FLAIR abnormality",
-        "reference": "segbundles phantom brain",
-        "licence": "Apache-2.0",
-    },
-    find=find_cases,
-    check=check_slice,
-    review=review_slices,
-    units=("slices", "patients"),
+DATA_SET = twin_of(
+    lgg.DATA_SET,
+    "brain",
+    "Synthetic brain MR slices in kaggle_3m's layout; label files hold 255 for the FLAIR abnormality",
 )
 
 
@@ -54,33 +44,28 @@ def make_phantom(
 ) -> Prepared:
     """Write phantom patients under ``out`` and prepare them.
 
-    A sixth of the patients each is validation and testing. The first patient's pre-contrast channel holds FLAIR, the
-    second has no lesion; both are training. A patient depends on the seed and its number alone.
+    Validation and testing get a sixth of the patients each. The first patient's pre-contrast channel is FLAIR, the
+    second has no lesion; both are training. A patient depends only on the seed and its number.
 
     Args:
-        out: folder of the phantom; patients go to ``kaggle_3m``, beside the datalist.json.
+        out: folder of the phantom; patients go to ``kaggle_3m``, next to the datalist.json.
         cases: number of patients, 4 or more.
         seed: seed of the anatomy.
         size: pixels (W, H).
-        slices: slices a patient, give or take a fifth.
+        slices: slices per patient, give or take a fifth.
         track: wraps the patient numbers, for a progress bar.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: when there are too few patients, pixels or slices, or ``out`` holds files that are not a phantom's.
+        ValueError: when there are too few patients, pixels or slices, or ``out`` contains other files than a phantom's.
     """
-    if cases < 4:
-        raise ValueError(f"cases must be 4 or more (two of training are special, validation, testing), got {cases}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
+    out = start(DATA_SET, out, seed, "cases", cases, least=4)
     fewest, most = slices - slices // 5, slices + slices // 5
     _check_size(size, fewest)
-    out = Path(out).expanduser().resolve()
-    check_out(out, DATA_SET.name)
     root = out / FOLDER
-    _check_owned(root)
+    own(contents(root), lambda path: path.is_dir() and bool(_PATIENT_NAME.fullmatch(path.name)))
 
     names = [f"phantom{seed}_{index:03d}" for index in range(cases)]
     for index in track(range(cases)):
@@ -89,12 +74,7 @@ def make_phantom(
         if index == _NO_PRE_CONTRAST:
             image[0] = image[1]
         _write_patient(root / names[index], image, label)
-
-    held_out = max(1, round(cases / 6))
-    bounds = (0, cases - 2 * held_out, cases - held_out, cases)
-    split = {section: names[a:b] for section, a, b in zip(SECTIONS, bounds[:-1], bounds[1:], strict=True)}
-    prepared = prepare(DATA_SET, out, out, split=split)
-    return replace(prepared, notes=[n for n in prepared.notes if "left out" not in n])
+    return finish(DATA_SET, out, names, share=6)
 
 
 def make_patient(
@@ -180,36 +160,15 @@ def make_patient(
 
 
 def _check_size(size: Sequence[int], slices: int) -> None:
-    if len(size) != 2 or min(size) < _MIN_SIZE:
-        raise ValueError(f"size must be two numbers of {_MIN_SIZE} pixels or more, got {tuple(size)}")
+    check_size(size)
     if slices < _MIN_SLICES:
-        raise ValueError(f"slices must be {_MIN_SLICES} or more to show a head, got {slices}")
-
-
-def _check_owned(root: Path) -> None:
-    """Raise unless the folder of the patients is absent or holds phantom patients alone."""
-    foreign = [root] if root.is_symlink() or (root.exists() and not root.is_dir()) else []
-    for folder in sorted(root.iterdir()) if root.is_dir() and not foreign else ():
-        if folder.is_symlink() or not folder.is_dir() or not _PATIENT_NAME.fullmatch(folder.name):
-            foreign.append(folder)
-    if foreign:
-        raise ValueError(f"{foreign[0]} is not a phantom's, nothing was written: choose another --out")
+        fail(f"slices must be {_MIN_SLICES} or more to show a head, got {slices}")
 
 
 def _write_patient(folder: Path, image: np.ndarray, label: np.ndarray) -> None:
-    """Write the slices of a patient, and remove those of an earlier phantom with more."""
-    files = {}
+    """Write the slices of a patient, and remove those that an earlier phantom wrote."""
+    for path in folder.glob(f"{folder.name}_*.tif"):
+        path.unlink()
     for index in range(image.shape[-1]):
-        files[f"{folder.name}_{index + 1}.tif"] = image[..., index].T
-        files[f"{folder.name}_{index + 1}_mask.tif"] = label[0, ..., index].T
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.glob(f"{folder.name}_*.tif"):
-            if path.name not in files:
-                path.unlink()
-    except OSError as error:
-        raise ValueError(f"cannot write {folder}: {error}") from error
-    for name, pixels in files.items():
-        photometric = "rgb" if pixels.ndim == 3 else "minisblack"
-        with atomic_path(folder / name) as part:
-            tifffile.imwrite(part, np.ascontiguousarray(pixels), photometric=photometric, metadata=None)
+        write_tiff(folder / f"{folder.name}_{index + 1}.tif", image[..., index].T)
+        write_tiff(folder / f"{folder.name}_{index + 1}_mask.tif", label[0, ..., index].T)

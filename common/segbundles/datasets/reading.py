@@ -1,0 +1,129 @@
+"""Reading a case with the readers and transforms of training; what they refuse becomes a fault of the case."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .datalist import Case, Checked, Fault
+from .splits import shorten
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+KEYS = ("image", "label")
+SIZE = "size (pixels)"
+
+
+@dataclass
+class Reading:
+    """A case that was read.
+
+    Args:
+        checked: its faults and hashes. An image or a label with one value throughout has no hash.
+        image: (C, spatial), or None when it was refused.
+        stored: values of the label file, (1, spatial), or None when it cannot be read.
+        label: class indices (1, spatial), or None when it was refused.
+    """
+
+    checked: Checked
+    image: torch.Tensor | None = None
+    stored: torch.Tensor | None = None
+    label: torch.Tensor | None = None
+
+
+class CaseReader:
+    """Read cases as training does.
+
+    Args:
+        load: transforms that load the keys ``image`` and ``label``, whichever are there.
+        check: transform that refuses an image, or a label that does not fit its image.
+        to_class: transform that turns the stored values of a label into class indices.
+    """
+
+    def __init__(self, load: Sequence[Callable], check: Callable, to_class: Callable) -> None:
+        from monai.transforms import EnsureChannelFirstd
+
+        self.load = (*load, EnsureChannelFirstd(KEYS, allow_missing_keys=True))
+        self.check = check
+        self.to_class = to_class
+
+    def __call__(self, case: Case) -> Reading:
+        """Read a case; without a label only the image is checked."""
+        faults: list[Fault] = []
+        image = self._run(case, "image", {"image": case.image, "page": case.page}, [*self.load, self.check], faults)
+        stored = label = None
+        if case.label is not None:
+            stored = self._run(case, "label", {"label": case.label, "page": case.page}, self.load, faults)
+        if stored is not None:
+            label = self._run(case, "label", stored, [self.to_class], faults)
+            if image is not None:
+                self._run(case, "label", {**image, **stored}, [self.check], faults)
+        result = Reading(
+            Checked(faults),
+            *(data and data[key] for data, key in ((image, "image"), (stored, "label"), (label, "label"))),
+        )
+        result.checked.image_hash, result.checked.label_hash = _hash(result.image), _hash(result.label)
+        return result
+
+    @staticmethod
+    def _run(
+        case: Case, key: str, data: dict[str, Any], steps: Sequence[Callable], faults: list[Fault]
+    ) -> dict[str, Any] | None:
+        file = getattr(case, key)
+        try:
+            for step in steps:
+                data = step(data)
+        except ValueError as error:
+            faults.append(Fault(case.name, file, problem_of(error, file, case.image), case.group))
+            return None
+        return data
+
+
+def problem_of(error: ValueError, *files: Path) -> str:
+    """Return the message of an error without the folder of the files it names, for a table that has their path."""
+    text = str(error).removeprefix(f"{files[0]} ").replace(f"cannot read {files[0]}: ", "cannot be read: ")
+    for file in files:
+        text = text.replace(str(file), file.name)
+    return text.removesuffix(".")
+
+
+def _hash(tensor: torch.Tensor | None) -> str | None:
+    """Return a hash of shape and values; None for one value throughout."""
+    array = None if tensor is None else tensor.numpy(force=True)
+    if array is None or array.min() == array.max():
+        return None
+    return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()
+
+
+def blank_note(units: str, cases: Sequence[Case], checked: Mapping[str, Checked]) -> list[str]:
+    """Return a note on the images with one value throughout, if there are any."""
+    blank = [c.name for c in cases if checked[c.name].image_hash is None]
+    return [f"{len(blank)} {units} are blank, one value throughout: {shorten(blank)}"] if blank else []
+
+
+def size_faults(cases: Sequence[Case], checked: Mapping[str, Checked], of_group: str) -> list[Fault]:
+    """Return a fault for each image whose size differs from that of most images, or of the first ones in a tie.
+
+    Args:
+        cases: cases that must be equal in size.
+        checked: what was found in them; their fact `SIZE` is compared.
+        of_group: what the cases are part of, for the message.
+    """
+    sizes = {case: checked[case.name].facts[SIZE] for case in cases if SIZE in checked[case.name].facts}
+    counts = Counter(sizes.values())
+    usual = max(counts, key=counts.__getitem__, default=())
+
+    def text(size: Sequence[float]) -> str:
+        return " x ".join(map(str, size))
+
+    return [
+        Fault(case.name, case.image, f"size {text(size)} differs from {text(usual)} of {of_group}", case.group)
+        for case, size in sizes.items()
+        if size != usual
+    ]

@@ -1,0 +1,114 @@
+"""An evaluator that goes on when an image fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+from ignite.engine import Engine, EventEnum, Events
+from monai.data import decollate_batch, list_data_collate
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys as Keys
+
+from segbundles.data import Failure
+from segbundles.errors import innermost
+from segbundles.meta import batch_notes, files_of, join_notes
+
+__all__ = ["ImageReport", "InferenceEvents", "TolerantEvaluator"]
+
+logger = logging.getLogger("segbundles")
+
+
+class InferenceEvents(EventEnum):
+    """Fired once per image; ``engine.state.report`` is then its :class:`ImageReport`."""
+
+    IMAGE_COMPLETED = "image_completed"
+    IMAGE_FAILED = "image_failed"
+
+
+@dataclass(frozen=True)
+class ImageReport:
+    """What became of one image.
+
+    Args:
+        files: path of the image, or of each slice of a stack.
+        seconds: time since the images before it, shared equally by the images of a batch.
+        notes: notes on the image and on the prediction.
+        reason: why it failed; empty if it did not.
+    """
+
+    files: list[str]
+    seconds: float
+    notes: str = ""
+    reason: str = ""
+
+
+class TolerantEvaluator(SupervisedEvaluator):
+    """Evaluate all images that can be evaluated, and report each image by an event of :class:`InferenceEvents`.
+
+    A batch that fails is evaluated again, image by image, so that one bad image does not take the others with it. After
+    a failure ``engine.state.batch`` and ``engine.state.output`` have only the images that are left, possibly none.
+    Notes are taken from the metadata right after the network, because postprocessing may drop them.
+
+    Args:
+        val_data_loader: usually a :class:`segbundles.data.TolerantDataLoader`, whose
+            :class:`segbundles.data.Failure` items are reported too.
+
+    The other arguments are those of :py:class:`monai.engines.SupervisedEvaluator`.
+    """
+
+    @wraps(SupervisedEvaluator.__init__)
+    def __init__(self, *args: Any, event_names: Sequence[Any] | None = None, **kwargs: Any) -> None:
+        self._since = 0.0
+        self._notes: list[str] = []
+        super().__init__(*args, event_names=[*(event_names or ()), InferenceEvents], **kwargs)
+        self.add_event_handler(Events.EPOCH_STARTED, lambda _: self._lap())
+        self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._take_notes)
+
+    def _iteration(self, engine: Engine, batchdata: Any) -> list[Any]:
+        if isinstance(batchdata, Failure):
+            return self._failed(batchdata.files, batchdata.reason)
+        images = [files_of(image) for image in decollate_batch(batchdata[Keys.IMAGE])]
+        try:
+            outputs = super()._iteration(engine, batchdata)
+        except Exception as error:
+            reason = innermost(error)
+        else:
+            seconds = self._lap() / len(images)
+            for files, notes in zip(images, self._notes, strict=True):
+                self._report(InferenceEvents.IMAGE_COMPLETED, ImageReport(files, seconds, notes))
+            return outputs
+        # outside the handler, which would keep the memory of the failed batch
+        if len(images) == 1:
+            return self._failed(images[0], reason)
+        logger.warning(f"A batch of {len(images)} images failed ({reason}): they are processed one by one.")
+        batch, outputs = [], []
+        for item in decollate_batch(batchdata):
+            self.state.batch = list_data_collate([item])
+            outputs += self._iteration(engine, self.state.batch)
+            batch += self.state.batch
+        self.state.batch, self.state.output = batch, outputs
+        return outputs
+
+    def _failed(self, files: list[str], reason: str) -> list[Any]:
+        self.state.batch, self.state.output = [], []
+        self._report(InferenceEvents.IMAGE_FAILED, ImageReport(files, self._lap(), reason=reason))
+        return []
+
+    def _report(self, event: InferenceEvents, report: ImageReport) -> None:
+        self.state.report = report
+        self.fire_event(event)
+
+    def _take_notes(self, engine: Engine) -> None:
+        output = self.state.output
+        notes = [batch_notes(output[key], len(output[Keys.PRED])) for key in (Keys.IMAGE, Keys.PRED)]
+        self._notes = [join_notes(*both) for both in zip(*notes, strict=True)]
+
+    def _lap(self) -> float:
+        since, self._since = self._since, time.perf_counter()
+        return self._since - since

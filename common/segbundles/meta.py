@@ -1,0 +1,143 @@
+"""What travels with an image from the reader to the report, in the metadata of MONAI's ``MetaTensor``.
+
+This module alone knows the names under which it travels. Each function takes a tensor, or the metadata itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+
+__all__ = [
+    "DEFAULTS",
+    "add_note",
+    "batch_notes",
+    "box_of",
+    "file_name",
+    "files_of",
+    "has_spacing",
+    "image_meta",
+    "join_notes",
+    "notes_of",
+    "set_box",
+    "set_has_spacing",
+    "set_notes",
+    "set_slice_files",
+    "slice_files",
+    "spacing_of",
+]
+
+FILE = "filename_or_obj"
+NOTES = "notes"
+SLICE_FILES = "slices"
+HAS_SPACING = "has_spacing"
+BOX_START, BOX_END = "box_start", "box_end"
+
+#: what only some images have, and what its absence means; MONAI's collation drops what is not in all of a batch
+DEFAULTS: dict[str, Any] = {NOTES: "", SLICE_FILES: "", HAS_SPACING: True}
+
+
+def _meta(image: Any) -> Any:
+    return image if isinstance(image, Mapping) else getattr(image, "meta", {})
+
+
+def image_meta(affine: np.ndarray, size: Sequence[int], channels_last: bool = False) -> dict[str, Any]:
+    """Return the metadata that a reader gives MONAI's ``LoadImage``.
+
+    Args:
+        affine: RAS affine in mm.
+        size: number of voxels along each spatial axis.
+        channels_last: whether the array has a last axis of channels; otherwise it has no channel axis.
+    """
+    return {
+        MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+        MetaKeys.AFFINE: affine,
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.SPATIAL_SHAPE: np.asarray(size),
+        MetaKeys.ORIGINAL_CHANNEL_DIM: -1 if channels_last else float("nan"),
+    }
+
+
+def file_name(image: Any, default: str = "image") -> str:
+    """Return the path an image was read from, or ``default`` when it is not known."""
+    return str(_meta(image).get(FILE, default))
+
+
+def slice_files(image: Any) -> list[str]:
+    """Return the files of a stack of 2D images in the order of its last axis; none for an image of one file."""
+    return [file for file in str(_meta(image).get(SLICE_FILES) or "").split("\n") if file]
+
+
+def set_slice_files(meta: MutableMapping, files: Sequence[Any]) -> None:
+    """Keep the files of a stack of 2D images; strings alone survive MONAI's collation, so they are kept as one."""
+    meta[SLICE_FILES] = "\n".join(map(str, files))
+
+
+def files_of(image: Any) -> list[str]:
+    """Return the files of an image: those of its slices, or its only one."""
+    return slice_files(image) or [file_name(image)]
+
+
+def join_notes(*notes: Any) -> str:
+    """Join notes on one image, each once; None and empty ones are left out."""
+    return "; ".join(dict.fromkeys(part for note in notes if note for part in str(note).split("; ")))
+
+
+def notes_of(*images: Any) -> str:
+    """Return the notes on one image, from all of its tensors."""
+    return join_notes(*(_meta(image).get(NOTES) for image in images))
+
+
+def add_note(image: Any, *notes: str) -> None:
+    """Add notes to those that an image has."""
+    if text := join_notes(_meta(image).get(NOTES), *notes):
+        _meta(image)[NOTES] = text
+
+
+def set_notes(batch: Any, notes: Sequence[str]) -> None:
+    """Give each item of a batch its note."""
+    _meta(batch)[NOTES] = list(notes)
+
+
+def batch_notes(batch: Any, size: int) -> list[str]:
+    """Return the notes on each item of a batch of ``size`` images."""
+    notes = _meta(batch).get(NOTES) or ""
+    return [notes] * size if isinstance(notes, str) else [note or "" for note in ensure_tuple(notes)]
+
+
+def spacing_of(image: torch.Tensor) -> tuple[float, ...]:
+    """Return the spacing in mm of a (C, spatial) tensor; 1 without metadata."""
+    rank = image.ndim - 1
+    if not isinstance(image, MetaTensor):
+        return (1.0,) * rank
+    affine = image.affine.numpy(force=True)
+    return tuple(float(v) for v in np.linalg.norm(affine[:rank, :rank], axis=0))
+
+
+def has_spacing(image: Any) -> bool:
+    """Return whether the affine of an image is in mm; otherwise it counts pixels."""
+    return bool(_meta(image).get(HAS_SPACING, True))
+
+
+def set_has_spacing(image: Any, known: bool) -> None:
+    """Say whether the affine of an image is in mm."""
+    _meta(image)[HAS_SPACING] = known
+
+
+def box_of(image: Any) -> tuple[list[int], list[int]] | None:
+    """Return the box that a locator found: first voxel, and the one after the last; None where there is none."""
+    meta = _meta(image)
+    if BOX_START not in meta:
+        return None
+    return [int(n) for n in meta[BOX_START]], [int(n) for n in meta[BOX_END]]
+
+
+def set_box(image: Any, start: Any, end: Any) -> None:
+    """Keep the box that a locator found, or one per item of a batch, as integer tensors."""
+    meta = _meta(image)
+    meta[BOX_START], meta[BOX_END] = torch.as_tensor(start), torch.as_tensor(end)

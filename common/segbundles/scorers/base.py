@@ -1,0 +1,152 @@
+"""What a scorer is, and what scorers have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from segbundles.errors import fail
+from segbundles.meta import file_name, spacing_of
+
+__all__ = ["CaseRecord", "Evaluation", "Scorer", "class_maps", "dice_line", "draw", "mean_of_defined"]
+
+
+@dataclass
+class CaseRecord:
+    """What is known about one case of an evaluation: one row of ``metrics.csv`` and one picture of the report.
+
+    Args:
+        name: name of the case; the report makes it unique.
+        row: the columns after ``case``: ``status``, metrics (NaN where undefined) and ``notes``.
+        details: what only the scorer itself reads again, such as the rows of slices; it must be picklable.
+        figure: picture for the report, JPEG or PNG; None if it is not drawn.
+        file: longer name, used if another case has the same one; the report sets it.
+    """
+
+    name: str
+    row: dict[str, Any]
+    details: Any = None
+    figure: bytes | None = None
+    file: str = ""
+
+
+@dataclass
+class Evaluation:
+    """What a scorer concludes from the records of all cases.
+
+    Args:
+        summary: contents of ``summary.json``. Entries that are dictionaries (``mean``, ``sd``, ``median``, ``worst``,
+            ``n``) are the metrics of the report, in its order.
+        log: one line for the screen; nothing is logged if it is empty.
+        notes: paragraphs under the heading of the report.
+        tables: more tables to write: file name, and its columns and rows.
+        sort_by: metric that orders the cases of the report.
+        outlined_classes: number of foreground classes that the figures outline, for the legend; 0 for figures that
+            explain themselves.
+    """
+
+    summary: dict[str, Any]
+    log: str = ""
+    notes: list[str] = field(default_factory=list)
+    tables: dict[str, tuple[Sequence[str], Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    sort_by: str = "dice"
+    outlined_classes: int = 1
+
+
+class Scorer(Protocol):
+    """The part of an evaluation that depends on the task; :class:`segbundles.handlers.EvaluationReport` does the rest.
+
+    A scorer keeps no state between cases: several processes may score the cases, and the first one concludes. This one
+    scores volumes or 2D images by overlaps and distances:
+
+    .. code-block:: python
+
+        from segbundles.meta import notes_of, spacing_of
+        from segbundles.metrics import segmentation_metrics, summarize
+        from segbundles.scorers import CaseRecord, Evaluation, class_maps, dice_line, draw
+
+        class DiceScorer:
+            def score(self, name, item, figures):
+                truth, prediction = class_maps(item)
+                row = segmentation_metrics(prediction, truth, spacing_of(item["label"]))
+                figure = draw(item, (truth, prediction)) if figures else None
+                return [CaseRecord(name, {**row, "notes": notes_of(item["image"], item["pred"])}, figure=figure)]
+
+            def conclude(self, records):
+                summary = summarize([record.row for record in records])
+                return Evaluation(summary, dice_line(summary))
+    """
+
+    def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
+        """Score one case.
+
+        Args:
+            name: name of the case. Names of several records of one case start with it.
+            item: all that the engine has of the case: its batch and its output, with ``image`` (C, spatial) and, as
+                class indices (1, spatial), ``label`` (the truth) and ``pred``.
+            figures: whether to draw the case.
+
+        Returns:
+            One record, or several if the case has several parts that are scored apart.
+        """
+
+    def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
+        """Summarize all cases.
+
+        Args:
+            records: records of all cases in the order of the data set, with unique names and the same columns. Values
+                of a row that depend on all cases can be set here.
+        """
+
+
+def class_maps(item: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return truth and prediction of a case as plain tensors on the CPU, class indices with spatial axes only."""
+    return tuple(torch.as_tensor(np.asarray(item[key].detach().cpu()))[0] for key in ("label", "pred"))
+
+
+def draw(
+    item: Mapping[str, Any], maps: Sequence[torch.Tensor], slice_axis: int = -1, channel: int | None = None
+) -> bytes:
+    """Draw a case with outlines of truth and prediction.
+
+    Args:
+        item: the case, see :meth:`segbundles.scorers.Scorer.score`.
+        maps: its :func:`class_maps`.
+        slice_axis: axis across which a volume is cut into the slices that are shown.
+        channel: channel to show; None shows three channels as colours, otherwise the first one.
+
+    Raises:
+        ValueError: when the image has no such channel.
+    """
+    from segbundles.report import case_figure
+
+    image, label = np.asarray(item["image"].detach().cpu()), item["label"]
+    if channel is not None and not 0 <= channel < len(image):
+        fail(f"channel is {channel}, but {file_name(item['image'])} has {len(image)}: count from 0, or give None.")
+    if channel is not None or len(image) != 3:
+        image = image[channel or 0]
+    affine = np.asarray(label.affine) if label.ndim == 4 and isinstance(label, MetaTensor) else None
+    truth, prediction = (one.numpy() for one in maps)
+    return case_figure(image, truth, prediction, spacing_mm=spacing_of(label), slice_axis=slice_axis, affine=affine)
+
+
+def dice_line(summary: Mapping[str, Any]) -> str:
+    """Return the line about Dice that is logged; an empty one if no case has a Dice."""
+    dice = summary["dice"]
+    if not dice["n"]:
+        return ""
+    spread = f"sd {dice['sd'] or 0:.4f}, worst {dice['worst']:.4f}, n {dice['n']}"
+    return f"Dice {dice['mean']:.4f} ({spread}), {summary['missed']} missed"
+
+
+def mean_of_defined(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    defined = [value for value in values if not math.isnan(value)]
+    return fmean(defined) if defined else math.nan

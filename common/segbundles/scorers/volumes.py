@@ -1,0 +1,127 @@
+"""Scores of volumes: whole, or whole and slice by slice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segbundles.meta import box_of, has_spacing, notes_of, slice_files, spacing_of
+from segbundles.metrics import segmentation_metrics, summarize
+from segbundles.metrics.segmentation import slice_metrics
+from segbundles.scorers.base import CaseRecord, Evaluation, class_maps, dice_line, draw, mean_of_defined
+
+__all__ = ["SliceScorer", "VolumeScorer"]
+
+SLICE_COLUMNS = ("case", "slice", "dice", "truth_pixels", "predicted_pixels", "error_pixels")
+
+
+@dataclass
+class VolumeScorer:
+    """Score volumes whole: overlaps, and distances in mm if the spacing is known.
+
+    Args:
+        num_classes: number of classes, background included.
+    """
+
+    num_classes: int = 2
+
+    def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
+        """Score one volume, see :class:`Scorer`."""
+        maps = class_maps(item)
+        figure = draw(item, maps) if figures else None
+        return [CaseRecord(name, _row(item, maps, self.num_classes), figure=figure)]
+
+    def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
+        """Summarize all volumes, see :class:`Scorer`."""
+        summary = summarize([record.row for record in records])
+        return Evaluation(summary, dice_line(summary), _spacing_notes(records), outlined_classes=self.num_classes - 1)
+
+
+@dataclass
+class SliceScorer:
+    """Score volumes whole and slice by slice; ``slices.csv`` has one row per slice.
+
+    A case has ``slice_dice`` (mean over the slices with truth), ``lesion_slices`` and ``lesion_free_slices`` (slices
+    with and without truth) and ``false_positive_slices`` (lesion-free ones with any predicted voxel). The summary has
+    ``slice_dice_all`` over the slices of all cases, and the sums of the counts.
+
+    Args:
+        num_classes: number of classes, background included.
+        channel: channel that the figures show; None shows three channels as colours, otherwise the first one.
+        slice_axis: spatial axis across which volumes are cut into slices.
+    """
+
+    num_classes: int = 2
+    channel: int | None = None
+    slice_axis: int = 2
+
+    def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
+        """Score one volume, see :class:`Scorer`."""
+        truth, prediction = maps = class_maps(item)
+        slices = slice_metrics(prediction, truth, self.slice_axis, self.num_classes)
+        files = slice_files(item["image"]) if self.slice_axis in (-1, 2) else []
+        names = [Path(file).name for file in files] if len(files) == len(slices) else range(1, len(slices) + 1)
+        dice = [one["dice"] for one in slices if one["truth_pixels"]]
+        by_slice = {
+            "slice_dice": mean_of_defined(dice),
+            "lesion_slices": len(dice),
+            "lesion_free_slices": len(slices) - len(dice),
+            "false_positive_slices": sum(one["predicted_pixels"] > 0 for one in slices if not one["truth_pixels"]),
+        }
+        figure = draw(item, maps, self.slice_axis, self.channel) if figures else None
+        details = [{"slice": number, **one} for number, one in zip(names, slices, strict=True)]
+        return [CaseRecord(name, _row(item, maps, self.num_classes, by_slice), details, figure)]
+
+    def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
+        """Summarize all volumes and their slices, see :class:`Scorer`."""
+        slices = [{"case": record.name, **one} for record in records for one in record.details]
+        summary: dict[str, Any] = {}
+        for key, value in summarize([record.row for record in records]).items():
+            summary[key] = value
+            if key == "slice_dice":
+                summary["slice_dice_all"] = summarize([{"slice_dice_all": s["dice"]} for s in slices])["slice_dice_all"]
+        notes = [
+            "Dice is computed over the whole volume of a case. A case without any truth has no Dice and does not enter "
+            "the means if nothing is predicted either (status empty); if something is, its Dice is 0 and counts "
+            "(status false positive).",
+            "slice_dice is the mean over the slices of a case that contain truth, slice_dice_all the mean over all "
+            f"such slices of the set (n counts slices). {summary['lesion_free_slices']} slices contain no truth; in "
+            f"{summary['false_positive_slices']} of them something was predicted (false_positive_slices).",
+        ]
+        return Evaluation(
+            summary,
+            dice_line(summary),
+            _spacing_notes(records) + notes,
+            {"slices.csv": (SLICE_COLUMNS, slices)},
+            outlined_classes=self.num_classes - 1,
+        )
+
+
+def _row(
+    item: Mapping[str, Any], maps: Sequence[torch.Tensor], num_classes: int, by_slice: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Score a whole volume, and put what is known about its slices before the last columns."""
+    (truth, prediction), label, box = maps, item["label"], box_of(item["pred"])
+    known, spacing = has_spacing(label), spacing_of(label)
+    row = segmentation_metrics(prediction, truth, spacing, num_classes, distances=known)
+    if box is not None:
+        total = int((truth > 0).sum())
+        inside = truth[tuple(slice(start, end) for start, end in zip(*box, strict=True))]
+        row["truth_in_box"] = int((inside > 0).sum()) / total if total else math.nan
+    row |= by_slice or {}
+    row["spacing_mm"] = " x ".join(f"{s:.4g}" for s in spacing) if known else "unknown"
+    return row | {"notes": notes_of(item["image"], item["pred"])}
+
+
+def _spacing_notes(records: Sequence[CaseRecord]) -> list[str]:
+    """Explain in the report why cases have no distances; an empty list if all have."""
+    unknown = sum(record.row["spacing_mm"] == "unknown" for record in records)
+    if not unknown:
+        return []
+    which = f"{unknown} of {len(records)} cases" if unknown < len(records) else "these images"
+    return [f"Distances are left out for {which}: the files do not contain the spacing, so lengths in mm are unknown."]
