@@ -19,7 +19,7 @@ def log_levels() -> None:
 @pytest.fixture(scope="session")
 def left_atrium_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared phantom of five tiny cases: three for training, one each for validation and testing."""
-    from segbundles.datasets.left_atrium import make_phantom
+    from segbundles.phantoms.left_atrium import make_phantom
 
     out = tmp_path_factory.mktemp("phantom")
     make_phantom(out, 5, 0, (64, 64, 32), (3.0, 3.0, 3.0))
@@ -29,7 +29,7 @@ def left_atrium_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def brain_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared phantom of five tiny patients: three for training, one each for validation and testing."""
-    from segbundles.datasets.brain import make_phantom
+    from segbundles.phantoms.brain import make_phantom
 
     out = tmp_path_factory.mktemp("phantom")
     make_phantom(out, 5, 0, (32, 32), 6)
@@ -39,7 +39,7 @@ def brain_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def em_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepared phantom of six small sections: four for training, one each for validation and testing."""
-    from segbundles.datasets.em import make_phantom
+    from segbundles.phantoms.em import make_phantom
 
     out = tmp_path_factory.mktemp("phantom")
     make_phantom(out, 6, 0, (64, 80))

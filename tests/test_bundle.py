@@ -9,11 +9,19 @@ from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
 from tiny_bundles import command_line
 
 import segbundles.bundle
-from segbundles.bundle import check_overrides
+from segbundles.bundle import RunSettings, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 
-CHECK = "$segbundles.bundle.check_overrides(@bundle_root)"
+SCHEMA = {
+    "properties": {
+        "max_epochs": {"type": "integer", "minimum": 1, "unit": "epochs", "formerly": ["epochs_max"]},
+        "learning_rate": {"type": "number", "exclusiveMinimum": 0},
+        "amp": {"type": "boolean"},
+        "attention": {"enum": [None, True]},
+        "patch_size": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
+    }
+}
 TRAIN = {
     "imports": ["$import segbundles"],
     "_section_1_": "the knobs",
@@ -27,20 +35,21 @@ TRAIN = {
     "crop_from": "truth",
     "loss": {"_target_": "DiceLoss", "reduction": "none"},
     "train": {
-        "settings": {"flip": True},
+        "mode": {"flip": True},
         "trainer": {"_target_": "builtins.dict", "max_epochs": "@max_epochs", "amp": "@amp", "verbose": False},
         "handlers": [{"_target_": "builtins.dict", "interval": 1, "quiet": True}],
         "state": {"loss": "@loss"},
     },
-    "seen": "$@observed.append(dict(flip=@train::settings::flip, trainer=@train::trainer, handlers=@train::handlers,"
+    "seen": "$@observed.append(dict(flip=@train::mode::flip, trainer=@train::trainer, handlers=@train::handlers,"
     " amp=@amp, attention=@attention, state=@train::state, reduction=@loss.reduction))",
     "observed": [],
-    "initialize": [CHECK],
+    "settings": "$segbundles.bundle.settle(@bundle_root)",
+    "initialize": ["$@settings"],
     "run": ["@seen", "$segbundles.bundle.observed.append(@observed[0])"],
 }
 EVALUATE = {
     "section": "validation",
-    "train::settings::flip": False,
+    "train::mode::flip": False,
     "train::trainer::section": "@section",
     "+initialize": ["$@max_epochs"],
 }
@@ -56,6 +65,7 @@ def bundle(tmp_path, monkeypatch):
     (configs / "args_short.json").write_text(json.dumps({"max_epochs": 2, "max_epocs": 2}))
     (configs / "metadata.json").write_text(json.dumps({"version": "0.1.0", "null": "null", "only_in_meta": 1}))
     (configs / "broken.json").write_text("{")
+    (configs / "knobs.schema.json").write_text(json.dumps(SCHEMA))
     return tmp_path / "fish"
 
 
@@ -87,13 +97,12 @@ def test_nothing_is_changed_without_overrides(bundle):
         ({"amp": "false"}, lambda s: s["amp"], False),
         ({"amp": "FALSE"}, lambda s: s["trainer"]["amp"], False),
         ({"amp": "false", "attention": "true"}, lambda s: s["attention"], True),
-        ({"amp": "null"}, lambda s: s["amp"], None),
         ({"attention": "null"}, lambda s: s["attention"], None),
         ({"max_epochs": 7}, lambda s: s["trainer"]["max_epochs"], 7),
         ({"max_epochs": "$2 + 2"}, lambda s: s["trainer"]["max_epochs"], 4),
         ({"learning_rate": 1}, lambda s: s["trainer"]["max_epochs"], 3),
         ({"crop_from": "locator"}, lambda s: s["amp"], True),
-        ({"train#settings#flip": "false"}, lambda s: s["flip"], False),
+        ({"train#mode#flip": "false"}, lambda s: s["flip"], False),
         ({"train::trainer::verbose": "true"}, lambda s: s["trainer"]["verbose"], True),
         ({"train#trainer#max_epochs": 9}, lambda s: s["trainer"]["max_epochs"], 9),
         ({"train#trainer#new_keyword": "null"}, lambda s: s["trainer"]["new_keyword"], None),
@@ -116,18 +125,28 @@ def test_good_overrides(bundle, override, look, expected):
     [
         ({"max_epoch": 1}, r"^there is no setting 'max_epoch' in the configs of fish: did you mean 'max_epochs'\?$"),
         ({"learning_rat": 1, "max_epochs": 1}, r"'learning_rat' .* did you mean 'learning_rate'\?"),
-        ({"train#settings#flp": True}, r"'train::settings::flp' .* did you mean 'train::settings::flip'\?"),
+        ({"train#mode#flp": True}, r"'train::mode::flp' .* did you mean 'train::mode::flip'\?"),
         ({"train#trainr": {"max_epochs": 1}}, r"'train::trainr' .* did you mean 'train::trainer'\?"),
         ({"zzz": 1}, r"no setting 'zzz' in the configs of fish: section 1 of the JSON shows what can be set"),
         ({"max_epocs": 1}, r"'max_epocs' .* did you mean 'max_epochs'\?"),  # though an args file holds it
         ({"only_in_meta": 1}, r"no setting 'only_in_meta'"),
-        ({"max_epochs": "abc"}, r"^setting 'max_epochs' must be a number, got 'abc' \(str\)\.$"),
-        ({"max_epochs": True}, r"'max_epochs' must be a number, got True \(bool\)"),
-        ({"max_epochs": [1]}, r"'max_epochs' must be a number, got \[1\] \(list\)"),
-        ({"learning_rate": "true"}, r"'learning_rate' must be a number, got True"),
-        ({"amp": "no"}, r"'amp' must be true or false, got 'no'"),
-        ({"amp": 1}, r"'amp' must be true or false, got 1 \(int\)"),
-        ({"patch_size": 8}, r"'patch_size' must be a list, got 8"),
+        (
+            {"epochs_max": 1},
+            r"^there is no setting 'epochs_max' in the configs of fish: it is now called 'max_epochs'\.$",
+        ),
+        ({"max_epochs": "abc"}, r"^max_epochs must be a whole number of 1 or more \(epochs\), got the text 'abc'\.$"),
+        ({"max_epochs": "$1 / 0"}, r"^max_epochs is '\$1 / 0', which cannot be computed: division by zero\.$"),
+        ({"max_epochs": 0}, r"^max_epochs must be .*, got 0\.$"),
+        ({"max_epochs": 2.0}, r"^max_epochs must be .*, got 2\.0\.$"),
+        ({"max_epochs": True}, r"^max_epochs must be .*, got true\.$"),
+        ({"max_epochs": "null"}, r"^max_epochs must be .*, got null\.$"),
+        ({"learning_rate": "true"}, r"^learning_rate must be a number above 0, got true\.$"),
+        ({"learning_rate": float("nan")}, r"^learning_rate must be a number above 0, got nan\.$"),
+        ({"amp": "no"}, r"^amp must be true or false, got the text 'no'\.$"),
+        ({"amp": 1}, r"^amp must be true or false, got 1\.$"),
+        ({"patch_size": 8}, r"^patch_size must be a list of 2 whole numbers of 1 or more, got 8\.$"),
+        ({"patch_size": [8]}, r"^patch_size must be .*, got \[8\]\.$"),
+        ({"attention": "on"}, r"^attention must be null or true, got the text 'on'\.$"),
     ],
 )
 def test_bad_overrides(bundle, override, message, caplog):
@@ -140,10 +159,6 @@ def test_bad_overrides(bundle, override, message, caplog):
 def test_monai_itself_refuses_a_key_below_a_misspelt_one(bundle):
     with pytest.raises(KeyError, match="trainr"):
         start(bundle, **{"train#trainr#max_epochs": 1})
-
-
-def test_null_is_allowed_for_every_knob(bundle):
-    assert start(bundle, max_epochs="null", patch_size=None)["trainer"]["max_epochs"] is None
 
 
 def test_patch_beside(bundle):
@@ -232,7 +247,7 @@ def test_relative_bundle_root(bundle, monkeypatch):
 
 
 def test_outside_of_a_config_it_does_nothing(bundle):
-    check_overrides(bundle)
+    assert settle(bundle) == RunSettings()
 
 
 def through_command_line(files, settings, tmp_path):

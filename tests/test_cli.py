@@ -51,7 +51,7 @@ def test_brain_phantom_and_a_patient_in_validation(run, tmp_path):
     result = run("phantom", "brain", "--out", tmp_path / "b", "--cases", 5, "--size", 48, 40, "--slices", 5)
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.output.splitlines()]
-    assert ["┃", "Section", "┃", "Slices", "┃", "Patients", "┃"] in lines
+    assert ["┃", "Split", "┃", "Slices", "┃", "Patients", "┃"] in lines
     assert any(line[:3] == ["│", "training", "│"] and line[5] == "3" for line in lines)
     assert "size (pixels): 48 x 40" in result.output
 
@@ -136,7 +136,7 @@ def test_check_is_one_table_and_status_1_when_something_is_wrong(run, tmp_path):
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.output.splitlines()]
     rows = {cell[2]: cell for cell in cells if len(cell) == 5}
     assert rows["loss::sigmod"][:2] == ["fault", "inference.json"]
-    assert rows["loss::sigmod"][3] == "DiceLoss takes no 'sigmod'"
+    assert rows["loss::sigmod"][3] == "DiceLoss has no argument 'sigmod'"
     assert rows["max_epoch"][4] == "did you mean 'max_epochs'?"
     assert result.output.splitlines()[-1].startswith("fish, checked: 1, faults: ")
 
@@ -169,6 +169,28 @@ def test_every_data_set_has_a_command(run, name):
     result = run("prepare", name, "--help")
     assert result.exit_code == 0
     assert "--validation-case" in result.output
+
+
+@pytest.mark.parametrize(("option", "owner"), [("--invert-labels", "isbi2012"), ("--masks", "polyps912")])
+def test_an_option_of_one_data_set_is_in_its_command_only(run, tmp_path, option, owner):
+    assert [name for name in DATA_SETS if option in run("prepare", name, "--help").output] == [owner]
+    result = run("prepare", "lasc18", "--source", tmp_path, "--out", tmp_path / "out", option, "masks2")
+    assert result.exit_code == 2
+    assert "No such option" in result.output
+
+
+def test_the_reason_is_printed_once_and_last(tmp_path):
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "imagesTr" / "a.nii").write_text("x")
+    (tmp_path / "labelsTr" / "a.nii").write_text("x")
+    command = [sys.executable, "-m", "segbundles", "prepare", "heart", "--source", tmp_path, "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("cannot be read") == 2  # a row for each file
+    assert done.stderr.count("faults in") == 1
+    assert "--split" in done.stderr.splitlines()[-2]  # above the lower edge of the frame
 
 
 def test_help_imports_nothing_heavy():

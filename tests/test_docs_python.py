@@ -1,4 +1,4 @@
-"""The code of docs/python.md, run as it stands there."""
+"""Run the code of docs/python.md."""
 
 from __future__ import annotations
 

@@ -1,21 +1,45 @@
 from __future__ import annotations
 
-import re
+import ast
+import logging
+from pathlib import Path
 
 import pytest
 
-from segbundles.errors import check_multiples
+from segbundles.errors import InputError, fail, innermost
+
+LIBRARY = Path(__file__).resolve().parents[1] / "common" / "segbundles"
 
 
-@pytest.mark.parametrize(("size", "depth", "more"), [([16, 48], 5, 0), ([388, 388], 5, 4), ([7], 1, 0)])
-def test_sizes_that_fit_the_depth_pass(size: list[int], depth: int, more: int) -> None:
-    check_multiples("patch_size", size, depth, more)
+def refuse() -> None:
+    try:
+        raise KeyError("x")
+    except KeyError:
+        fail("a is 3, give 4")
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [(0, "patch_size [16, 20] must be multiples of 2 ** (depth - 1) = 16."), (4, "= 16, and 4 more.")],
-)
-def test_others_are_refused(more: int, message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        check_multiples("patch_size", (16, 20), 5, more)
+def test_fail_logs_its_message_once_and_hides_the_cause(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InputError, match=r"^a is 3, give 4$") as caught:
+        refuse()
+    assert isinstance(caught.value, ValueError)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert [(r.name, r.levelno, r.message) for r in caplog.records] == [("segbundles", logging.ERROR, "a is 3, give 4")]
+
+
+def test_innermost_is_the_message_below_all_wrappers() -> None:
+    outer, inner, innermost_of_all = RuntimeError("first"), ValueError("second"), KeyError()
+    outer.__cause__, inner.__cause__ = inner, innermost_of_all
+    assert innermost(outer) == "KeyError"
+    assert innermost(ValueError("alone")) == "alone"
+
+
+def test_the_library_refuses_input_by_fail() -> None:
+    """A bare ValueError would not be logged, and so not be seen below what MONAI wraps around it."""
+    raised = {
+        path.relative_to(LIBRARY).as_posix()
+        for path in LIBRARY.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Raise) and ast.unparse(node.exc or node).startswith("ValueError")
+    }
+    assert raised == {"networks/arguments.py"}  # TorchScript cannot log

@@ -1,8 +1,9 @@
-"""Networks exported by the commands of docs/export.md, and inference on what they wrote."""
+"""Networks exported by the commands of docs/export.md, and inference with the exported files."""
 
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import re
 import shlex
@@ -33,11 +34,21 @@ NETWORKS = [
     pytest.param("em_membrane_unet", "network_def", {"args_file": VALID_UNET, "base_channels": 2}, id="valid_unet"),
     pytest.param("polyp_fcn8", "network_def", {}, id="polyp_fcn8"),
 ]
+# facts of weights that differ from their tiny inference.json: one of the architecture, one of the input
+FACTS: dict[str, dict[str, dict[str, Any]]] = {
+    "left_atrium_vnet": {
+        "model": {"base_channels": 3, "network_spacing_mm": [4.0, 4.0, 4.0]},
+        "locator": {"locator_base_channels": 3, "locator_spacing_mm": [8.0, 8.0, 8.0]},
+    },
+    "brain_flair_unet": {"model": {"base_channels": 3, "intensity_normalization": "slice"}},
+    "em_membrane_unet": {"model": {"base_channels": 3, "norm": "instance"}},
+    "polyp_fcn8": {"model": {"base_channels": 3, "frame_height": 32}},
+}
 SLICES, VOLUMES = "brain_flair_unet", "left_atrium_vnet"  # whose ONNX commands the page shows
 
 
 def documented(*words: str, without: str = "\n") -> str:
-    """The one command of the page that holds all these words, and not that one."""
+    """The one command of the page that contains all these words, and not that one."""
     commands, root = [], ""
     for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL):
         for line in block.splitlines():
@@ -50,14 +61,14 @@ def documented(*words: str, without: str = "\n") -> str:
 
 
 def export_command(net_id: str) -> str:
-    """How the page exports a network of the left atrium to TorchScript."""
+    """The page's command that exports a network of the left atrium to TorchScript."""
     if net_id == "network_def":
         return documented("ckpt_export", without="--net_id")
     return documented("ckpt_export", net_id)
 
 
 def changed(command: str, **options: object) -> list[str]:
-    """Words of a command with other values, or more, of its options."""
+    """Words of a command with other or additional options."""
     words = shlex.split(command)
     for name, value in options.items():
         if f"--{name}" in words:
@@ -68,7 +79,7 @@ def changed(command: str, **options: object) -> list[str]:
 
 
 def example_shape(name: str, net_id: str) -> str:
-    """What the page's table exports the network of a bundle with."""
+    """The input shape in the page's table for the network of a bundle."""
     (row,) = re.findall(rf"\| `{name}` \| (.*?) \| `(\[.*?\])` \|", PAGE)
     assert f"`{net_id}`" in row[0]
     return row[1]
@@ -80,27 +91,40 @@ def onnx(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
+def rms(x: torch.Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
 def assert_equal(
     exported: Callable,
     network: torch.nn.Module,
     sizes: Sequence[Sequence[int]],
-    tolerance: float,
     grey: tuple[float, float] = (0.0, 1.0),
 ) -> None:
-    """What both give for noise of that mean and deviation."""
+    """Compare an exported network with the same network in float64, on noise of that mean and deviation.
+
+    Rounding errors depend on the processor, whose kernels sum in another order, and grow with the depth of the network.
+    The error of the network itself, in the same precision and on the same processor, therefore sets the scale. The root
+    mean square hardly depends on the order, where the largest error of all logits does. 64 units in the last place are
+    added for ONNX Runtime, which approximates some functions; one wrong logit in 15,000 would be 1000 times as much.
+    """
+    exact = copy.deepcopy(network).double()
     with torch.no_grad(), torch.jit.optimized_execution(False):  # its profiling would take seconds
         for size in sizes:
             x = grey[0] + grey[1] * torch.randn(*size)
-            expected = network(x)
+            found, own = exported(x), network(x)
+            with torch.autocast("cpu", enabled=False):
+                expected = exact(x.double())
             assert expected.std() > 0.01
-            found = exported(x)
-            assert found.dtype == expected.dtype
-            torch.testing.assert_close(found, expected, atol=tolerance, rtol=min(tolerance, 0.1))
+            assert (found.dtype, found.shape) == (own.dtype, own.shape)
+            error = rms(own - expected)
+            assert error < 0.1 * expected.std()
+            assert rms(found - expected) < 4 * error + 64 * torch.finfo(torch.float32).eps * rms(expected)
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder like the project's root, in which the page's commands run."""
+    """A folder like the project's root, for the page's commands."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -134,10 +158,10 @@ def test_torchscript_and_onnx_equal_the_network_at_other_sizes(
     command_line(changed(command, **options, **settings))
 
     sizes = [ast.literal_eval(shape), bundle.size]
-    assert_equal(load_exported(script), network, sizes, 1e-5, bundle.grey)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # what amp is; logits have a deviation of 5
-        assert_equal(load_exported(script), network, sizes[1:], 0.5, bundle.grey)
-    assert_equal(onnx(exported), network, sizes, 1e-4, bundle.grey)
+    assert_equal(load_exported(script), network, sizes, bundle.grey)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # what amp is
+        assert_equal(load_exported(script), network, sizes[1:], bundle.grey)
+    assert_equal(onnx(exported), network, sizes, bundle.grey)
 
 
 @pytest.fixture(params=TINY_BUNDLES, ids=lambda bundle: bundle.name)
@@ -146,7 +170,7 @@ def bundle(request: pytest.FixtureRequest) -> TinyBundle:
 
 
 def infer(root: Path, output_dir: str, **options: object) -> dict[str, np.ndarray]:
-    """Segment ``scans`` by inference.json; what was written, by name."""
+    """Segment ``scans`` with inference.json; return what was written, by name."""
     command = f"python -m monai.bundle run --bundle_root {root} --config_file {root}/configs/inference.json"
     command_line(changed(command, dataset_dir="scans", output_dir=output_dir, **options))
     return written(root.name, output_dir)
@@ -155,7 +179,7 @@ def infer(root: Path, output_dir: str, **options: object) -> dict[str, np.ndarra
 def written(name: str, output_dir: str) -> dict[str, np.ndarray]:
     (row,) = table(Path(output_dir) / "inference.csv")
     assert row["status"] == "ok"
-    files = [path for path in Path(output_dir).iterdir() if path.suffix not in (".csv", ".log")]
+    files = [path for path in Path(output_dir).iterdir() if path.suffix not in (".csv", ".json", ".log")]
     found = {path.name: BY_NAME[name].read(path) for path in files}
     for array in found.values():
         assert 0.01 < (array > 0).mean() < 0.99  # an empty mask would agree whatever happened
@@ -163,14 +187,24 @@ def written(name: str, output_dir: str) -> dict[str, np.ndarray]:
 
 
 def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Compare foreground; a processor may round a few voxels differently, and the numbers of cells depend on them."""
     assert found.keys() == expected.keys()
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array)
+        assert ((found[name] > 0) != (array > 0)).mean() < 1e-3, name
 
 
-def test_inference_on_exported_networks_equals_that_on_weights(bundle: TinyBundle, here: Path) -> None:
-    """Without an exported network it names the command that writes one, which is done here until none is missing."""
+def knobs(output_dir: str) -> dict[str, Any]:
+    return json.loads((Path(output_dir) / "inferring.config.json").read_text())["knobs"]
+
+
+def test_exported_networks_give_the_masks_of_the_weights_with_the_same_facts(
+    bundle: TinyBundle, here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each error names the command that writes the missing file, which is run here."""
     root = bundle.make(here).relative_to(here)
+    facts = FACTS[bundle.name]
+    for file, net_id in bundle.networks:
+        bundle.make_weights(root, net_id, root / "models" / f"{file}.pt", **facts[file])
     bundle.write_image(here / "scans")
     expected = infer(root, "eager")
     command = documented("args_inference_ts.json").replace(VOLUMES, bundle.name)
@@ -182,14 +216,23 @@ def test_inference_on_exported_networks_equals_that_on_weights(bundle: TinyBundl
         cause = root_cause(caught.value)
         assert isinstance(cause, ValueError)
         path, export = re.fullmatch(
-            r"there is no exported network at (\S+): this writes it.*: (.*)", str(cause)
+            r"there is no exported network at (\S+): this command writes it: (.*)", str(cause)
         ).groups()
         command_line(export)
-        Path(path).with_suffix(".pt").unlink()
         missing.add(path)
     assert missing == {f"{root}/models/{file}.ts" for file, _ in bundle.networks}
     command_line(command)
     assert_same(written(bundle.name, "exported"), expected)
+    trained = {name: value for values in facts.values() for name, value in values.items()}
+    for folder in ("eager", "exported"):
+        assert {name: knobs(folder)[name] for name in trained} == trained
+
+    assert "is not beside" not in caplog.text
+    for file, _ in bundle.networks:
+        (root / "models" / f"{file}.pt").unlink()
+    command_line(changed(shlex.join(command), output_dir="alone"))
+    for file, _ in bundle.networks:
+        assert f"{file}.pt is not beside {root}/models/{file}.ts: knobs that are facts" in caplog.text
 
 
 def test_without_the_locator_none_has_to_be_exported(here: Path) -> None:
@@ -203,28 +246,29 @@ def test_without_the_locator_none_has_to_be_exported(here: Path) -> None:
     assert_same(written(bundle.name, "exported"), expected)
 
 
-def test_handlers_on_exported_networks_are_those_of_inference_but_for_the_weights(bundle: TinyBundle) -> None:
-    configs = ROOT / "bundles" / bundle.name / "configs"
-    inference, exported = (
-        json.loads((configs / name).read_text()) for name in ("inference.json", "args_inference_ts.json")
-    )
-    others = [handler for handler in inference["handlers"] if "WeightsLoader" not in str(handler)]
-    assert exported["handlers"] == others
+def test_the_handler_that_exported_networks_disable_is_the_one_that_loads_weights() -> None:
+    for name in BY_NAME:
+        configs = ROOT / "bundles" / name / "configs"
+        first, *_ = json.loads((configs / "inference.json").read_text())["handlers"]
+        assert first["_target_"] == "segbundles.handlers.WeightsLoader"
+        assert json.loads((configs / "args_inference_ts.json").read_text())["handlers::0::_disabled_"] is True
 
 
 @pytest.mark.parametrize("content", [b"no network", None])
-def test_a_file_that_is_no_torchscript(content: bytes | None, tmp_path: Path) -> None:
+def test_a_file_that_is_not_torchscript(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "model.ts"
     if content is None:
         torch.save({"weight": torch.ones(1)}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"model\.ts cannot be read as TorchScript .*; this writes it.* --net_id n "):
+    with pytest.raises(
+        ValueError, match=r"model\.ts cannot be read as TorchScript .*; this command writes it: .* --net_id n "
+    ):
         load_exported(path, tmp_path, "n")
 
 
 class TestTensorRT:
-    """What can be known without a GPU."""
+    """What can be tested without a GPU."""
 
     def test_the_patch_runs_without_tensorrt(
         self, bundle: TinyBundle, here: Path, monkeypatch: pytest.MonkeyPatch
@@ -240,7 +284,7 @@ class TestTensorRT:
     def test_its_onnx_file_equals_the_network_in_the_profiles(
         self, bundle: TinyBundle, here: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The settings are the compiler's, and of its two halves the first is done."""
+        """The compiler exports to ONNX, then builds an engine; only the export is tested."""
         pytest.importorskip("onnx")
         root = bundle.make(here)
         parser = ConfigParser()
@@ -252,11 +296,13 @@ class TestTensorRT:
         if compiler.profiles:
             least, _, most = compiler.profiles[0]["x"]
         else:
-            least, most = ([n, bundle.size[1], *bundle.settings["patch_size"]] for n in compiler.dynamic_batchsize[::2])
-        compiler._build_and_save(network, {"x": torch.randn(least)})
+            least, most = (
+                [n, bundle.size[1], *bundle.settings["window_size"]] for n in compiler.dynamic_batchsize[::2]
+            )
+        compiler._build_and_save(copy.deepcopy(network), {"x": torch.randn(least)})
         other = [min(a + 5, b) for a, b in zip(least, most, strict=True)]
         assert other != least
-        assert_equal(onnx(here / "network.onnx"), network, [least, other], 1e-4, bundle.grey)
+        assert_equal(onnx(here / "network.onnx"), network, [least, other], bundle.grey)
 
 
 def shipped() -> Iterator[Any]:
@@ -280,8 +326,8 @@ def test_shipped_weights_by_the_documented_commands(name: str, net_id: str, weig
     sizes = [(1, 1, 40, 48, 50)] if name == VOLUMES else [(1, channels, 96, 128)]
 
     command_line(export_command(net_id).replace(VOLUMES, name))
-    assert_equal(load_exported(Path(copied).with_suffix(".ts")), network, sizes, 1e-5)
+    assert_equal(load_exported(Path(copied).with_suffix(".ts")), network, sizes)
     if net_id == "network_def":
         command = documented("onnx_export", VOLUMES if name == VOLUMES else SLICES).replace(SLICES, name)
         command_line(changed(command, input_shape=example_shape(name, net_id)))
-        assert_equal(onnx(root / "models" / "model.onnx"), network, sizes, 1e-4)
+        assert_equal(onnx(root / "models" / "model.onnx"), network, sizes)

@@ -12,23 +12,7 @@ from pathlib import Path
 import pytest
 
 from segbundles import files
-from segbundles.errors import fail
 from segbundles.files import RunLock, RunLog, atomic_path, check_writable, walk
-
-
-def refuse():
-    try:
-        raise KeyError("x")
-    except KeyError:
-        fail("a is 3, give 4")
-
-
-def test_fail_logs_its_message_once_and_is_its_own_root(caplog):
-    with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match=r"^a is 3, give 4$") as caught:
-        refuse()
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
-    assert [(r.name, r.levelname, r.message) for r in caplog.records] == [("segbundles", "ERROR", "a is 3, give 4")]
 
 
 def test_file_appears_when_it_is_complete(tmp_path):
@@ -68,7 +52,7 @@ def test_no_half_file_and_the_old_one_stays(tmp_path, error, expected, message):
     assert target.read_text() == "old"
 
 
-def test_a_file_where_a_folder_is_due(tmp_path):
+def test_a_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "in the way").touch()
     target = tmp_path / "in the way" / "a.txt"
 
@@ -149,7 +133,7 @@ def test_one_run_at_a_time(tmp_path, other, lock, setting, left):
     path = tmp_path / "x.log"
     other.append(Other(lock.__name__, path))
     mine = lock(path, setting)
-    message = f"{setting} {str(tmp_path)!r} is in use: another run is writing x.log there. Wait until it is over, or"
+    message = f"{setting} {str(tmp_path)!r} is in use: another run is writing x.log there. Wait until it ends, or"
     with pytest.raises(ValueError, match=re.escape(message)):
         mine.take()
     other[0].kill()
@@ -227,7 +211,7 @@ def test_a_log_that_is_forgotten_is_closed(tmp_path):
     assert len(logging.getLogger().handlers) == len(before) - 1
 
 
-def test_a_log_that_cannot_be_written_fills_no_screen(tmp_path, capsys):
+def test_a_log_that_cannot_be_written_shows_no_errors(tmp_path, capsys):
     log = RunLog(tmp_path / "a.log")
     log.take()
     log._handler.setStream(Path("/dev/full").open("w"))  # noqa: SIM115

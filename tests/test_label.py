@@ -28,6 +28,7 @@ from tiny_bundles import TINY_BUNDLES
 from typer.testing import CliRunner
 
 from segbundles.cli import app
+from segbundles.facts import read_facts
 from segbundles.label import LabelServer, default_environment, environment, find_bundles, make_environment
 from segbundles.label import server as server_module
 
@@ -44,7 +45,7 @@ def free_port() -> int:
 class TestEnvironment:
     @pytest.fixture
     def commands(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """What would be run, one line each; a Python appears when an environment is made."""
+        """The commands that would be run; creating an environment creates a Python."""
         ran: list[str] = []
 
         def fake(command, root, what):
@@ -58,7 +59,7 @@ class TestEnvironment:
         monkeypatch.setattr(environment, "_find_python", lambda: sys.executable)
         return ran
 
-    def test_made_once_by_the_recipe_and_said_where(self, commands: list[str], tmp_path: Path) -> None:
+    def test_created_once_and_announced(self, commands: list[str], tmp_path: Path) -> None:
         said: list[str] = []
         folder = tmp_path / "a b"
         assert make_environment(folder, said.append) == folder / "bin" / "python"
@@ -80,7 +81,7 @@ class TestEnvironment:
         assert commands == []
 
     @pytest.mark.parametrize("failing", ["venv", "torch==2.13.0", "monailabel==0.8.5", "-e"])
-    def test_half_made_is_made_anew(
+    def test_an_incomplete_one_is_created_again(
         self, commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
     ) -> None:
         fake = environment._run
@@ -99,7 +100,7 @@ class TestEnvironment:
         assert commands[0].startswith("-m venv")
         assert len(commands) == 5
 
-    def test_another_checkout_is_installed_without_making_the_rest_anew(
+    def test_another_checkout_is_installed_alone(
         self, commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         make_environment(tmp_path / "e", str)
@@ -108,7 +109,7 @@ class TestEnvironment:
         make_environment(tmp_path / "e", str)
         assert [line.split()[-2:] for line in commands] == [["-e", "/elsewhere"]]
 
-    def test_other_packages_or_a_lost_python_make_it_anew(
+    def test_other_packages_or_a_missing_python_create_it_again(
         self, commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         make_environment(tmp_path / "e", str)
@@ -121,14 +122,16 @@ class TestEnvironment:
         make_environment(tmp_path / "e", str)
         assert len(commands) == 5
 
-    def test_a_folder_of_something_else_is_left_alone(self, commands: list[str], tmp_path: Path) -> None:
+    def test_a_folder_with_other_files_is_refused(self, commands: list[str], tmp_path: Path) -> None:
         (tmp_path / "thesis.tex").write_text("x")
-        with pytest.raises(ValueError, match=r"is no environment that this command made: give --environment an empty"):
+        with pytest.raises(
+            ValueError, match=r"is not an environment made by this command: give --environment an empty"
+        ):
             make_environment(tmp_path)
         assert commands == []
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
-    def test_the_end_of_what_a_failing_step_printed_is_shown(self, tmp_path: Path) -> None:
+    def test_the_end_of_a_failing_steps_output_is_shown(self, tmp_path: Path) -> None:
         code = "for k in range(40): print('line', k)\nraise SystemExit(3)"
         with pytest.raises(ValueError, match=r"(?s)installing packages in .* failed with status 3.*\nline 25\n"):
             environment._run([sys.executable, "-c", code], tmp_path, "installing packages")
@@ -143,7 +146,7 @@ class TestEnvironment:
         ],
         ids=["index", "wheel", "git"],
     )
-    def test_an_installed_library_comes_from_where_it_came_from(
+    def test_the_library_is_installed_from_the_same_source(
         self, origin: dict | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         installed = SimpleNamespace(
@@ -168,7 +171,7 @@ class TestEnvironment:
             (tmp_path / name).chmod(0o755)
         assert environment._find_python() == str(tmp_path / "python3.10")
 
-    def test_default_is_in_the_users_cache(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_the_default_is_in_the_users_cache(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         assert default_environment() == tmp_path / "segbundles" / "monai_label-0.8.5"
 
@@ -223,11 +226,13 @@ class TestServer:
         (tmp_path / "studies").mkdir()
         with (
             LabelServer(python, tmp_path / "studies", {"b": make_bundle(tmp_path / "b")}, port=free_port()) as server,
-            pytest.raises(ValueError, match=r"(?s)did not start \(status 3\)\. .* ends with:\nKeyError: models"),
+            pytest.raises(
+                ValueError, match=r"(?s)did not start \(status 3\)\. Its log, .* ends with:\nKeyError: models"
+            ),
         ):
             server.wait_until_ready()
 
-    def test_what_it_started_ends_with_it(self, tmp_path: Path) -> None:
+    def test_its_processes_end_with_it(self, tmp_path: Path) -> None:
         code = (
             "import signal, subprocess, sys, time\n"
             "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -266,10 +271,16 @@ class TestServer:
         (bundle / "configs" / "inference.json").write_text('{"a": 1}')
         assert served() == (b"two", [])
         copy = tmp_path / "studies" / "segbundles_label" / "model" / "b"
+        assert not (copy / "models" / "model.json").exists()
+        (bundle / "models" / "model.json").write_text("facts")
+        assert served() == (b"two", [])
+        assert (copy / "models" / "model.json").read_text() == "facts"
         assert (copy / "configs" / "inference.json").read_text() == '{"a": 1}'
         (copy / "models" / "model.pt").write_bytes(b"trained")
+        (copy / "models" / "model.json").write_text("facts of the training")
         (bundle / "models" / "model.pt").write_bytes(b"three")
         assert served() == (b"trained", ["b"])
+        assert (copy / "models" / "model.json").read_text() == "facts of the training"
         assert (bundle / "models" / "model.pt").read_bytes() == b"three"
 
     def test_copies_of_a_read_only_bundle_can_be_replaced(self, tmp_path: Path) -> None:
@@ -295,7 +306,7 @@ class TestServer:
             for path in read_only:
                 path.chmod(0o755)
 
-    def test_faults_are_one_message_and_status_1(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_errors_are_one_message_and_status_1(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("segbundles.label.make_environment", lambda folder, say: Path("python"))
 
         def message(*arguments: object) -> str:
@@ -320,7 +331,7 @@ class TestServer:
 
 @dataclass
 class Served:
-    """A server, and what it serves."""
+    """A running server and its files."""
 
     url: str
     studies: Path
@@ -369,13 +380,14 @@ class Served:
         return path
 
 
-# what makes an epoch short, whatever the network
+# settings that make an epoch short with any network
 SHORT = {
     "left_atrium_vnet": {"patch_size": [48, 48, 32]},
-    "brain_flair_unet": {"patch_size": [64, 64], "crop_size": [64, 64], "slices_per_epoch": 16, "batch_size": 8},
+    "brain_flair_unet": {"patch_size": [64, 64], "window_size": [64, 64], "slices_per_epoch": 16, "batch_size": 8},
     "em_membrane_unet": {"patch_size": [64, 64], "patches_per_section": 2},
-    "polyp_fcn8": {"crop_size": [64, 64], "val_interval": 1},
+    "polyp_fcn8": {"patch_size": [64, 64], "val_interval": 1},
 }
+WIDE = "wide_fcn"
 # id of an image for each bundle and kind of file
 CASES = [
     ("left_atrium_vnet", "atrium0"),
@@ -389,6 +401,7 @@ CASES = [
     ("polyp_fcn8", "polyp1"),
     ("polyp_fcn8", "polyp2"),
     ("polyp_fcn8", "noise"),
+    (WIDE, "noise"),
 ]
 
 
@@ -397,11 +410,11 @@ def is_shipped(bundle: str) -> bool:
 
 
 def make_studies(folder: Path, truths: Path) -> None:
-    """Images of every kind in one folder, and in another what a person would draw on three of each bundle's."""
-    from segbundles.datasets.brain import make_patient
-    from segbundles.datasets.em import make_phantom as make_em
-    from segbundles.datasets.left_atrium import make_phantom as make_left_atrium
-    from segbundles.datasets.polyp import make_phantom as make_polyp
+    """Write images of every kind into one folder, and what a person would draw on three per bundle into another."""
+    from segbundles.phantoms.brain import make_patient
+    from segbundles.phantoms.em import make_phantom as make_em
+    from segbundles.phantoms.left_atrium import make_phantom as make_left_atrium
+    from segbundles.phantoms.polyp import make_phantom as make_polyp
 
     phantoms = truths / "phantoms"
     make_left_atrium(phantoms / "left_atrium", 3, 0, (64, 64, 32), (3.0, 3.0, 3.0))
@@ -455,12 +468,12 @@ def write(image: sitk.Image, path: Path, spacing=None, origin=(0.0, 0.0, 0.0), d
 
 
 def drawn(mask: np.ndarray, path: Path, spacing: float) -> None:
-    """A map (H, W) as 3D Slicer sends what was drawn on a 2D image: a volume of one slice, on ITK's grid."""
+    """Write a map (H, W) as 3D Slicer sends it for a 2D image: a volume of one slice, on ITK's grid."""
     write(sitk.GetImageFromArray(mask[None].astype(np.uint8)), path, spacing=(spacing, spacing, 1.0))
 
 
 def make_bundles(folder: Path) -> dict[str, Path]:
-    """Copies of the four bundles, with shipped weights or, where there are none yet, tiny untrained networks."""
+    """Copy the four bundles, with shipped weights or, if there are none, tiny untrained networks."""
     copies = {}
     for tiny in TINY_BUNDLES:
         own = BUNDLES / tiny.name
@@ -479,6 +492,13 @@ def make_bundles(folder: Path) -> dict[str, Path]:
             keys = set(config) & set(settings) if name == "train.json" else set(config) & set(tiny.settings)
             path.write_text(json.dumps({**config, **{key: settings[key] for key in keys if key in settings}}))
         copies[tiny.name] = root
+    # trained with settings that are not in its JSON files
+    tiny = TINY_BUNDLES[3]
+    root = tiny.make(folder / "tiny").rename(folder / "bundles" / WIDE)
+    tiny.make_weights(root, "network_def", root / "models" / "model.pt", base_channels=3, frame_height=32)
+    train = json.loads((root / "configs" / "train.json").read_text()) | {"patch_size": [32, 32], "val_interval": 1}
+    (root / "configs" / "train.json").write_text(json.dumps(train))
+    copies[WIDE] = root
     return copies
 
 
@@ -524,7 +544,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def grid(path: Path, spatial_dims: int) -> tuple[list[float], ...]:
-    """Size, spacing, origin and direction as ITK and 3D Slicer have them, 2D images as volumes of one slice."""
+    """Return size, spacing, origin and direction as ITK and 3D Slicer use them; 2D images are volumes of one slice."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -537,7 +557,7 @@ def grid(path: Path, spatial_dims: int) -> tuple[list[float], ...]:
 
 @pytest.mark.label
 class TestRealServer:
-    def test_says_where_it_is_and_what_to_enter(self, served: Served) -> None:
+    def test_says_its_address_and_what_to_do(self, served: Served) -> None:
         text = served.output.read_text()
         assert f"MONAI Label 0.8.5 at {served.url}" in text
         assert f"Enter the server {served.url}, press Next Sample" in text
@@ -548,10 +568,11 @@ class TestRealServer:
             "brain_flair_unet": {"flair abnormality": 1},
             "em_membrane_unet": {"cell": 1},
             "polyp_fcn8": {"polyp": 1},
+            WIDE: {"polyp": 1},
         }
 
     @pytest.mark.parametrize(("bundle", "image"), CASES, ids=[f"{bundle}-{image}" for bundle, image in CASES])
-    def test_answer_lies_on_the_images_grid_and_is_the_bundles(
+    def test_the_answer_is_the_bundles_mask_on_the_images_grid(
         self, served: Served, bundle: str, image: str, tmp_path: Path
     ) -> None:
         path = served.image(image)
@@ -577,7 +598,7 @@ class TestRealServer:
         # mixed precision on another number of threads rounds differently
         assert (mask.reshape(expected.shape).astype(bool) != expected).mean() < 1e-3
         # a trained network need not find anything in a phantom, an untrained one finds something in noise
-        if bundle == "left_atrium_vnet" or (image in ("section", "stack", "noise") and not is_shipped(bundle)):
+        if bundle in ("left_atrium_vnet", WIDE) or (image in ("section", "stack", "noise") and not is_shipped(bundle)):
             assert 0.001 < expected.mean() < 0.999
 
     @pytest.mark.samples
@@ -631,14 +652,14 @@ class TestRealServer:
     def test_a_bad_image_is_answered_with_the_reason(self, served: Served) -> None:
         answer = served.infer("em_membrane_unet", "polyp1", ".nrrd")
         assert answer.status_code == 500
-        assert "polyp1.png has 3 channels, 1 are due" in answer.json()["detail"]
+        assert "polyp1.png has 3 channel(s) but must have 1: convert colour to grey" in answer.json()["detail"]
 
-    @pytest.mark.parametrize("bundle", [tiny.name for tiny in TINY_BUNDLES])
+    @pytest.mark.parametrize("bundle", [*(tiny.name for tiny in TINY_BUNDLES), WIDE])
     def test_training_on_what_a_client_drew(self, served: Served, bundle: str) -> None:
         truths = served.studies.parent / "truths"
-        stem = {"left": "atrium", "brain": "brain", "em": "em", "polyp": "polyp"}[bundle.split("_")[0]]
+        stem = {"left": "atrium", "brain": "brain", "em": "em"}.get(bundle.split("_")[0], "polyp")
         served.forget_labels()
-        # a person trains on the first labels too, of which MONAI Label's default leaves none for validation
+        # with few labels MONAI Label's default leaves none for validation
         number, split = (2, 0.2) if bundle == "em_membrane_unet" else (3, 0.34)
         for k in range(number):
             answer = served.submit(f"{stem}{k}", truths / f"{stem}{k}.nii.gz")
@@ -657,6 +678,11 @@ class TestRealServer:
         assert hashlib.sha256(weights.read_bytes()).digest() != hashlib.sha256(shipped).digest()
         state = torch.load(weights, weights_only=True)
         assert state.keys() == torch.load(served.bundles[bundle] / "models" / "model.pt", weights_only=True).keys()
+        before = read_facts(served.bundles[bundle] / "models" / "model.pt")
+        facts = read_facts(weights)
+        assert (facts["bundle"], facts["knobs"]) == (bundle, before["knobs"])
+        if before.get("shipped"):
+            assert read_facts(weights.with_name("model_shipped.pt")) == before
         log = (served.studies / "segbundles_label" / "server.log").read_text().rsplit("COMMAND::", 1)[1]
         assert "Total Records for Training: 2" in log
         assert f"Add Checkpoint Loader for Path: {weights}" in log
@@ -676,7 +702,7 @@ class TestRealServer:
         finally:
             weights.write_bytes(good)
         assert answer.status_code == 500
-        assert "the DynUNet given was not loaded with any weights in" in answer.json()["detail"]
+        assert "has another architecture than the configured DynUNet" in answer.json()["detail"]
         assert served.infer("em_membrane_unet", "em0", ".nrrd").status_code == 200
 
     def test_what_was_drawn_is_what_is_read(self, served: Served, tmp_path: Path) -> None:
@@ -689,7 +715,7 @@ class TestRealServer:
         assert status == "ERROR"
         reason = details.splitlines()[-1]
         assert reason.startswith("Training failed: ")
-        assert "labels/final/em1.png holds the label values 7: allowed are 0, 1" in reason
+        assert "labels/final/em1.png contains the label values 7; allowed are 0, 1" in reason
 
     def test_a_label_of_another_size_is_refused(self, served: Served) -> None:
         answer = served.submit("polyp0", served.studies.parent / "truths" / "em0.nii.gz")

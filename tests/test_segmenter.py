@@ -80,7 +80,7 @@ def test_a_series_of_slices_gives_what_its_array_gives(tmp_path: Path) -> None:
     (tmp_path / "series" / "IM0003").unlink()
     with pytest.raises(ValueError, match="a slice is missing between IM0002 and IM0004"):
         segment(tmp_path / "series")
-    with pytest.raises(ValueError, match="brings its own affine: leave affine out"):
+    with pytest.raises(ValueError, match="with its own affine: leave affine out"):
         segment(tmp_path / "series", AFFINE)
 
 
@@ -94,8 +94,8 @@ def test_a_series_of_slices_gives_what_its_array_gives(tmp_path: Path) -> None:
             None,
             r"polyp_fcn8 takes images of uint8, got float64: convert it \(0 .. ",
         ),
-        ("polyp_fcn8", np.ones((32, 32, 3), np.uint8), None, r"has 32 channels, 3 are due"),
-        ("em_membrane_unet", np.ones((1, 32, 32)), None, r"has 2 axes \(32, 32\), 3 are due"),
+        ("polyp_fcn8", np.ones((32, 32, 3), np.uint8), None, r"has 32 channel\(s\) but must have 3"),
+        ("em_membrane_unet", np.ones((1, 32, 32)), None, r"has 2 axes \(32, 32\) but must have 3"),
     ],
 )
 def test_bad_arrays(name: str, image: np.ndarray, affine: Any, message: str, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_bad_arrays(name: str, image: np.ndarray, affine: Any, message: str, tmp
 
 
 def test_no_bundle_and_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no bundle, it has no configs/inference\.json"):
+    with pytest.raises(ValueError, match=r"is not a bundle, it has no configs/inference\.json"):
         Segmenter(tmp_path)
     root = BY_NAME["polyp_fcn8"].make(tmp_path)
     (root / "models" / "model.pt").unlink()
@@ -116,11 +116,21 @@ def test_no_bundle_and_no_weights(tmp_path: Path) -> None:
         Segmenter(root)
 
 
-def test_folders_may_be_path_objects(tmp_path: Path) -> None:
+def test_weights_from_elsewhere_bring_their_facts(tmp_path: Path) -> None:
     bundle = BY_NAME["polyp_fcn8"]
     root = bundle.make(tmp_path)
-    moved = tmp_path / "elsewhere"
-    (root / "models").rename(moved)
+    models = tmp_path / "elsewhere"
+    models.mkdir()
+    weights = models / "model.pt"
+    bundle.make_weights(root, "network_def", weights, base_channels=3, frame_height=32)
     image = bundle.write_image(tmp_path / "in")
-    by_path, by_text = (Segmenter(root, ckpt_dir=folder)(image)["pred"] for folder in (moved, str(moved)))
-    np.testing.assert_array_equal(by_path, by_text)
+    given = [{"weights": weights}, {"weights": str(weights)}, {"weights": [weights]}, {"ckpt_dir": models}]
+    first, *others = (Segmenter(root, **settings) for settings in given)
+    assert first.inferer.height == 32
+    expected = first(image)["pred"]
+    for other in others:
+        np.testing.assert_array_equal(other(image)["pred"], expected)
+    assert Segmenter(root, weights=weights, frame_height=40).inferer.height == 40  # as in inference.json
+    with pytest.raises(RuntimeError) as caught:
+        Segmenter(root, weights=weights, base_channels=2)
+    assert "base_channels is 2, but" in str(root_cause(caught.value))

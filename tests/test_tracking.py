@@ -29,7 +29,7 @@ def launch(tiny: TinyTraining, run_id: str, *files: str, **settings: object) -> 
 
 
 class Store:
-    """What was tracked into a file."""
+    """The runs in an MLflow database."""
 
     def __init__(self, path: Path) -> None:
         from mlflow import MlflowClient
@@ -50,7 +50,7 @@ def common(tiny: TinyTraining, folder: Path) -> dict[str, object]:
     return {**tiny.settings, "dataset_dir": folder / "data", "ckpt_dir": folder / "models"}
 
 
-def test_a_run_holds_what_the_log_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_has_the_values_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tiny = TINY_TRAININGS["em_membrane_unet"]
     settings = {**common(tiny, tmp_path), "max_epochs": 2, "learning_rate": 0.01}
     caplog.set_level("INFO", "segbundles")
@@ -76,11 +76,12 @@ def test_a_run_holds_what_the_log_says(tmp_path: Path, caplog: pytest.LogCapture
 
     launch(tiny, "training", "train.json", **settings, output_dir=tmp_path / "out", run_name="second")
     assert {other.info.run_name for other in store.runs()} == {"first", "second"}
+    assert {path.name for path in (tmp_path / "out" / "tensorboard").iterdir()} == {"first", "second"}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """One for the runs of all bundles: making its tables takes longer than they do."""
+    """One database for the runs of all bundles, because creating its tables takes longer than a run."""
     return Store(tmp_path_factory.mktemp("store") / "runs.db")
 
 
@@ -99,8 +100,8 @@ def test_every_bundle_trains_and_is_evaluated(tiny: TinyTraining, store: Store, 
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_the_kept_config_is_a_path_that_is_there(given: bool, tmp_path: Path) -> None:
-    """MONAI takes output_dir for an expression."""
+def test_the_copy_of_the_config_exists(given: bool, tmp_path: Path) -> None:
+    """MONAI appends to output_dir as if it were an expression."""
     tiny = TINY_TRAININGS["polyp_fcn8"]
     out = {"output_dir": str(tmp_path / "a b")} if given else {"output_dir": f"$'{tmp_path}' + '/a b'"}
     workflow = ConfigWorkflow(

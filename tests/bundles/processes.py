@@ -1,10 +1,10 @@
-"""What torchrun starts in the tests: several runs of bundles, one behind the other, in each of its processes.
+"""What torchrun starts in the tests: several runs of bundles, one after the other, in each of its processes.
 
     torchrun ... processes.py JOBS
 
-JOBS is a list in JSON of keyword arguments of ``monai.bundle.run``, each with a free ``port``, a ``name`` and files to
-``remove`` before. In the folder of that file, the process of rank r writes what its run failed with, if it did, into
-``<name>.<r>.error``; in the last job it then ends, in others it goes on.
+JOBS is a JSON list of keyword arguments of ``monai.bundle.run``, each with a free ``port``, a ``name`` and files to
+``remove`` before. If a run fails in the process of rank r, that process writes the error to ``<name>.<r>.error`` beside
+JOBS; it ends after the last job and otherwise continues. A job starts when all processes have done the one before.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from segbundles.errors import innermost
 
 def main(jobs: Path) -> None:
     """Run the jobs."""
-    # a process group of its own for each: their meeting point is not the one of torchrun
+    # each job has its own process group, which does not meet where torchrun does
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     todo = json.loads(jobs.read_text())
     for job in todo:
@@ -39,6 +40,9 @@ def main(jobs: Path) -> None:
                 raise
         if dist.is_initialized():
             dist.destroy_process_group()
+        (jobs.parent / f"{name}.{rank}.done").touch()
+        while len(list(jobs.parent.glob(f"{name}.*.done"))) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.02)
 
 
 if __name__ == "__main__":

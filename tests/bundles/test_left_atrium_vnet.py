@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -14,115 +11,67 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
+from bundle_runs import BundleRuns, root_cause, table
 from dicom_series import PATIENT, PATIENT_ID, write_series
-from monai.bundle import ConfigParser, ConfigWorkflow, load, run, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser
 
 from segbundles.datasets import get_data_set, prepare
+from segbundles.inferers import LocatorCropInferer
+from segbundles.networks import AttentionVNet, load_weights
 
-ROOT = Path(__file__).resolve().parents[2]
-BUNDLE = ROOT / "bundles" / "left_atrium_vnet"
-CONFIGS = BUNDLE / "configs"
-SCHEMA = ROOT.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
-
-TINY = {
-    "base_channels": 2,
-    "network_spacing_mm": [6.0, 6.0, 6.0],
-    "locator_spacing_mm": [8.0, 8.0, 8.0],
-    "locator_def::base_channels": 2,
-    "amp": False,
-    "device": "cpu",
-}
-TINY_TRAINING = {**TINY, "patch_size": [32, 32, 16], "max_epochs": 2, "val_interval": 1, "batch_size": 2}
-EVALUATE = [str(CONFIGS / "train.json"), str(CONFIGS / "evaluate.json")]
+CPU = {"amp": False, "device": "cpu"}
+TINY_TRAINING = {**CPU, "patch_size": [32, 32, 16], "max_epochs": 2, "val_interval": 1, "batch_size": 2}
+SEGMENTER = {"base_channels": 2, "network_spacing_mm": [6.0, 6.0, 6.0]}
+LOCATOR = {"locator_base_channels": 2, "locator_spacing_mm": [8.0, 8.0, 8.0]}
+RUNS = BundleRuns("left_atrium_vnet", CPU, {**TINY_TRAINING, **SEGMENTER})
+CONFIGS, config, train, evaluate, infer = RUNS.configs, RUNS.config, RUNS.train, RUNS.evaluate, RUNS.infer
 
 
-def config(name: str) -> dict:
-    return json.loads((CONFIGS / name).read_text())
-
-
-def bundle_run(run_id: str | None, config_file: str | list[str], **settings: object) -> None:
-    run(
-        run_id=run_id,
-        config_file=config_file if isinstance(config_file, list) else str(CONFIGS / config_file),
-        bundle_root=str(BUNDLE),
-        logging_file=False,
-        **{key: str(value) if isinstance(value, Path) else value for key, value in settings.items()},
-    )
-
-
-def infer(trained: Path, dataset_dir: Path, output_dir: Path, **settings: object) -> None:
-    """Segment with the tiny networks, by ``run`` without an id."""
-    common = {"dataset_dir": dataset_dir, "output_dir": output_dir, "ckpt_dir": trained / "models"}
-    bundle_run(None, "inference.json", **common, **{**TINY, **settings})
-
-
-def root_cause(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def train_locator(dataset_dir: Path, out: Path, **settings: object) -> None:
+    """Train into ``out`` and ``out/models``."""
+    common = {"dataset_dir": dataset_dir, "output_dir": out, "ckpt_dir": out / "models"}
+    RUNS.run("training", "train_locator.json", **{**common, **TINY_TRAINING, **LOCATOR, **settings})
 
 
 @pytest.fixture(scope="module")
 def trained(left_atrium_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with models/ and training output of a tiny locator and segmenter."""
+    """Folder with the output of the training of a tiny locator and segmenter, and their weights in models/."""
     out = tmp_path_factory.mktemp("trained")
-    common = {"dataset_dir": left_atrium_phantom, "output_dir": out / "training", "ckpt_dir": out / "models"}
-    locator = {k: v for k, v in TINY_TRAINING.items() if k not in ("base_channels", "network_spacing_mm")}
-    locator["network_def::base_channels"] = locator.pop("locator_def::base_channels")
-    bundle_run("training", "train_locator.json", **common, **locator)
-    bundle_run("training", "train.json", **common, **TINY_TRAINING)
+    train_locator(left_atrium_phantom, out)
+    train(left_atrium_phantom, out)
     return out
 
 
 class TestEndToEnd:
-    def test_training_writes_half_precision_weights_and_keeps_its_state_elsewhere(self, trained: Path) -> None:
-        assert sorted(p.name for p in (trained / "models").iterdir()) == ["locator.pt", "model.pt"]
-        for name in ("locator.pt", "model.pt"):
-            state = torch.load(trained / "models" / name, weights_only=True)
-            assert {value.dtype for value in state.values()} == {torch.float16}
-        assert {"training.ckpt", "locator.ckpt", "tensorboard"} <= {p.name for p in (trained / "training").iterdir()}
-
-    def test_tensorboard_holds_loss_metric_and_picture(self, trained: Path) -> None:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        tags: dict[str, set[str]] = {"scalars": set(), "images": set()}
-        for file in (trained / "training" / "tensorboard").rglob("events*"):
-            events = EventAccumulator(str(file)).Reload()
-            for kind in tags:
-                tags[kind] |= set(events.Tags()[kind])
-        assert any("train_loss" in tag for tag in tags["scalars"])
-        assert any("val_mean_dice" in tag for tag in tags["scalars"])
-        assert any(tag.startswith("validation/case_0") for tag in tags["images"])
+    def test_both_trainings_share_their_folders(self, trained: Path) -> None:
+        names = ["locator.json", "locator.pt", "model.json", "model.pt"]
+        assert sorted(path.name for path in (trained / "models").iterdir()) == names
+        names = [f"{name}.{suffix}" for name in ("locator", "training") for suffix in ("ckpt", "config.json", "log")]
+        assert sorted(path.name for path in trained.iterdir() if path.is_file()) == names
+        assert sorted(p.name.split("_")[0] for p in (trained / "tensorboard").iterdir()) == ["locator", "training"]
+        facts = json.loads((trained / "models" / "locator.json").read_text())
+        assert facts["knobs"] == {**LOCATOR, "locator_norm": "instance"}
 
     def test_evaluation_scores_every_case_by_name(
         self, trained: Path, left_atrium_phantom: Path, tmp_path: Path
     ) -> None:
-        bundle_run(
-            "evaluating",
-            EVALUATE,
-            dataset_dir=left_atrium_phantom,
-            output_dir=tmp_path / "out",
-            ckpt_dir=trained / "models",
-            section="training",
-            **TINY,
-        )
+        rows = evaluate(trained, left_atrium_phantom, tmp_path, split="training")
         entries = json.loads((left_atrium_phantom / "datalist.json").read_text())["training"]
-        rows = list(csv.DictReader((tmp_path / "out" / "metrics.csv").open()))
         assert [row["case"] for row in rows] == [entry["case"] for entry in entries]
-        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        summary = json.loads((tmp_path / "summary.json").read_text())
         assert summary["cases"] == len(entries)
         assert set(summary["dice"]) == {"mean", "sd", "median", "worst", "n"}
         assert summary["dice"]["mean"] == pytest.approx(np.mean([float(r["dice"]) for r in rows]), abs=1e-5)
-        page = (tmp_path / "out" / "report.html").read_text()
+        page = (tmp_path / "report.html").read_text()
         assert all(row["case"] in page for row in rows)
 
     def test_inference_mirrors_folders_and_keeps_each_grid(
         self, trained: Path, left_atrium_phantom: Path, tmp_path: Path
     ) -> None:
         images = sorted(left_atrium_phantom.rglob("lgemri.nrrd"))
-        infer(trained, left_atrium_phantom, tmp_path / "o")
-        written = sorted((tmp_path / "o").rglob("*_seg.nrrd"))
-        assert [p.relative_to(tmp_path / "o").parent for p in written] == [
+        infer(trained, left_atrium_phantom, tmp_path)
+        written = sorted(tmp_path.rglob("*_seg.nrrd"))
+        assert [p.relative_to(tmp_path).parent for p in written] == [
             p.relative_to(left_atrium_phantom).parent for p in images
         ]
         directions = set()
@@ -134,7 +83,7 @@ class TestEndToEnd:
             assert set(np.unique(sitk.GetArrayFromImage(b))) <= {0, 1}
             directions.add(tuple(np.round(a.GetDirection(), 3)))
         assert len(directions) > 1  # or the test shows nothing about direction
-        rows = list(csv.DictReader((tmp_path / "o" / "inference.csv").open()))
+        rows = table(tmp_path / "inference.csv")
         assert [(row["file"], row["status"]) for row in rows] == [
             (p.relative_to(left_atrium_phantom).as_posix(), "ok") for p in images
         ]
@@ -142,10 +91,7 @@ class TestEndToEnd:
     def test_what_is_written_is_what_the_networks_say(
         self, trained: Path, left_atrium_phantom: Path, tmp_path: Path
     ) -> None:
-        """Put through by hand on the file's own axes, without MONAI's transforms, readers and writers."""
-        from segbundles.inferers import LocatorCropInferer
-        from segbundles.networks import VNet, load_weights
-
+        """Computed by hand on the axes of the file, without MONAI's transforms, readers and writers."""
         entry = json.loads((left_atrium_phantom / "datalist.json").read_text())["validation"][0]
         image = sitk.ReadImage(str(left_atrium_phantom / entry["image"]))
         flips = [axis for axis in (0, 1) if image.GetDirection()[4 * axis] > 0]  # LPS file to RAS array
@@ -157,23 +103,35 @@ class TestEndToEnd:
             crop_transform=lambda crop: (crop - crop.mean()) / crop.std(correction=0),
             network_spacing_mm=6.0,
         )
-        network = load_weights(VNet(base_channels=2, norm="instance", out_act=None), trained / "models" / "model.pt")
+        network = AttentionVNet(base_channels=2, norm="instance", out_act=None)
+        load_weights(network, trained / "models" / "model.pt")
         expected = (inferer(array[None, None], network)[0, 0] > 0).flip(flips)
-        infer(
-            trained,
-            left_atrium_phantom / entry["image"],
-            tmp_path,
-            **{"use_locator": False, "largest_component": False},
-        )
+        infer(trained, left_atrium_phantom / entry["image"], tmp_path, use_locator=False, largest_component=False)
         written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "lgemri_seg.nrrd"))).transpose(2, 1, 0)
         assert 0 < expected.sum() < expected.numel()
         assert (expected.numpy() != written.astype(bool)).mean() < 1e-4
 
-    def test_a_fallback_is_noted(self, trained: Path, left_atrium_phantom: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("threshold", "settings", "note"),
+        [
+            (0.999999, {}, "locator found nothing"),
+            (1e-9, {"max_size_mm": 150.0}, "locator found too large an object (192.0 x 192.0 x 96.0 mm)"),
+            (1e-9, {"min_size_mm": 100.0}, "locator found too small an object (192.0 x 192.0 x 96.0 mm)"),
+        ],
+    )
+    def test_a_fallback_is_noted(
+        self,
+        threshold: float,
+        settings: dict,
+        note: str,
+        trained: Path,
+        left_atrium_phantom: Path,
+        tmp_path: Path,
+    ) -> None:
         image = next(left_atrium_phantom.rglob("lgemri.nrrd"))
-        infer(trained, image, tmp_path, **{"inferer::inferer::threshold": 0.999999})
-        row = next(csv.DictReader((tmp_path / "inference.csv").open()))
-        assert row["notes"] == "locator found nothing: whole volume segmented"
+        infer(trained, image, tmp_path, **{"inferer::inferer::inferer::threshold": threshold, **settings})
+        (row,) = table(tmp_path / "inference.csv")
+        assert row["notes"] == f"{note}: whole volume segmented"
         assert (tmp_path / "lgemri_seg.nrrd").is_file()
 
     def test_one_bad_image_does_not_stop_the_others(
@@ -188,139 +146,38 @@ class TestEndToEnd:
         with pytest.raises(RuntimeError) as caught:
             infer(trained, data, tmp_path / "out")
         assert "2 of 3 images failed: bad.nrrd, constant.nii.gz" in str(root_cause(caught.value))
-        rows = {r["file"]: r for r in csv.DictReader((tmp_path / "out" / "inference.csv").open())}
+        rows = {row["file"]: row for row in table(tmp_path / "out" / "inference.csv")}
         assert rows["é/good.nrrd"]["status"] == "ok"
         assert "truncated or damaged" in rows["bad.nrrd"]["notes"]
         assert "is constant (every value is 7)" in rows["constant.nii.gz"]["notes"]
         assert [p.name for p in (tmp_path / "out").rglob("*_seg.*")] == ["good_seg.nrrd"]
 
-    @pytest.mark.slow
-    def test_from_another_folder_by_the_command_line(
+    def test_what_the_locator_was_trained_with_counts(
         self, trained: Path, left_atrium_phantom: Path, tmp_path: Path
     ) -> None:
-        command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--bundle_root", str(BUNDLE)]
-        command += ["--config_file", str(CONFIGS / "inference.json"), "--dataset_dir", str(left_atrium_phantom)]
-        command += ["--output_dir", "out", "--ckpt_dir", str(trained / "models"), "--use_locator", "false"]
-        command += ["--base_channels", "2", "--network_spacing_mm", "[6.0,6.0,6.0]", "--amp", "false"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert len(list((tmp_path / "out").rglob("*_seg.nrrd"))) == 5
-        misspelt = subprocess.run([*command, "--use_locater", "1"], cwd=tmp_path, capture_output=True, text=True)
-        assert misspelt.returncode != 0
-        assert "did you mean 'use_locator'?" in misspelt.stdout
-
-
-class TestResume:
-    SETTINGS = {  # noqa: RUF012
-        **TINY_TRAINING,
-        "max_epochs": 3,
-        "boundary_weight": 0.5,
-        "boundary_epochs": 2,
-        "early_stop_patience": 9,
-        "attention": "sequential",
-        "dropout": 0.1,
-        "elastic_probability": 0.5,
-    }
-
-    def test_stopped_and_resumed_gives_the_same_weights_bit_for_bit(
-        self, left_atrium_phantom: Path, tmp_path: Path
-    ) -> None:
-        def train(name: str, **settings: object) -> dict:
-            out = tmp_path / name
-            bundle_run(
-                "training",
-                "train.json",
-                dataset_dir=left_atrium_phantom,
-                output_dir=out,
-                ckpt_dir=out / "models",
-                **{**self.SETTINGS, **settings},
-            )
-            return torch.load(out / "training.ckpt", weights_only=True)
-
-        whole = train("whole")
-        train("parts", max_epochs=1)
-        parts = train("parts", max_epochs=3, resume=True)
-        assert parts["trainer"]["epoch"] == whole["trainer"]["epoch"] == 3
-        for name, value in whole["network"].items():
-            assert torch.equal(value, parts["network"][name]), name
-        assert parts["evaluator"] == whole["evaluator"]
-        assert parts["trainer"]["resumable"] == whole["trainer"]["resumable"]
-        assert parts["lr_scheduler"] == whole["lr_scheduler"]
-
-
-class TestContract:
-    @pytest.mark.parametrize(
-        ("files", "kind"), [("train.json", "train"), ("train_locator.json", "train"), ("inference.json", "infer")]
-    )
-    def test_check_properties_lacks_nothing(self, files: str, kind: str, left_atrium_phantom: Path) -> None:
-        workflow = ConfigWorkflow(
-            config_file=str(CONFIGS / files),
-            workflow_type=kind,
-            logging_file=False,
-            bundle_root=str(BUNDLE),
-            dataset_dir=str(left_atrium_phantom),
-            output_dir=str(left_atrium_phantom / "unused"),
-            device="cpu",
-        )
-        workflow.initialize()
-        assert workflow.check_properties() == []
-
-    def test_load_returns_the_network_with_its_weights(self, trained: Path, tmp_path: Path) -> None:
-        shutil.copytree(BUNDLE, tmp_path / "left_atrium_vnet")
-        shutil.copytree(trained / "models", tmp_path / "left_atrium_vnet" / "models", dirs_exist_ok=True)
-        network = load(
-            name="left_atrium_vnet", bundle_dir=str(tmp_path), source="monaihosting", net_override={"base_channels": 2}
-        )
-        expected = torch.load(trained / "models" / "model.pt", weights_only=True)
-        assert all(torch.equal(v.half(), expected[k]) for k, v in network.state_dict().items())
-
-    def test_metadata_fits_the_schema(self) -> None:
-        if not SCHEMA.is_file():
-            pytest.skip(f"no schema at {SCHEMA}")
-        verify_metadata(
-            meta_file=str(CONFIGS / "metadata.json"),
-            filepath=str(SCHEMA),
-            hash_val="cd64aa8a5904426f6fc6855dabe46af8c742d5bad644b4e9cfb78ebad09ad678",
-            hash_type="sha256",
-        )
-
-    @pytest.mark.parametrize("network", ["network_def", "locator_def"])
-    def test_networks_take_and_give_what_the_metadata_says(self, network: str) -> None:
-        verify_net_in_out(
-            net_id=network,
-            meta_file=str(CONFIGS / "metadata.json"),
-            config_file=str(CONFIGS / "inference.json"),
-            device="cpu",
-            extra_forward_args={},
-        )
-
-    def test_files_say_the_same_where_they_must(self) -> None:
-        train, infer, locator, evaluate = map(
-            config, ("train.json", "inference.json", "train_locator.json", "evaluate.json")
-        )
-        assert train["network_def"] == infer["network_def"]
-        assert train["locator_def"] == infer["locator_def"] == locator["network_def"]
-        assert evaluate["validate::inferer::inferer"] == infer["inferer"]["inferer"]
-        for knob in set(train) & set(infer) - {"_desc_", "output_dir", "batch_size"}:
-            if not isinstance(train[knob], dict) and not knob.startswith(("_section", "run", "initialize")):
-                assert train[knob] == infer[knob], knob
-        for knob in ("use_locator", "margin_mm", "mirror_axes", "largest_component"):
-            assert evaluate[knob] == infer[knob]
-        scored, written = (c["transforms"] for c in (evaluate["validate::postprocessing"], infer["postprocessing"]))
-        assert scored == written[:2]
-        assert locator["locator_spacing_mm"] == train["locator_spacing_mm"]
-        for trained_by, name in ((train, "network_data_format"), (locator, "locator_data_format")):
-            assert config("metadata.json")[name]["inputs"]["image"]["spatial_shape"] == trained_by["patch_size"]
-
-    def test_run_is_what_the_named_id_runs(self) -> None:
-        for name, run_id in (
-            ("train.json", "training"),
-            ("train_locator.json", "training"),
-            ("evaluate.json", "evaluating"),
-            ("inference.json", "inferring"),
+        """Its facts, a note on another spacing, no other architecture, and no run without it."""
+        image, locator = next(left_atrium_phantom.rglob("lgemri.nrrd")), trained / "models" / "locator.pt"
+        infer(trained, image, tmp_path, locator_spacing_mm=[7.0, 9.0, 8.0])
+        (row,) = table(tmp_path / "inference.csv")
+        note = "locator_spacing_mm [7.0, 9.0, 8.0] differs from [8.0, 8.0, 8.0], with which locator.pt was trained"
+        assert note in row["notes"]
+        record = json.loads((tmp_path / "inferring.config.json").read_text())
+        assert record["knobs"]["locator_base_channels"] == 2
+        assert record["sources"]["locator_base_channels"] == "the facts of locator.pt"
+        for settings, message in (
+            (
+                {"locator_base_channels": 4},
+                f"locator_base_channels is 4, but {locator} was trained with locator_base_channels 2",
+            ),
+            ({"locator_weights": tmp_path / "none.pt"}, f"there are no weights at {tmp_path / 'none.pt'}"),
         ):
-            assert config(name)[run_id] == "@run"
+            for command in (infer, evaluate):
+                with pytest.raises(RuntimeError) as caught:
+                    command(trained, left_atrium_phantom, tmp_path / "o", **settings)
+                assert str(root_cause(caught.value)).startswith(message)
 
+
+class TestReference:
     @pytest.mark.parametrize(
         ("overrides", "parameters"),
         [
@@ -347,25 +204,17 @@ class TestContract:
     def test_reference_weights_are_trained_evaluated_and_applied_with_its_settings(
         self, left_atrium_phantom: Path, tmp_path: Path
     ) -> None:
-        """By the args files, made small."""
-        small = {
-            "network_def::base_channels": 2,
-            "network_spacing_mm": [6.0, 6.0, 6.0],
-            "locator_spacing_mm": [8.0, 8.0, 8.0],
-            "device": "cpu",
-            "amp": False,
-        }
-        training = {**small, "patch_size": [32, 32, 16], "max_epochs": 1, "output_dir": tmp_path}
-        common = {"dataset_dir": left_atrium_phantom, "ckpt_dir": tmp_path / "models"}
-        segmenter = {"args_file": str(CONFIGS / "args_reference.json"), **common}
-        locator = {"args_file": str(CONFIGS / "args_reference_locator.json"), **common, **training}
-        del locator["network_spacing_mm"]
-        bundle_run("training", "train_locator.json", **locator)
-        bundle_run("training", "train.json", **segmenter, **training)
-        applied = {**segmenter, **small, "locator_def::base_channels": 2}
-        bundle_run("evaluating", EVALUATE, output_dir=tmp_path / "e", **applied)
-        bundle_run("inferring", "inference.json", output_dir=tmp_path / "i", **applied)
-        assert (tmp_path / "e" / "report.html").is_file()
+        args, args_locator = ({"args_file": str(CONFIGS / f"args_reference{name}.json")} for name in ("", "_locator"))
+        # args files count as given by a person, so what makes them small is given to every command
+        spacing, small = SEGMENTER["network_spacing_mm"], {"max_epochs": 1, "patch_size": [32, 32, 16]}
+        applied = {**args, **LOCATOR, "network_spacing_mm": spacing}
+        train_locator(left_atrium_phantom, tmp_path, **args_locator, **small)
+        train(left_atrium_phantom, tmp_path, **args, **small)
+        rows = evaluate(tmp_path, left_atrium_phantom, tmp_path / "e", **applied)
+        infer(tmp_path, left_atrium_phantom, tmp_path / "i", **applied)
+        rows += table(tmp_path / "i" / "inference.csv")
+        assert len(rows) == 6
+        assert not any("trained" in row["notes"] for row in rows)
         assert len(list((tmp_path / "i").rglob("*_seg.nrrd"))) == 5
 
 
@@ -417,138 +266,35 @@ def write_case(folder: Path, fault: str) -> None:
         (folder / "datalist.json").write_text(json.dumps({"training": [entry], "validation": []}))
 
 
-class TestBadInput:
-    @pytest.mark.parametrize(
-        ("fault", "message"),
-        [
-            ("no datalist", "there is no datalist.json in"),
-            ("no label", "entry 0 (image.nii.gz) has no label"),
-            ("file missing", "label label.nii.gz does not exist"),
-            ("size", "has size (40, 40, 23), its image"),
-            ("geometry", "mm from its image"),
-            ("label values", "holds the label values 7: allowed are 0, 1"),
-            ("2D", "has 2 axes (40, 40), 3 are due"),
-            ("4D", "has 2 channels, 1 are due"),
-            ("NaN", "holds NaN or infinite values"),
-            ("constant", "is constant (every value is 3)"),
-            ("truncated nii.gz", "it is truncated or damaged"),
-            ("truncated nrrd", "it is truncated or damaged"),
-        ],
-    )
-    def test_training_refuses_it_before_the_first_step(
-        self, fault: str, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        write_case(tmp_path, fault)
-        with pytest.raises(RuntimeError) as caught:
-            bundle_run(
-                "training",
-                "train.json",
-                dataset_dir=tmp_path,
-                output_dir=tmp_path / "out",
-                ckpt_dir=tmp_path / "out",
-                **TINY_TRAINING,
-            )
-        cause = root_cause(caught.value)
-        assert isinstance(cause, ValueError)
-        assert message in str(cause)
-        errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR" and message in r.getMessage()]
-        assert len(errors) == 1
-        assert not (tmp_path / "out").exists()
-
-    def test_missing_dataset_dir_names_the_command(self, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError) as caught:
-            bundle_run("training", "train.json", dataset_dir=tmp_path / "none", **TINY_TRAINING)
-        assert "is not a folder" in str(root_cause(caught.value))
-        assert "segbundles prepare" in str(root_cause(caught.value))
-
-    @pytest.mark.parametrize("setting", ["output_dir", "ckpt_dir"])
-    def test_a_folder_that_cannot_be_written_is_refused_before_training(
-        self, setting: str, left_atrium_phantom: Path, tmp_path: Path
-    ) -> None:
-        (tmp_path / "file").write_text("in the way")
-        folders = {"output_dir": tmp_path / "out", "ckpt_dir": tmp_path / "out", setting: tmp_path / "file" / "x"}
-        with pytest.raises(RuntimeError) as caught:
-            bundle_run("training", "train.json", dataset_dir=left_atrium_phantom, **folders, **TINY_TRAINING)
-        assert str(root_cause(caught.value)).startswith(f"{setting} '{tmp_path / 'file' / 'x'}' cannot be written to")
-
-    @pytest.mark.parametrize(
-        ("settings", "message"),
-        [
-            ({"use_locator": False}, "there are no weights at"),
-            ({"use_locator": True}, "there are no weights at"),
-        ],
-    )
-    def test_missing_weights(self, settings: dict, message: str, left_atrium_phantom: Path, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError) as caught:
-            bundle_run(
-                "inferring",
-                "inference.json",
-                dataset_dir=left_atrium_phantom,
-                output_dir=tmp_path / "out",
-                ckpt_dir=tmp_path / "none",
-                **{**TINY, **settings},
-            )
-        assert message in str(root_cause(caught.value))
-
-    def test_weights_of_another_architecture(self, trained: Path, left_atrium_phantom: Path, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError) as caught:
-            bundle_run(
-                "evaluating",
-                EVALUATE,
-                dataset_dir=left_atrium_phantom,
-                output_dir=tmp_path / "out",
-                ckpt_dir=trained / "models",
-                **{**TINY, "base_channels": 4, "use_locator": False},
-            )
-        assert "is of another architecture than the VNet configured" in str(root_cause(caught.value))
-        assert "has shape" in str(root_cause(caught.value))
-
-    def test_an_image_that_fails_in_the_middle_does_not_stop_the_others(
-        self, trained: Path, left_atrium_phantom: Path, tmp_path: Path
-    ) -> None:
-        data, out = tmp_path / "data", tmp_path / "out"
-        data.mkdir()
-        for name in ("a", "b"):
-            shutil.copy(next(left_atrium_phantom.rglob("lgemri.nrrd")), data / f"{name}.nrrd")
-        (out / "a_seg.nrrd").mkdir(parents=True)  # in the way of the first output
-        with pytest.raises(RuntimeError, match="Failed to evaluate") as caught:
-            infer(trained, data, out)
-        assert str(root_cause(caught.value)).startswith("1 of 2 images failed: a.nrrd.")
-        rows = {row["file"]: row for row in csv.DictReader((out / "inference.csv").open())}
-        assert (rows["a.nrrd"]["status"], rows["b.nrrd"]["status"]) == ("failed", "ok")
-        assert "cannot write" in rows["a.nrrd"]["notes"]
-        assert (out / "b_seg.nrrd").is_file()
-
-    @pytest.mark.parametrize(
-        ("file", "settings", "message"),
-        [
-            ("train.json", {"patch_size": [16, 16]}, "patch_size must be 3 numbers of voxels, got [16, 16]"),
-            ("train_locator.json", {"patch_size": [16]}, "patch_size must be 3 numbers of voxels, got [16]"),
-            ("train.json", {"crop_from": "turth"}, "crop_from must be truth or locator, got 'turth'"),
-            ("train.json", {"boundary_weight": 1.5}, "boundary_weight must be between 0 and 1, got 1.5"),
-        ],
-    )
-    def test_settings_that_cannot_be(self, file: str, settings: dict, message: str, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError) as caught:
-            bundle_run("training", file, dataset_dir=tmp_path, **settings)
-        assert str(root_cause(caught.value)) == message
-
-    def test_a_schedule_shorter_than_the_run_is_refused(self, left_atrium_phantom: Path, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError) as caught:
-            bundle_run(
-                "training",
-                "train.json",
-                dataset_dir=left_atrium_phantom,
-                output_dir=tmp_path,
-                ckpt_dir=tmp_path,
-                **{**TINY_TRAINING, "max_epochs": 3, "lr_epochs": 2},
-            )
-        assert "set lr_epochs to max_epochs or more" in str(root_cause(caught.value))
-
-    def test_an_empty_folder_is_an_error(self, trained: Path, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError) as caught:
-            infer(trained, tmp_path, tmp_path / "out")
-        assert "no image under" in str(root_cause(caught.value))
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no datalist", "there is no datalist.json in"),
+        ("no label", "entry 0 (image.nii.gz) has no label"),
+        ("file missing", "label label.nii.gz does not exist"),
+        ("size", "has size (40, 40, 23) but its image"),
+        ("geometry", "mm away from its image"),
+        ("label values", "contains the label values 7; allowed are 0, 1"),
+        ("2D", "has 2 axes (40, 40) but must have 3"),
+        ("4D", "has 2 channel(s) but must have 1"),
+        ("NaN", "contains NaN or infinite values"),
+        ("constant", "is constant (every value is 3)"),
+        ("truncated nii.gz", "it is truncated or damaged"),
+        ("truncated nrrd", "it is truncated or damaged"),
+    ],
+)
+def test_training_refuses_bad_cases_before_the_first_step(
+    fault: str, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_case(tmp_path, fault)
+    with pytest.raises(RuntimeError) as caught:
+        train(tmp_path, tmp_path / "out")
+    cause = root_cause(caught.value)
+    assert isinstance(cause, ValueError)
+    assert message in str(cause)
+    errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR" and message in r.getMessage()]
+    assert len(errors) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def _counted_back(axis: int, count: int) -> np.ndarray:
@@ -595,13 +341,13 @@ class TestUnusualInput:
         with caplog.at_level(logging.INFO), pytest.raises(RuntimeError) as caught:
             infer(trained, data, out, use_locator=False, largest_component=False)
         assert "1 of 3 images failed: PA1/SE2." in str(root_cause(caught.value))
-        rows = {row["file"]: row for row in csv.DictReader((out / "inference.csv").open())}
+        rows = {row["file"]: row for row in table(out / "inference.csv")}
         assert {file: row["status"] for file, row in rows.items()} == {
             "PA1/SE.1": "ok",
             "PA1/SE2": "failed",
             "volume.nii.gz": "ok",
         }
-        assert "it holds 2 series, 'cine' of 12 slices, '' (number 1) of 1 slice" in rows["PA1/SE2"]["notes"]
+        assert "it contains 2 series, 'cine' of 12 slices, '' (number 1) of 1 slice" in rows["PA1/SE2"]["notes"]
         of_series, of_volume = (nib.load(out / name) for name in ("PA1/SE.1_seg.nii.gz", "volume_seg.nii.gz"))
         np.testing.assert_allclose(of_series.affine, affine @ _counted_back(2, 12), atol=1e-5)
         mask = np.asarray(of_volume.dataobj)
@@ -609,7 +355,7 @@ class TestUnusualInput:
         np.testing.assert_array_equal(np.asarray(of_series.dataobj)[:, :, ::-1], mask)
 
         infer(trained, data / "PA1" / "SE.1", tmp_path / "alone", use_locator=False, largest_component=False)
-        assert [row["file"] for row in csv.DictReader((tmp_path / "alone" / "inference.csv").open())] == ["SE.1"]
+        assert [row["file"] for row in table(tmp_path / "alone" / "inference.csv")] == ["SE.1"]
         np.testing.assert_array_equal(nib.load(tmp_path / "alone" / "SE.1_seg.nii.gz").dataobj, of_series.dataobj)
         files = [path for path in out.rglob("*") if path.is_file()]
         assert {path.suffix for path in files} >= {".csv", ".gz"}
@@ -624,43 +370,27 @@ class TestUnusualInput:
         volume(tmp_path / "l.nii.gz", label)
         entry = {"image": "i.nii.gz", "label": "l.nii.gz"}
         (tmp_path / "datalist.json").write_text(json.dumps({"training": [entry] * 2, "validation": [entry]}))
-        out = tmp_path / "out"
-        bundle_run("training", "train.json", dataset_dir=tmp_path, output_dir=out, ckpt_dir=out, **TINY_TRAINING)
-        assert (out / "model.pt").is_file()
+        train(tmp_path, tmp_path / "out")
+        assert (tmp_path / "out" / "models" / "model.pt").is_file()
 
-    def test_crops_from_the_locator(self, trained: Path, left_atrium_phantom: Path, tmp_path: Path) -> None:
-        shutil.copytree(trained / "models", tmp_path / "models")
-        bundle_run(
-            "training",
-            "train.json",
-            dataset_dir=left_atrium_phantom,
-            output_dir=tmp_path,
-            ckpt_dir=tmp_path / "models",
-            **{**TINY_TRAINING, "crop_from": "locator", "initial_weights": str(trained / "models" / "model.pt")},
-        )
-        assert (tmp_path / "models" / "model_previous.pt").read_bytes() == (trained / "models/model.pt").read_bytes()
-
-    def test_where_the_locator_finds_nothing_crops_are_taken_around_the_truth(
-        self, trained: Path, left_atrium_phantom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize(("threshold", "warnings"), [(1e-9, 0), (0.999999, 3)])
+    def test_crops_from_the_locator_or_around_the_truth_where_it_finds_nothing(
+        self,
+        threshold: float,
+        warnings: int,
+        trained: Path,
+        left_atrium_phantom: Path,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
-        bundle_run(
-            "training",
-            "train.json",
-            dataset_dir=left_atrium_phantom,
-            output_dir=tmp_path / "t",
-            ckpt_dir=shutil.copytree(trained / "models", tmp_path / "models"),
-            **{**TINY_TRAINING, "max_epochs": 1, "crop_from": "locator", "locator_boxes::threshold": 0.999999},
-        )
-        warnings = [m for m in caplog.messages if "locator found nothing: the crop is taken around the label" in m]
-        assert len(warnings) == 3
-        assert all("lgemri.nrrd" in message for message in warnings)
-
-    def test_a_second_run_keeps_the_state_of_the_first(self, left_atrium_phantom: Path, tmp_path: Path) -> None:
-        common = {"dataset_dir": left_atrium_phantom, "output_dir": tmp_path, "ckpt_dir": tmp_path / "m"}
-        bundle_run("training", "train.json", **common, **TINY_TRAINING)
-        first = (tmp_path / "training.ckpt").read_bytes()
-        bundle_run("training", "train.json", **common, **{**TINY_TRAINING, "max_epochs": 1})
-        assert (tmp_path / "training_previous.ckpt").read_bytes() == first
+        settings = {"max_epochs": 1, "crop_from": "locator", "locator_boxes::threshold": threshold}
+        shutil.copytree(trained / "models", tmp_path / "models")
+        train(left_atrium_phantom, tmp_path, **settings)
+        told = [m for m in caplog.messages if "locator found nothing: the label's box is used for the crop" in m]
+        assert len(told) == warnings
+        assert all("lgemri.nrrd" in message for message in told)
+        record = json.loads((tmp_path / "training.config.json").read_text())
+        assert {name: record["knobs"][name] for name in LOCATOR} == LOCATOR  # from its facts
 
     def test_three_classes_of_ones_own(self, tmp_path: Path) -> None:
         image, label = scene((32, 32, 16))
@@ -669,16 +399,14 @@ class TestUnusualInput:
         volume(tmp_path / "l.nii.gz", label)
         entry = {"image": "i.nii.gz", "label": "l.nii.gz"}
         (tmp_path / "datalist.json").write_text(json.dumps({"training": [entry] * 2, "validation": [entry]}))
-        common = {"dataset_dir": tmp_path, "ckpt_dir": tmp_path / "models", "num_classes": 3}
-        bundle_run("training", "train.json", output_dir=tmp_path / "t", boundary_weight=0.5, **common, **TINY_TRAINING)
-        bundle_run("evaluating", EVALUATE, output_dir=tmp_path / "e", use_locator=False, **common, **TINY)
-        row = next(csv.DictReader((tmp_path / "e" / "metrics.csv").open()))
+        train(tmp_path, tmp_path / "t", num_classes=3, boundary_weight=0.5)
+        (row,) = evaluate(tmp_path / "t", tmp_path, tmp_path / "e", use_locator=False)
         assert {"dice", "dice_1", "dice_2"} <= set(row)
 
 
 def test_metadata_and_model_card_give_the_same_figures() -> None:
     found = config("metadata.json")["eval_metrics"]
-    card = (BUNDLE / "docs" / "README.md").read_text()
+    card = (RUNS.root / "docs" / "README.md").read_text()
     assert sorted(found) == ["mean_dice_bright_blood", "mean_dice_lge"]
     for title, name in (("LGE", "mean_dice_lge"), ("bright blood", "mean_dice_bright_blood")):
         assert any(line.startswith(f"| {title}") and f"**{found[name]:.3f}**" in line for line in card.splitlines())
@@ -693,8 +421,8 @@ def test_shipped_weights_segment_real_atria(
     name: str, folder: str, settings: dict, dice: float, samples: Path, tmp_path: Path
 ) -> None:
     prepare(get_data_set(name), samples / folder, tmp_path / "data", validation_fraction=1.0)
-    bundle_run("evaluating", EVALUATE, dataset_dir=tmp_path / "data", output_dir=tmp_path / "e", **settings)
-    rows = list(csv.DictReader((tmp_path / "e" / "metrics.csv").open()))
+    RUNS.run("evaluating", RUNS.evaluate_files, dataset_dir=tmp_path / "data", output_dir=tmp_path / "e", **settings)
+    rows = table(tmp_path / "e" / "metrics.csv")
     assert len(rows) == len(
         list(samples.glob(f"{folder}/**/laendo.nrrd" if name == "lasc18" else f"{folder}/labelsTr/*"))
     )

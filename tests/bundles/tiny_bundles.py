@@ -26,7 +26,9 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from segbundles.data import FrameReader, StackReader, SuffixReader, TiffReader
+from segbundles.facts import facts_path, sha256
 from segbundles.handlers.weights import save_weights
+from segbundles.knobs import fact_knobs, read_schema
 from segbundles.networks import load_weights
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 1.8, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
@@ -76,12 +78,16 @@ class TinyBundle:
         return root
 
     def make_weights(self, root: Path, net_id: str, path: Path, **settings: Any) -> None:
-        """Write weights of an untrained network of inference.json."""
+        """Write weights of an untrained network of inference.json, and their facts."""
         torch.manual_seed(0)
         network = self.network(root, net_id, **settings)
         x = self.grey[0] + self.grey[1] * _blurred_noise(self.size)
         _decide(network, torch.from_numpy(x).float())
         save_weights(network, path)
+        config = json.loads((root / "configs" / "inference.json").read_text()) | settings
+        names = fact_knobs(read_schema(root), "weights" if net_id == "network_def" else "locator_weights")
+        facts = {"bundle": self.name, "sha256": sha256(path), "knobs": {name: config[name] for name in names}}
+        facts_path(path).write_text(json.dumps(facts))
 
     def network(self, root: Path, net_id: str, weights: Path | None = None, **settings: Any) -> nn.Module:
         """A network of inference.json."""
@@ -119,7 +125,7 @@ TINY_BUNDLES = (
             "base_channels": 2,
             "network_spacing_mm": [3.0, 3.0, 3.0],
             "locator_spacing_mm": [6.0, 6.0, 6.0],
-            "locator_def::base_channels": 2,
+            "locator_base_channels": 2,
             "amp": False,
             "device": "cpu",
         },
@@ -132,7 +138,7 @@ TINY_BUNDLES = (
     ),
     TinyBundle(
         "brain_flair_unet",
-        {"base_channels": 2, "depth": 3, "patch_size": [32, 32], "amp": False, "device": "cpu"},
+        {"base_channels": 2, "depth": 3, "window_size": [32, 32], "amp": False, "device": "cpu"},
         (3, 32, 40, 4),
         "brain.nii.gz",
         AFFINE,
@@ -144,10 +150,11 @@ TINY_BUNDLES = (
         {
             "base_channels": 2,
             "depth": 3,
-            "patch_size": [32, 32],
+            "window_size": [32, 32],
             "border_pixels": 8,
             "smoothing_pixels": 0.5,
-            "test_time_augmentation": False,
+            "mirror_axes": [],
+            "quarter_turns": False,
             "amp": False,
             "device": "cpu",
         },

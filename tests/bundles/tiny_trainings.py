@@ -9,7 +9,7 @@ from typing import Any
 
 from bundle_runs import ROOT
 
-from segbundles.datasets import brain, em, left_atrium, polyp
+from segbundles.phantoms import brain, em, left_atrium, polyp
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,14 @@ TINY_TRAININGS = {
             "brain_flair_unet",
             "val_mean_dice",
             lambda out, seed, cases=4: brain.make_phantom(out, cases, seed, (32, 32), 5),
-            {**_COMMON, "depth": 3, "patch_size": [32, 32], "crop_size": [32, 32], "batch_size": 4, "mirror_axes": []},
+            {
+                **_COMMON,
+                "depth": 3,
+                "patch_size": [32, 32],
+                "window_size": [32, 32],
+                "batch_size": 4,
+                "mirror_axes": [],
+            },
         ),
         TinyTraining(
             "em_membrane_unet",
@@ -63,9 +70,11 @@ TINY_TRAININGS = {
                 **_COMMON,
                 "depth": 3,
                 "patch_size": [32, 32],
+                "window_size": [32, 32],
                 "border_pixels": 8,
                 "patches_per_section": 2,
-                "test_time_augmentation": False,
+                "mirror_axes": [],
+                "quarter_turns": False,
             },
         ),
         TinyTraining(
@@ -77,7 +86,7 @@ TINY_TRAININGS = {
                 "fc_channels": 4,
                 "fc_kernel_size": 3,
                 "frame_height": 48,
-                "crop_size": [32, 32],
+                "patch_size": [32, 32],
                 "batch_size": 4,
             },
         ),

@@ -37,7 +37,7 @@ def test_datalist_gives_absolute_paths_and_keeps_the_rest(tmp_path):
         }
     ]
     assert len(Datalist(tmp_path, "validation")) == 1
-    assert Datalist(str(tmp_path), section="testing", required=False).cases == []
+    assert Datalist(str(tmp_path), split="testing", required=False).cases == []
     assert Datalist(tmp_path)[0]["group"] == "p1"
 
 
@@ -73,7 +73,7 @@ def test_datalist_without_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "section", "message"),
+    ("content", "split", "message"),
     [
         (
             None,
@@ -82,14 +82,18 @@ def test_datalist_without_labels(tmp_path):
         ),
         ("{not json", "training", r"datalist\.json is not a datalist in JSON \(.*`segbundles prepare"),
         ([entry()], "training", r"datalist\.json is not a datalist in JSON"),
-        ({"validation": [entry()]}, "training", r"has no cases under 'training': add some, or choose another section"),
+        (
+            {"validation": [entry()]},
+            "training",
+            r"has no cases under 'training': add cases to the training split, or choose another",
+        ),
         ({"training": None}, "training", r"has no cases under 'training'"),
-        ({"training": [entry()]}, "train", r"section must be one of training, validation, testing, got 'train'"),
+        ({"training": [entry()]}, "train", r"split must be one of training, validation, testing, got 'train'"),
         ({"training": ["a.nrrd"]}, "training", r"training: entry 0 is 'a\.nrrd', not a dictionary of files"),
         (
             {"training": [entry(), {"image": "a.nrrd"}]},
             "training",
-            r"entry 1 \(a\.nrrd\) has no label\. Mend it, or run",
+            r"entry 1 \(a\.nrrd\) has no label\. Fix it, or run",
         ),
         ({"training": [entry(label="no.nrrd")]}, "training", r"label no\.nrrd does not exist"),
         (
@@ -99,31 +103,31 @@ def test_datalist_without_labels(tmp_path):
         ),
     ],
 )
-def test_datalist_faults(tmp_path, content, section, message):
+def test_datalist_faults(tmp_path, content, split, message):
     if content is not None:
         make(tmp_path, content)
     with pytest.raises(ValueError, match=message):
-        len(Datalist(tmp_path, section))
+        len(Datalist(tmp_path, split))
 
 
-@pytest.mark.parametrize("section", ["testing", "validation"])
-def test_a_section_without_any_label_has_nothing_to_score(tmp_path, section):
-    make(tmp_path, {section: [{"image": "a.nrrd"}, {"image": "b.nrrd", "label": None}]})
-    with pytest.raises(ValueError, match="no truth to score: choose another section, or add a label") as caught:
-        len(Datalist(tmp_path, section))
-    assert f"no entry under '{section}' has a label" in str(caught.value)
+@pytest.mark.parametrize("split", ["testing", "validation"])
+def test_a_split_without_any_label_has_nothing_to_score(tmp_path, split):
+    make(tmp_path, {split: [{"image": "a.nrrd"}, {"image": "b.nrrd", "label": None}]})
+    with pytest.raises(ValueError, match="no truth to compare with: choose another split, or add a label") as caught:
+        len(Datalist(tmp_path, split))
+    assert f"no entry under '{split}' has a label" in str(caught.value)
     assert "prepare" not in str(caught.value)
 
 
-def test_one_lost_label_of_many_is_named_in_any_section(tmp_path):
+def test_one_lost_label_of_many_is_named_in_any_split(tmp_path):
     make(tmp_path, {"testing": [entry(), {"image": "a.nrrd"}]})
-    with pytest.raises(ValueError, match=r"entry 1 \(a\.nrrd\) has no label\. Mend it, or run"):
+    with pytest.raises(ValueError, match=r"entry 1 \(a\.nrrd\) has no label\. Fix it, or run"):
         len(Datalist(tmp_path, "testing"))
 
 
 def test_a_lone_training_case_without_label_is_named(tmp_path):
     make(tmp_path, {"training": [{"image": "a.nrrd"}]})
-    with pytest.raises(ValueError, match=r"entry 0 \(a\.nrrd\) has no label\. Mend it, or run"):
+    with pytest.raises(ValueError, match=r"entry 0 \(a\.nrrd\) has no label\. Fix it, or run"):
         len(Datalist(tmp_path))
 
 
@@ -200,7 +204,7 @@ def test_single_file(tmp_path):
     [
         ((), "", r"no image under '.*': names must end in one of \.nii, \.nii\.gz, \.nrrd.*\.jpeg"),
         (("a_seg.nrrd", "b.txt"), "", r"no image under"),
-        ((), "nowhere", r"dataset_dir '.*nowhere' is neither a folder nor a file: name images to segment"),
+        ((), "nowhere", r"dataset_dir '.*nowhere' is neither a folder nor a file: give the images to segment"),
         (("x/a.tif", "x/a.png"), "", r"x/a\.png and .*x/a\.tif would both be written as a_seg: rename one of them"),
         (("a.nii", "a.nii.gz"), "", r"would both be written as a_seg"),
     ],

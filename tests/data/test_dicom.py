@@ -14,7 +14,6 @@ from monai.transforms import LoadImage
 from scipy.spatial.transform import Rotation
 
 from segbundles.data import DicomReader, FolderImages, StackReader, SuffixReader, is_dicom_slice
-from segbundles.datasets.volumes import read_volume
 from segbundles.itk import quiet_itk
 
 VOLUME = np.random.default_rng(0).integers(-500, 500, (5, 6, 4)).astype(np.int16)
@@ -53,7 +52,7 @@ def test_the_tags_of_a_sagittal_series_give_this_affine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names", [None, ["d.dcm", "b.DCM", "a.dcm", "c.dcm"], ["IM10", "IM9", "IM1", "IM100"], ["1.2.4", "1.2.3", "2", "z"]]
 )
-def test_an_oblique_series_lies_where_itk_puts_it(names: list[str] | None, tmp_path: Path) -> None:
+def test_an_oblique_series_is_where_itk_puts_it(names: list[str] | None, tmp_path: Path) -> None:
     write_series(tmp_path, VOLUME, OBLIQUE, names)
     array, affine = read(tmp_path)
     np.testing.assert_array_equal(array, VOLUME)
@@ -143,12 +142,12 @@ def test_threads_put_back_what_the_first_one_found() -> None:
         sitk.ProcessObject.SetGlobalWarningDisplay(warns)
 
 
-def test_checking_a_volume_leaves_warnings_as_they_are(tmp_path: Path) -> None:
+def test_reading_a_volume_leaves_warnings_as_they_are(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(tmp_path / "a.nrrd"))
     warns = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(True)
     try:
-        read_volume(tmp_path / "a.nrrd")
+        SuffixReader().get_data((tmp_path / "a.nrrd", {}))
         assert sitk.ProcessObject.GetGlobalWarningDisplay()
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warns)
@@ -170,7 +169,10 @@ class TestFaults:
         write_series(tmp_path, VOLUME, OBLIQUE, SeriesDescription="t1 fl3d", SeriesNumber=4)
         write_series(tmp_path, VOLUME[:, :, :1], SAGITTAL, ["loc"], SeriesInstanceUID="1.9", SeriesDescription="scout")
         message = self.refused(tmp_path, caplog)
-        assert "it holds 2 series, 't1 fl3d' (number 4) of 4 slices, 'scout' of 1 slice: give each a folder" in message
+        assert (
+            "it contains 2 series, 't1 fl3d' (number 4) of 4 slices, 'scout' of 1 slice: put each into its own folder"
+            in message
+        )
 
     @pytest.mark.parametrize("lost", [[1], [2], [1, 3]])
     def test_a_missing_slice(self, lost: list[int], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -181,7 +183,7 @@ class TestFaults:
         gap = f"between IM{lost[0]:04} and IM{lost[0] + 2:04}, which are 5 mm apart instead of 2.5{more}: copy"
         assert f"a slice is missing {gap}" in self.refused(tmp_path, caplog)
 
-    def test_one_of_three_missing_is_told_from_another_spacing(
+    def test_every_third_slice_missing_differs_from_another_spacing(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         write_series(tmp_path, VOLUME, OBLIQUE)[1].unlink()
@@ -190,8 +192,11 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("tags", "message"),
         [
-            ({"EchoTime": 9.2}, "they differ in EchoTime (4.6, 9.2); give each phase, echo or repeat a folder"),
-            ({"ImageType": ["DERIVED", "PHASE"]}, "they differ in ImageType (none, DERIVED\\PHASE); give each"),
+            (
+                {"EchoTime": 9.2},
+                "they differ in EchoTime (4.6, 9.2); put each phase, echo or repeat into its own folder",
+            ),
+            ({"ImageType": ["DERIVED", "PHASE"]}, "they differ in ImageType (none, DERIVED\\PHASE); put each"),
             ({}, "remove copies"),
         ],
         ids=["echoes", "magnitude and phase", "copies"],
@@ -202,25 +207,37 @@ class TestFaults:
         first = {"EchoTime": 4.6} if "EchoTime" in tags else {}
         write_series(tmp_path, VOLUME, OBLIQUE, **first)
         write_series(tmp_path, VOLUME, OBLIQUE, ["a", "b", "c", "d"], **tags)
-        start = "its 8 slices lie at 4 positions, such as IM0001, a at one: "
+        start = "its 8 slices are at 4 positions, for example IM0001, a at the same one: "
         assert f"{start}{message}" in self.refused(tmp_path, caplog)
 
     @pytest.mark.parametrize(
         ("tags", "message"),
         [
-            ({"PixelSpacing": [1.3, 0.8]}, "IM0001 and IM0002 differ in spacing, (0.7, 1.3) and (0.8, 1.3) mm: a"),
-            ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "IM0001 and IM0002 differ in orientation (a localiser"),
-            ({"ImageOrientationPatient": [1, 0, 0, 1, 1, 0]}, "IM0002 has axes (1, 0, 0, 1, 1, 0), not two perp"),
-            ({"ImageOrientationPatient": None}, "IM0002 has ImageOrientationPatient missing, 6 numbers are due"),
-            ({"ImagePositionPatient": [1, 2]}, "IM0002 has ImagePositionPatient 1\\2, 3 numbers are due"),
-            ({"PixelSpacing": None}, "IM0002 has PixelSpacing missing, 2 numbers are due: it is no slice of a volume"),
-            ({"PixelSpacing": [0, 1]}, "IM0002 has PixelSpacing (0, 1), two positive numbers (mm) are due"),
-            ({"ImagePositionPatient": [-57, -40, 83.4]}, "shifted sideways, by up to 3.4 mm (a tilted gantry?)"),
+            ({"PixelSpacing": [1.3, 0.8]}, "IM0001 and IM0002 differ in spacing, (0.7, 1.3) and (0.8, 1.3) mm: sort"),
+            (
+                {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
+                "IM0001 and IM0002 differ in orientation (is one a localiser",
+            ),
+            ({"ImageOrientationPatient": [1, 0, 0, 1, 1, 0]}, "IM0002 has axes (1, 0, 0, 1, 1, 0), which are not perp"),
+            (
+                {"ImageOrientationPatient": None},
+                "the ImageOrientationPatient of IM0002 is missing but must have 6 numbers",
+            ),
+            ({"ImagePositionPatient": [1, 2]}, "the ImagePositionPatient of IM0002 is 1\\2 but must have 3 numbers"),
+            (
+                {"PixelSpacing": None},
+                "the PixelSpacing of IM0002 is missing but must have 2 numbers: the file is not a slice of a volume",
+            ),
+            ({"PixelSpacing": [0, 1]}, "the PixelSpacing of IM0002 is (0, 1) but must be two positive numbers (mm)"),
+            ({"ImagePositionPatient": [-57, -40, 83.4]}, "shifted sideways by up to 3.4 mm (a tilted gantry?)"),
             (
                 {"ImagePositionPatient": [-57.6, -40, 80]},
-                "its slices are 2.4 to 3.6 mm apart: a volume has them evenly",
+                "its slices are 2.4 to 3.6 mm apart but must be evenly spaced",
             ),
-            ({"syntax": "1.2.840.10008.1.2.4.102"}, "IM0002 is compressed (transfer syntax 1.2.840.10008.1.2.4.102)"),
+            (
+                {"syntax": "1.2.840.10008.1.2.4.102"},
+                "IM0002 has an unsupported compression (transfer syntax 1.2.840.10008.1.2.4.102)",
+            ),
         ],
     )
     def test_an_odd_slice(self, tags: dict, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -251,29 +268,29 @@ class TestFaults:
     def test_a_slice_of_another_size(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         write_series(tmp_path, VOLUME, SAGITTAL)
         write_series(tmp_path, VOLUME[:4, :, :2], SAGITTAL)
-        assert "IM0001 and IM0003 differ in size, 4 x 6 and 5 x 6 pixels: a volume" in self.refused(tmp_path, caplog)
+        assert "IM0001 and IM0003 differ in size, 4 x 6 and 5 x 6 pixels: sort them" in self.refused(tmp_path, caplog)
 
     def test_colour(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0, "Columns": 5}
         write_series(tmp_path, np.zeros((15, 6, 3), np.uint8), SAGITTAL, **colour)
-        assert "IM0001 is in colour, grey levels are due: leave it out." in self.refused(tmp_path, caplog)
+        assert "IM0001 is in colour but must be grey: leave it out." in self.refused(tmp_path, caplog)
 
     def test_several_frames_a_file(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         write_slice(tmp_path / "enhanced.dcm", VOLUME.T, SOPClassUID=f"{MR}.1")
-        message = "enhanced.dcm holds 4 frames: multi-frame (enhanced) DICOM is not read; convert it to NIfTI"
+        message = "enhanced.dcm has 4 frames, but multi-frame (enhanced) DICOM is not supported: convert it to NIfTI"
         assert message in self.refused(tmp_path, caplog)
 
     def test_one_slice(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         write_series(tmp_path, VOLUME[:, :, :1], SAGITTAL)
-        assert "it holds one slice, IM0001, a volume has several: give the whole" in self.refused(tmp_path, caplog)
+        assert "it contains only one slice, IM0001: give the whole" in self.refused(tmp_path, caplog)
 
     def test_a_folder_without_dicom(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         (tmp_path / "notes.txt").write_text("none")
-        assert "it holds no DICOM image: give the folder that holds the slices" in self.refused(tmp_path, caplog)
+        assert "it contains no DICOM image: give the folder that contains the slices" in self.refused(tmp_path, caplog)
 
     def test_a_single_slice_by_name(self, tmp_path: Path) -> None:
         path = write_series(tmp_path, VOLUME, SAGITTAL)[0]
-        with pytest.raises(ValueError, match=r"it is a slice of a DICOM series; give the folder that holds the whole"):
+        with pytest.raises(ValueError, match=r"it is one slice of a DICOM series; give the folder with the whole"):
             SuffixReader().get_data((path, {}))
 
 
@@ -348,7 +365,7 @@ class TestFolderImages:
 
     def test_nothing_found_says_that_dicom_was_looked_for(self, tmp_path: Path) -> None:
         (tmp_path / "IM0001").write_bytes(b"no DICOM")
-        message = r"names must end in one of \.nii, or files be slices of a DICOM series\."
+        message = r"names must end in one of \.nii, or files must be slices of a DICOM series\."
         with pytest.raises(ValueError, match=message):
             len(FolderImages(tmp_path, suffixes=[".nii", ".dcm"]))
         with pytest.raises(ValueError, match=r"names must end in one of \.nii\."):

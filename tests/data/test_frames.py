@@ -65,10 +65,10 @@ def test_tiff_whose_zero_is_white(dtype, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), GREY)
 
 
-def test_tiff_of_palettes_is_one_image_a_file_too(tmp_path: Path) -> None:
+def test_tiff_of_palettes_must_have_one_page_too(tmp_path: Path) -> None:
     page = Image.fromarray(RGB).quantize(4)
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
-    with pytest.raises(ValueError, match="has 3 pages: give one image a file"):
+    with pytest.raises(ValueError, match="has 3 pages: give one image per file"):
         read_frame(tmp_path / "a.tif")
 
 
@@ -88,13 +88,13 @@ def test_reader_gives_first_axis_x_and_notes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("a.png", RGB[:, :1], r"a.png is 1 x 20 pixels: a side has 16 or more\."),
+        ("a.png", RGB[:, :1], r"a.png has 1 x 20 pixels but each side must have at least 16\."),
         ("a.png", b"", "a.png cannot be read: it is truncated or damaged"),
         ("a.jpg", b"\xff\xd8\xff\xe0 nothing", "a.jpg cannot be read: it is truncated or damaged"),
         ("a.tif", b"II*\0", "a.tif cannot be read: it is truncated or damaged"),
         ("a.nii.gz", b"x", r"cannot be read: its name must end in one of \.tif, \.tiff, \.png"),
-        ("a.tif", np.zeros((3, 20, 30), np.uint8), "a.tif has 3 pages: give one image a file"),
-        ("a.tif", np.zeros((20, 30), np.float32), "a.tif holds float32 values: 8 or 16 bits without sign are due"),
+        ("a.tif", np.zeros((3, 20, 30), np.uint8), "a.tif has 3 pages: give one image per file"),
+        ("a.tif", np.zeros((20, 30), np.float32), "a.tif has float32 values but must have 8 or 16 bits without sign"),
         ("a.png", None, "a.png cannot be read: there is no such file"),
     ],
 )
@@ -139,7 +139,7 @@ def test_mask_of_16_bits_and_of_a_palette(tmp_path: Path) -> None:
 
 def test_a_mask_in_colour_is_refused(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "m.png")
-    with pytest.raises(ValueError, match="is in colour: a mask is grey, one channel"):
+    with pytest.raises(ValueError, match="is in colour: a mask must be grey, with one channel"):
         read_mask(tmp_path / "m.png")
 
 
@@ -173,17 +173,22 @@ def test_mask_classes(values, classes, void, expected) -> None:
 @pytest.mark.parametrize(
     ("values", "classes", "void", "message"),
     [
-        ([0, 2], 2, None, "holds the values 2: allowed are the class indices 0, 1, or grey levels with some above 127"),
-        ([0, 100], 2, None, "holds the values 100: "),
-        ([0, 3], 3, None, "holds the values 3: allowed are the class indices 0, 1, 2, or multiples of 127"),
-        ([0, 84, 170], 4, 4, "holds the values 84, 170: allowed are the class indices 0, 1, 2, 3, 4, or multiples"),
-        ([0, 1, 1, 255], 2, None, "holds 0, 1 and 255: give void_class 255 if 255 is to be ignored; otherwise"),
-        ([0, 1, 255], 2, 2, "holds 0, 1 and 255: give void_class 255"),
-        ([1, 255], 2, None, "holds 1 and 255: give void_class 255"),
-        ([0, 1, 2, 255], 2, 2, "holds 0, 1, 2 and 255: give void_class 255"),
-        ([0, 1, 2, 255], 2, 255, r"holds the values 2: allowed are the class indices 0, 1, 255\. Correct the file"),
-        ([0, 3, 200], 2, 255, "holds the values 3, 200: "),
-        (list(range(2, 12)), 2, None, r"holds the values 2, 3, 4, 5, 6 \.\.\.: "),
+        (
+            [0, 2],
+            2,
+            None,
+            "contains the values 2; allowed are the class indices 0, 1, or grey levels with some above 127",
+        ),
+        ([0, 100], 2, None, "contains the values 100; "),
+        ([0, 3], 3, None, "contains the values 3; allowed are the class indices 0, 1, 2, or multiples of 127"),
+        ([0, 84, 170], 4, 4, "contains the values 84, 170; allowed are the class indices 0, 1, 2, 3, 4, or multiples"),
+        ([0, 1, 1, 255], 2, None, "contains 0, 1 and 255: set void_class to 255 if 255 should be ignored; otherwise"),
+        ([0, 1, 255], 2, 2, "contains 0, 1 and 255: set void_class to 255"),
+        ([1, 255], 2, None, "contains 1 and 255: set void_class to 255"),
+        ([0, 1, 2, 255], 2, 2, "contains 0, 1, 2 and 255: set void_class to 255"),
+        ([0, 1, 2, 255], 2, 255, r"contains the values 2; allowed are the class indices 0, 1, 255: correct the file"),
+        ([0, 3, 200], 2, 255, "contains the values 3, 200; "),
+        (list(range(2, 12)), 2, None, r"contains the values 2, 3, 4, 5, 6 \.\.\.; "),
     ],
 )
 def test_other_values_are_refused(values, classes, void, message) -> None:

@@ -5,15 +5,16 @@ from collections.abc import Sized
 
 import pytest
 import torch
-from monai.data import Dataset, MetaTensor
+from monai.data import Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose, Lambdad
 
-from segbundles.data import TolerantDataLoader
+from segbundles.data import Failure, TolerantDataLoader
 from segbundles.errors import fail
+from segbundles.meta import notes_of, set_slice_files, slice_files
 
 
 def read(path):
-    """Names tell what is in the files: ``<number>_<size>``, or ``bad``."""
+    """Names say what is in the files: ``<number>_<size>``, or ``bad``."""
     if "bad" in path:
         fail(f"cannot read {path}: it is damaged.")
     if "odd" in path:
@@ -22,11 +23,19 @@ def read(path):
     return MetaTensor(torch.full((1, int(size), 2), float(number)), meta={"filename_or_obj": path})
 
 
-def load(paths, **arguments):
-    failures = []
-    dataset = Dataset([{"image": path} for path in paths], Compose([Lambdad("image", read)]))
-    loader = TolerantDataLoader(dataset, lambda *failure: failures.append(failure), **arguments)
-    return [[str(f) for f in batch["image"].meta["filename_or_obj"]] for batch in loader], failures
+def load(entries, transform=read, **arguments):
+    """The batches, and the failures as (file, reason)."""
+    found = list(TolerantDataLoader(Dataset(entries, Compose([Lambdad("image", transform)])), **arguments))
+    failures = [(file, item.reason) for item in found if isinstance(item, Failure) for file in item.files]
+    return [item for item in found if not isinstance(item, Failure)], failures
+
+
+def names(batches):
+    return [[str(file) for file in batch["image"].meta["filename_or_obj"]] for batch in batches]
+
+
+def images(*paths):
+    return [{"image": path} for path in paths]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -39,12 +48,9 @@ def load(paths, **arguments):
     ],
 )
 def test_good_images_come_in_batches_of_one_shape(num_workers, batch_size, expected):
-    batches, failures = load(
-        ["bad1", "1_3", "odd", "2_3", "3_4", "4_4", "5_4", "bad2", "6_3", "bad3"],
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
-    assert batches == expected
+    paths = ["bad1", "1_3", "odd", "2_3", "3_4", "4_4", "5_4", "bad2", "6_3", "bad3"]
+    batches, failures = load(images(*paths), batch_size=batch_size, num_workers=num_workers)
+    assert names(batches) == expected
     assert failures == [
         ("bad1", "cannot read bad1: it is damaged."),
         ("odd", "KeyError"),
@@ -62,30 +68,20 @@ def test_good_images_come_in_batches_of_one_shape(num_workers, batch_size, expec
     ],
 )
 def test_images_wait_for_others_of_their_shape(sizes, expected):
-    batches, _ = load([f"{k}_{size}" for k, size in enumerate(sizes, 1)], batch_size=4)
-    assert ["".join(name[0] for name in batch) for batch in batches] == expected
+    batches, _ = load(images(*(f"{k}_{size}" for k, size in enumerate(sizes, 1))), batch_size=4)
+    assert ["".join(name[0] for name in batch) for batch in names(batches)] == expected
 
 
 def read_stack(paths):
-    """A stack: slices of one size, not all black; the note says what it knows of its slices."""
+    """A stack of slices of one size, not all black."""
     items = [read(path) for path in paths]
     if len({tuple(item.shape) for item in items}) > 1:
         fail(f"{paths[-1]} and {paths[0]} differ in size.")
     if all("0_" in path for path in paths):
         fail(f"{paths[0]} is constant.")
-    meta = {"filename_or_obj": paths[0], "slices": "\n".join(paths)}
+    meta = {"filename_or_obj": paths[0]}
+    set_slice_files(meta, paths)
     return MetaTensor(torch.stack([item.as_tensor() for item in items], -1), meta=meta)
-
-
-def load_stacks(entries, num_workers=0, transform=read_stack, **arguments):
-    failures = []
-    loader = TolerantDataLoader(
-        Dataset(entries, Compose([Lambdad("image", transform)])),
-        lambda *failure: failures.append(failure),
-        num_workers=num_workers,
-        **arguments,
-    )
-    return list(loader), failures
 
 
 DAMAGED = "cannot read {0}: it is damaged."
@@ -97,7 +93,7 @@ APART = "slices that do not fit each other: stacks of their own"
 @pytest.mark.parametrize(
     ("files", "stacks", "bad", "notes"),
     [
-        (["1_3", "2_3"], [["1_3", "2_3"]], {}, None),
+        (["1_3", "2_3"], [["1_3", "2_3"]], {}, ""),
         (["1_3", "bad", "2_3"], [["1_3", "2_3"]], {"bad": DAMAGED}, LEFT_OUT.format(1, 3)),
         (["bad1", "odd", "2_3"], [["2_3"]], {"bad1": DAMAGED, "odd": "KeyError"}, LEFT_OUT.format(2, 3)),
         # black slices fail alone, and are good ones in a stack; they keep their places
@@ -109,22 +105,21 @@ APART = "slices that do not fit each other: stacks of their own"
         ),
         (["1_3", "2_4", "3_3", "0_4"], [["1_3", "3_3"], ["2_4", "0_4"]], {}, APART),
         (["1_3", "bad", "2_4"], [["1_3"], ["2_4"]], {"bad": DAMAGED}, f"{LEFT_OUT.format(1, 3)}; {APART}"),
-        (["bad1", "bad2"], [], {"bad1": DAMAGED, "bad2": DAMAGED}, None),
-        (["bad1"], [], {"bad1": DAMAGED}, None),
-        (["0_3", "00_3"], [], {"0_3": "{0} is constant.", "00_3": "{0} is constant."}, None),
+        (["bad1", "bad2"], [], {"bad1": DAMAGED, "bad2": DAMAGED}, ""),
+        (["bad1"], [], {"bad1": DAMAGED}, ""),
+        (["0_3", "00_3"], [], {"0_3": "{0} is constant.", "00_3": "{0} is constant."}, ""),
     ],
 )
 def test_bad_slices_of_a_stack(num_workers, files, stacks, bad, notes):
     entries = [{"image": ["8_5", "9_5"]}, {"image": files}, {"image": ["7_5"]}]
-    batches, failures = load_stacks(entries, num_workers)
-    images = [batch["image"] for batch in batches]
+    batches, failures = load(entries, read_stack, num_workers=num_workers)
+    found = [batch["image"][0] for batch in batches]
     expected = [["8_5", "9_5"], *stacks, ["7_5"]]
-    assert [image.meta["slices"][0].split("\n") for image in images] == expected
-    for image, names in zip(images, expected, strict=True):
-        assert image[0, 0, 0, 0].tolist() == [float(name.split("_")[0]) for name in names]
+    assert [slice_files(image) for image in found] == expected
+    for image, slices in zip(found, expected, strict=True):
+        assert image[0, 0, 0].tolist() == [float(name.split("_")[0]) for name in slices]
     assert failures == [(file, reason.format(file)) for file, reason in bad.items()]
-    assert [image.meta.get("notes") for image in images[1:-1]] == [notes and [notes]] * len(stacks)
-    assert "notes" not in images[0].meta
+    assert [notes_of(image) for image in found] == ["", *[notes] * len(stacks), ""]
 
 
 def test_other_lists_of_an_entry_are_shortened():
@@ -143,7 +138,7 @@ def test_other_lists_of_an_entry_are_shortened():
         return item
 
     dataset = Dataset([entry], Compose([Lambdad("image", read_stack), keep]))
-    (batch,) = TolerantDataLoader(dataset, lambda *_: None)
+    _, batch = TolerantDataLoader(dataset)
     others = {key: value for key, value in entry.items() if key != "image"}
     assert seen[-1] == {**others, "label": ["l1", "l3"], "slice": [4, 6]}
     assert batch["case"] == ["p 1"]
@@ -157,13 +152,13 @@ def test_a_stack_that_fails_although_its_slices_do_not():
             fail("out of memory.")
         return read_stack(paths)
 
-    batches, failures = load_stacks([{"image": ["1_3", "2_3", "3_3"]}], transform=at_most_two)
+    batches, failures = load([{"image": ["1_3", "2_3", "3_3"]}], at_most_two)
     assert batches == []
     assert failures == [(file, "out of memory.") for file in ("1_3", "2_3", "3_3")]
 
 
 def test_one_error_is_logged_for_a_stack(caplog):
-    load_stacks([{"image": ["1_3", "bad", "2_3", "3_4", "4_3"]}])
+    load([{"image": ["1_3", "bad", "2_3", "3_4", "4_3"]}], read_stack)
     assert [record.message for record in caplog.records] == ["cannot read bad: it is damaged."]
     assert not logging.getLogger("segbundles").disabled
 
@@ -177,20 +172,21 @@ def test_stacks_and_volumes_share_batches_where_they_can():
         return MetaTensor(torch.ones(1, 3, 2, 2), meta={"filename_or_obj": paths, "notes": "a note"})
 
     entries = [{"image": "v"}, {"image": ["1_3", "2_3"]}, {"image": ["3_3", "4_3"], "case": "p"}]
-    batches, _ = load_stacks(entries, transform=volume_or_stack, batch_size=3)
+    batches, _ = load(entries, volume_or_stack, batch_size=3)
     assert [batch["image"].shape[0] for batch in batches] == [2, 1]  # the third has a key that the others have not
-    assert batches[0]["image"].meta["slices"] == ["", "1_3\n2_3"]
-    assert batches[0]["image"].meta["notes"] == ["a note", ""]
+    volume, stack = decollate_batch(batches[0]["image"])
+    assert (slice_files(volume), notes_of(volume)) == ([], "a note")
+    assert (slice_files(stack), notes_of(stack)) == (["1_3", "2_3"], "")
     assert batches[1]["case"] == ["p"]
 
 
 def test_all_bad_and_none():
-    assert load(["bad1", "bad2"])[0] == []
+    assert load(images("bad1", "bad2"))[0] == []
     assert load([]) == ([], [])
 
 
 def test_it_has_no_length_and_can_be_gone_through_again():
-    loader = TolerantDataLoader(Dataset([{"image": "1_3"}, {"image": "2_3"}], Lambdad("image", read)), print)
+    loader = TolerantDataLoader(Dataset([{"image": "1_3"}, {"image": "2_3"}], Lambdad("image", read)))
     assert not isinstance(loader, Sized)
     for _ in range(2):
         assert [batch["image"].shape for batch in loader] == [(1, 1, 3, 2)] * 2
@@ -201,4 +197,4 @@ def test_an_interruption_is_no_bad_image():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(TolerantDataLoader(Dataset([{"image": "a"}], Lambdad("image", stop)), print))
+        list(TolerantDataLoader(Dataset([{"image": "a"}], Lambdad("image", stop))))

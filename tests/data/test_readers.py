@@ -246,8 +246,8 @@ def test_nifti_2d(tmp_path):
             "its sform puts voxel (4, 0, 0) at (-4, 0, 0) mm (spacing (1, 1, 1)), its qform at (4, 0, 0) mm",
         ),
         (turned(33), turned(33.1), {}, "its sform puts voxel (4, 3, 0) at (4.34114, -66.7772, 0.775044) mm"),
-        (RAS, RAS, {"xyzt_units": 1}, "its header gives metres (xyzt_units), mm are needed: rescale affine and pixdim"),
-        (RAS, None, {"xyzt_units": 3 + 8}, "its header gives micrometres (xyzt_units), mm are needed"),
+        (RAS, RAS, {"xyzt_units": 1}, "its header is in metres (xyzt_units), not mm: rescale affine and pixdim"),
+        (RAS, None, {"xyzt_units": 3 + 8}, "its header is in micrometres (xyzt_units), not mm"),
     ],
 )
 def test_nifti_that_contradicts_itself_is_refused(tmp_path, sform, qform, fields, message, caplog):
@@ -359,7 +359,7 @@ def test_tiff_that_does_not_say_what_zero_is_has_it_black(tmp_path):
 def test_tiff_that_is_neither_grey_nor_rgb_is_refused(tmp_path, kind):
     image = Image.new("RGB", (5, 4), (200, 40, 90))
     (image.quantize(2) if kind == "PALETTE" else image.convert("CMYK")).save(tmp_path / "a.tif")
-    message = rf"cannot read .*a\.tif: its pixels are {kind}, neither grey nor RGB: convert it"
+    message = rf"cannot read .*a\.tif: its pixels are {kind}: convert it to grey or RGB"
     with pytest.raises(ValueError, match=message) as caught:
         load_error(tmp_path / "a.tif")
     assert "damaged" not in str(caught.value)
@@ -369,7 +369,7 @@ def test_tiff_pages_of_different_size(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         for rows in (4, 5):
             file.write(np.zeros((rows, 6), np.uint8))
-    with pytest.raises(ValueError, match=r"a\.tif has pages of different sizes: \[\(4, 6\), \(5, 6\)\]"):
+    with pytest.raises(ValueError, match=r"a\.tif has pages of different sizes, \[\(4, 6\), \(5, 6\)\]"):
         TiffReader().read(tmp_path / "a.tif")
 
 
@@ -451,7 +451,7 @@ def test_missing_file(tmp_path):
 
 
 def test_several_files_for_one_image(tmp_path):
-    with pytest.raises(ValueError, match=r"one file an image is read here, got 2: stack the channels"):
+    with pytest.raises(ValueError, match=r"an image must be one file, got 2: stack the channels"):
         SuffixReader().read([tmp_path / "a.nrrd", tmp_path / "b.nrrd"])
 
 
@@ -567,14 +567,14 @@ def test_stack_errors(tmp_path, caplog):
     nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), tmp_path / "v.nii")
     (tmp_path / "bad.png").write_bytes((tmp_path / "a_1.png").read_bytes()[:30])
     first = tmp_path / "a_1.png"
-    several = "and is named as one slice of several: give it alone, or as 2D images."
+    several = "but is one of several slices: give it alone, or as 2D images."
     for name, message in {
-        "low.png": f"{tmp_path}/low.png is 5 x 3 with 3 channel(s), {first} of the same stack is 5 x 4",
-        "grey.tif": f"{tmp_path}/grey.tif is 5 x 4 with 1 channel(s), {first} of the same stack is 5 x 4 with 3",
+        "low.png": f"{tmp_path}/low.png is 5 x 3 with 3 channel(s) but {first} of the same stack is 5 x 4",
+        "grey.tif": f"{tmp_path}/grey.tif is 5 x 4 with 1 channel(s) but {first} of the same stack is 5 x 4 with 3",
         "bad.png": f"cannot read {tmp_path}/bad.png: it is truncated or damaged",
         "no.png": f"cannot read {tmp_path}/no.png: there is no such file.",
-        "pages.tif": f"{tmp_path}/pages.tif has size (5, 4, 3), {several}",
-        "v.nii": f"{tmp_path}/v.nii has size (5, 4, 3), {several}",
+        "pages.tif": f"{tmp_path}/pages.tif has size (5, 4, 3) {several}",
+        "v.nii": f"{tmp_path}/v.nii has size (5, 4, 3) {several}",
     }.items():
         caplog.clear()
         reader = StackReader()

@@ -27,7 +27,7 @@ from monai.transforms import (
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from segbundles.data import Datalist, FolderImages, SliceDataset, SliceStacks, lesion_weights, slice_sampler
-from segbundles.handlers import RunLoader
+from segbundles.handlers import EpochSeed
 
 # ---------------------------------------------------------------------------------------------------------- SliceStacks
 
@@ -138,11 +138,11 @@ def test_files_are_read_at_first_use_only(tmp_path):
     [
         (
             [*slices("p", 1, 2), {"image": "p_3.tif", "group": "p", "slice": 3}],
-            "p_3.tif has no label, other slices of p have one: add it, or leave this slice out.",
+            "p_3.tif has no label but other slices of p have one: add it, or leave this slice out.",
         ),
         (
             [*slices("p", 1), *slices("p", 1, image="q_1.tif")],
-            "p_1.tif and q_1.tif are both slice 1 of p: number them anew, or give each stack a group",
+            "p_1.tif and q_1.tif are both slice 1 of p: renumber them, or give each stack its own group",
         ),
         ([{"image": "d/a_1.png"}, {"image": "d/a_01.png"}], "d/a_1.png and d/a_01.png are both slice 1 of a"),
         ([{"image": "a_1.png"}] * 2, "a_1.png and a_1.png are both slice 1 of a"),
@@ -272,9 +272,7 @@ def test_areas_of_the_datalist_spare_the_count(entry, areas, calls):
 
 def test_a_volume_that_lost_slices_is_named():
     dataset = SliceDataset(Dataset([{"image": ["a", "b"], "lesion_area": [1, 0]}], lambda _: volumes()[0]))
-    with pytest.raises(
-        ValueError, match=r"^image v0_0\.tif has 3 slices, 2 were counted before: transforms of volumes"
-    ):
+    with pytest.raises(ValueError, match=r"^image v0_0\.tif has 3 slices but had 2 before: transforms of volumes"):
         dataset[0]
 
 
@@ -312,7 +310,7 @@ def test_it_travels_to_another_process_with_its_count():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_run_loader_seeds_slices_and_transforms_of_an_epoch(tmp_path, num_workers):
+def test_slices_and_transforms_are_seeded_per_epoch(num_workers):
     def train(first, last):
         torch.manual_seed(int(np.random.default_rng().integers(1000)))
         dataset = random_slices()
@@ -327,7 +325,7 @@ def test_run_loader_seeds_slices_and_transforms_of_an_epoch(tmp_path, num_worker
             network=network,
             optimizer=torch.optim.SGD(network.parameters(), 0.1),
             loss_function=lambda pred, label: (pred - label).mean(),
-            train_handlers=[RunLoader(tmp_path / "x.ckpt", {}, dataset, seed=5)],
+            train_handlers=[EpochSeed(5, dataset)],
         )
         trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine.state, "epoch", first))
         trainer.add_event_handler(
@@ -392,12 +390,12 @@ def test_lesion_weights(areas, floor, expected):
 @pytest.mark.parametrize(
     ("areas", "floor", "message"),
     [
-        ([1, -2], 0.1, r"areas must be finite and not negative, got -2: mend the datalist"),
+        ([1, -2], 0.1, r"areas must be finite and not negative, got -2: correct the datalist"),
         ([1, float("nan")], 0.1, r"areas must be finite and not negative, got nan"),
-        ([1], -0.5, r"floor must be finite and not negative \(0\.1, say\), got -0\.5"),
-        ([1], float("inf"), r"floor must be finite and not negative \(0\.1, say\), got inf"),
-        ([], 0.1, r"areas must be one number a slice, got shape \(0,\): is the list of cases empty"),
-        ([[1]], 0.1, r"areas must be one number a slice, got shape \(1, 1\)"),
+        ([1], -0.5, r"floor must be finite and not negative \(for example 0\.1\), got -0\.5"),
+        ([1], float("inf"), r"floor must be finite and not negative \(for example 0\.1\), got inf"),
+        ([], 0.1, r"areas must be one number per slice, got shape \(0,\): is the list of cases empty"),
+        ([[1]], 0.1, r"areas must be one number per slice, got shape \(1, 1\)"),
     ],
 )
 def test_lesion_weights_of_nonsense(areas, floor, message):
@@ -451,7 +449,7 @@ def test_one_process():
     [
         ([], {}, "there is no slice to draw from: the list of cases is empty"),
         ([1], {"num_samples": 0}, "num_samples must be positive, or null for as many as there are slices, got 0"),
-        ([1], {"num_samples": 5, "weighted": False}, "num_samples is 5, but without weights every slice is drawn once"),
+        ([1], {"num_samples": 5, "weighted": False}, "num_samples is 5 but without weights every slice is drawn once"),
     ],
 )
 def test_sampler_of_nonsense(areas, arguments, message):
@@ -497,9 +495,9 @@ def test_two_processes_draw_different_slices_that_follow_the_weights_together(tm
     drawn = [*chain(*one["weighted"]), *chain(*other["weighted"])]
     often = np.bincount(drawn, minlength=n) / len(drawn)
     areas = np.array(SHARED_AREAS)
-    for area in np.unique(areas):  # due: 0.039 for all of 0, 0.104, 0.195, 0.286 and 0.377
-        due = lesion_weights(areas)[areas == area].sum()
-        assert often[areas == area].sum() == pytest.approx(due, abs=0.012)
+    for area in np.unique(areas):  # expected: 0.039 for all of 0, 0.104, 0.195, 0.286 and 0.377
+        expected = lesion_weights(areas)[areas == area].sum()
+        assert often[areas == area].sum() == pytest.approx(expected, abs=0.012)
     for mine, theirs in zip(one["plain"], other["plain"], strict=True):
         assert set(mine) | set(theirs) == set(range(n))
         assert len(mine) == len(theirs) == math.ceil(n / 2)

@@ -68,7 +68,5 @@ def test_tiff_round_trip(tmp_path, size):
 
 @pytest.mark.parametrize("writer", [SimpleITKWriter, TiffWriter])
 def test_several_channels_are_refused(writer):
-    with pytest.raises(
-        ValueError, match=r"a class map of one channel is written, got shape \(2, 4, 4\): take the argmax"
-    ):
+    with pytest.raises(ValueError, match=r"a class map must have one channel, got shape \(2, 4, 4\): take the argmax"):
         writer().set_data_array(np.zeros((2, 4, 4)))

@@ -60,14 +60,12 @@ def heart(tmp_path):
         affine = np.diag([1.25, 1.25, 1.37, 1])
         for index in [*range(cases), *range(900, 900 + tests)]:
             image, label = _arrays(index % 100, 1)
-            section = "Ts" if index >= 900 else "Tr"
-            if section == "Ts":
+            part = "Ts" if index >= 900 else "Tr"
+            if part == "Ts":
                 image = image[::-1]
             else:
                 nib.save(nib.Nifti1Image(label, affine), root / "labelsTr" / f"la_{index:03d}.nii.gz")
-            nib.save(
-                nib.Nifti1Image(image.astype(np.int16), affine), root / f"images{section}" / f"la_{index:03d}.nii.gz"
-            )
+            nib.save(nib.Nifti1Image(image.astype(np.int16), affine), root / f"images{part}" / f"la_{index:03d}.nii.gz")
         return root
 
     return make

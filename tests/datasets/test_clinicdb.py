@@ -102,7 +102,7 @@ def test_published_copies_in_png(clinicdb, tmp_path, folder):
     assert _prepare(source.parent, tmp_path).facts["size (pixels)"] == "24 x 18"
 
 
-def test_grey_masks_and_frames_without_polyp_or_image_are_told(clinicdb, tmp_path):
+def test_grey_masks_and_frames_without_polyp_or_image_are_noted(clinicdb, tmp_path):
     source = clinicdb()
     smeared = _mask(2).astype(int)
     smeared[smeared == 0] = np.arange((smeared == 0).sum()) % 99
@@ -127,19 +127,19 @@ def test_identical_frames_join_sequences(clinicdb, tmp_path):
 
 
 FAULTS = {
-    "no mask": ("Ground Truth/2.tif", Path.unlink, "Original/2.tif", "has no mask: Ground Truth/ holds none"),
-    "no image": ("Original/2.tif", Path.unlink, "Ground Truth/2.tif", "has no image: Original/ holds none"),
+    "no mask": ("Ground Truth/2.tif", Path.unlink, "Original/2.tif", "has no mask: Ground Truth/ contains none for it"),
+    "no image": ("Original/2.tif", Path.unlink, "Ground Truth/2.tif", "has no image: Original/ contains none for it"),
     "other size": (
         "Ground Truth/2.tif",
         lambda p: tifffile.imwrite(p, _mask(2)[:17], metadata=None),
         "Ground Truth/2.tif",
-        "size 24 x 17 differs from the image's 24 x 18",
+        r"has size \(24, 17\).* image 2.tif has \(24, 18\)",
     ),
     "values": (
         "Ground Truth/2.tif",
         lambda p: tifffile.imwrite(p, _mask(2) // 100, metadata=None),
         "Ground Truth/2.tif",
-        "holds the values 2: allowed are the class indices 0, 1, or grey levels",
+        "the values 2.* allowed are the class indices 0, 1, or grey levels",
     ),
     "colour mask": (
         "Ground Truth/2.tif",
@@ -157,7 +157,7 @@ FAULTS = {
         "Original/2.tif",
         lambda p: Image.fromarray(_image(2)).save(p.with_suffix(".png")),
         "Original/2.tif",
-        "is a second file of 2, beside 2.png",
+        "is a second file of 2, next to 2.png",
     ),
     "no number": (
         "Original/2.tif",
@@ -166,7 +166,7 @@ FAULTS = {
             for name in ("Original", "Ground Truth")
         ],
         "Original/613.tif",
-        r"is no frame of the publisher's list, 1 to 612: give a sequences.csv with the columns frame and sequence",
+        r"is not in the publisher's list of frames, 1 to 612: add a sequences.csv with the columns frame and sequence",
     ),
     "not in the table": (
         "Original/2.tif",
@@ -178,7 +178,7 @@ FAULTS = {
         "Original/2.tif",
         lambda p: (p.parents[1] / "sequences.csv").write_text("image,video\n1,1\n"),
         "sequences.csv",
-        r"cannot be read \('frame'\): it has the columns frame and sequence",
+        r"cannot be read \('frame'\): it needs the columns frame and sequence",
     ),
 }
 
@@ -199,7 +199,7 @@ def test_no_case(tmp_path):
     with pytest.raises(ValueError, match=r"no case in .*: expected the folders 'Original' and 'Ground Truth'"):
         _prepare(tmp_path / "in", tmp_path)
     (tmp_path / "in" / "Ground Truth").mkdir()
-    with pytest.raises(ValueError, match=r"Original and Ground Truth hold no \.tif"):
+    with pytest.raises(ValueError, match=r"Original and Ground Truth contain no \.tif"):
         _prepare(tmp_path / "in", tmp_path)
 
 

@@ -46,28 +46,28 @@ class TestSplitCases:
     @pytest.mark.parametrize("seed", range(8))
     def test_group_stays_together(self, seed):
         groups = {name: "ABBCCCDDDD"[i] for i, name in enumerate(SINGLES)}
-        sections = split_cases(groups, validation_fraction=0.4, seed=seed)
-        assert len({(groups[name], section) for name, section in sections.items()}) == 4
-        assert Counter(sections.values())["validation"] <= 4
+        splits = split_cases(groups, validation_fraction=0.4, seed=seed)
+        assert len({(groups[name], split) for name, split in splits.items()}) == 4
+        assert Counter(splits.values())["validation"] <= 4
 
     def test_fixed_case_takes_its_group_along_and_counts(self):
         groups = {**SINGLES, "B": "A"}
         for seed in range(8):
-            sections = split_cases(groups, {"A": "validation", "J": "testing"}, 0.2, seed)
-            assert sections["A"] == sections["B"] == "validation"
-            assert sections["J"] == "testing"
-            assert Counter(sections.values()) == {"validation": 2, "testing": 1, "training": 7}
+            splits = split_cases(groups, {"A": "validation", "J": "testing"}, 0.2, seed)
+            assert splits["A"] == splits["B"] == "validation"
+            assert splits["J"] == "testing"
+            assert Counter(splits.values()) == {"validation": 2, "testing": 1, "training": 7}
 
     def test_folds_cover_every_case_once(self):
         validation = Counter()
         for fold in range(3):
-            sections = split_cases(SINGLES, seed=1, folds=3, fold=fold)
-            chosen = [name for name, section in sections.items() if section == "validation"]
+            splits = split_cases(SINGLES, seed=1, folds=3, fold=fold)
+            chosen = [name for name, split in splits.items() if split == "validation"]
             assert len(chosen) in (3, 4)
             validation.update(chosen)
         assert validation == dict.fromkeys(SINGLES, 1)
 
-    def test_fixed_sections_that_tear_a_group(self):
+    def test_fixed_splits_that_tear_a_group(self):
         with pytest.raises(ValueError, match=r"case B of testing and A of validation form one group .* cannot be"):
             split_cases({"A": "A", "B": "A"}, {"A": "validation", "B": "testing"})
 
@@ -77,7 +77,7 @@ class TestSplitCases:
 
 
 class TestWriteDatalist:
-    def test_one_line_an_entry_with_counts(self, tmp_path):
+    def test_one_line_per_entry_with_counts(self, tmp_path):
         entry = {"image": "a.nrrd", "label": "b.nrrd", "group": "a"}
         path = write_datalist({**HEAD, "training": [entry, entry], "testing": [entry]}, tmp_path / "new" / "folder")
         found = json.loads(path.read_text())
@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_no_half_file_of_a_phantom(name, tmp_path, monkeypatc
 
     monkeypatch.setattr(sitk, "WriteImage", full)
     monkeypatch.setattr(tifffile, "imwrite", full)
-    make_phantom = importlib.import_module(f"segbundles.datasets.{name}").make_phantom
+    make_phantom = importlib.import_module(f"segbundles.phantoms.{name}").make_phantom
     with pytest.raises(ValueError, match=r"^cannot write .* \(No space left on device\): make room, or choose another"):
         make_phantom(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -246,7 +246,7 @@ class TestPrepare:
             ({"validation_fraction": 1.5}, "validation_fraction must be between 0 and 1, got 1.5"),
             ({"folds": 3}, "folds and fold go together, got folds=3 and fold=None"),
             ({"folds": 1, "fold": 0}, "folds must be 2 or more, got 1"),
-            ({"folds": 3, "fold": 3}, "fold counts from 0 to 2 with 3 folds, got 3"),
+            ({"folds": 3, "fold": 3}, "fold must be 0 to 2 with 3 folds, got 3"),
             ({"validation_cases": ["CC"]}, "names cases that are not in the source: CC; did you mean 'C'"),
             ({"split": {"training": ["A", "Z"]}}, "the split names cases that are not in the source: Z"),
             ({"split": {"training": ["A"], "validation": ["A"]}}, "'A' is twice in the split: in training and in val"),
@@ -292,13 +292,13 @@ class TestMerge:
         prepare(get_data_set("heart"), heart(tests=1), tmp_path / "p" / "heart")
         return tmp_path / "p"
 
-    def test_sections_paths_groups_and_spacing(self, prepared):
+    def test_splits_paths_groups_and_spacing(self, prepared):
         merged = merge([prepared / "lasc18", prepared / "heart"], prepared / "a" / "b").datalist
         assert merged["name"] == "lasc18+heart"
         assert merged["licence"].endswith("; CC-BY-SA 4.0")
         assert merged["labels"] == {"0": "background", "1": "left atrium"}
         assert (merged["numTraining"], merged["numValidation"], merged["numTest"]) == (8, 2, 1)
-        entries = [entry for section in ("training", "validation", "testing") for entry in merged[section]]
+        entries = [entry for split in ("training", "validation", "testing") for entry in merged[split]]
         for entry in entries:
             assert (prepared / "a" / "b" / entry["image"]).is_file()
             assert entry.get("spacing_mm") == ([0.625] * 3 if entry["group"].startswith("lasc18/") else None)
@@ -311,7 +311,7 @@ class TestMerge:
         change(datalist)
         return write_datalist(datalist, prepared / "other").parent
 
-    def test_same_image_in_two_sections(self, prepared):
+    def test_same_image_in_two_splits(self, prepared):
         def move(datalist):
             datalist["name"] = "other"
             datalist["validation"] = datalist.pop("training")[:1]
@@ -322,13 +322,13 @@ class TestMerge:
             merge([prepared / "lasc18", self._copy(prepared, move)], prepared / "out")
         assert not (prepared / "out").exists()
 
-    def test_same_image_in_one_section_is_kept_once(self, prepared):
+    def test_same_image_in_one_split_is_kept_once(self, prepared):
         other = self._copy(prepared, lambda datalist: None)
         result = merge([prepared / "lasc18", other], prepared / "out")
         assert result.datalist["numTraining"] == 5
         assert len(result.notes) == 6
 
-    def test_group_in_two_sections(self, prepared, lasc18):
+    def test_group_in_two_splits(self, prepared, lasc18):
         source = lasc18(2, root="again", first=10)
         split = {"training": ["K"], "validation": ["L"]}
         prepare(get_data_set("lasc18"), source, prepared / "again", split=split)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
+from segbundles.data import SuffixReader
 from segbundles.datasets import DataFaults, get_data_set, prepare
+from segbundles.errors import innermost
+from segbundles.transforms import CheckImaged
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "real_data" / "samples"
 
@@ -51,27 +56,68 @@ def test_all_faults_at_once(heart, tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     affine = nib.load(labels / "la_003.nii.gz").affine
     nib.save(nib.Nifti1Image(np.eye(6, dtype=np.uint8)[..., None] * np.uint8(255), affine), labels / "la_003.nii.gz")
-    nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 1), np.uint8), affine), labels / "la_004.nii.gz")
-    shifted = affine.copy()
-    shifted[:3, 3] = 1
-    nib.save(nib.Nifti1Image(np.asarray(nib.load(labels / "la_005.nii.gz").dataobj), shifted), labels / "la_005.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((6, 5, 4, 2), np.uint8), affine), labels / "la_004.nii.gz")
     nib.save(nib.Nifti1Image(np.full((6, 5, 4), np.nan, np.float32), affine), root / "imagesTs" / "la_900.nii.gz")
     with pytest.raises(DataFaults) as caught:
         prepare(get_data_set("heart"), root, tmp_path / "out")
     found = [(caught.value.shown(fault), fault.problem) for fault in caught.value.faults]
-    assert [found[i] for i in (0, 1, 3, 4, 5, 6, 7)] == [
-        ("imagesTr/la_000.nii.gz", "has no label: labelsTr lacks it"),
-        ("labelsTr/la_001.nii.gz", "has no image: imagesTr lacks it"),
-        ("labelsTr/la_003.nii.gz", "holds the values 255 where only 0, 1 are due"),
-        ("labelsTr/la_003.nii.gz", "size (6, 6, 1) differs from the image's (6, 5, 4)"),
-        ("labelsTr/la_004.nii.gz", "has 4 dimensions (6, 5, 4, 1), not 3"),
-        ("labelsTr/la_005.nii.gz", "origin (1, 1, 1) differs from the image's (0, 0, 0)"),
-        ("imagesTs/la_900.nii.gz", "holds 120 voxels that are NaN or infinite"),
+    expected = [
+        ("imagesTr/la_000.nii.gz", "has no label: labelsTr contains none for it"),
+        ("labelsTr/la_001.nii.gz", "has no image: imagesTr contains none for it"),
+        ("imagesTr/la_002.nii.gz", "cannot be read: it is truncated or damaged"),
+        ("labelsTr/la_003.nii.gz", "label values 255.* allowed are 0, 1"),
+        ("labelsTr/la_003.nii.gz", r"has size \(6, 6, 1\).* image la_003.nii.gz has \(6, 5, 4\)"),
+        ("labelsTr/la_004.nii.gz", "has 2 channel"),
+        ("imagesTs/la_900.nii.gz", "NaN or infinite values"),
     ]
-    assert found[2][0] == "imagesTr/la_002.nii.gz"
-    assert found[2][1].startswith("cannot be read: ")
-    assert len(found) == 8
+    assert [file for file, _ in found] == [file for file, _ in expected]
+    for (_, problem), (_, pattern) in zip(found, expected, strict=True):
+        assert re.search(pattern, problem)
+        assert str(root) not in problem
     assert not (tmp_path / "out").exists()
+
+
+def _shift_label(root: Path) -> None:
+    label = nib.load(root / "labelsTr" / "la_001.nii.gz")
+    affine = label.affine.copy()
+    affine[0, 3] += 0.005 * 1.37  # of a voxel's longest side; spacing and direction are equal
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), affine), root / "labelsTr" / "la_001.nii.gz")
+
+
+def _contradict(root: Path) -> None:
+    image = nib.load(root / "imagesTr" / "la_001.nii.gz")
+    affine = image.affine.copy()
+    affine[:3, 3] = 10
+    image.set_qform(affine, 1)
+    nib.save(image, root / "imagesTr" / "la_001.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "problem"),
+    [
+        (_shift_label, "labelsTr/la_001.nii.gz", r"up to 0\.00685 mm .* its image la_001\.nii\.gz"),
+        (_contradict, "imagesTr/la_001.nii.gz", r"^cannot be read: its sform puts voxel .*, its qform at "),
+    ],
+    ids=["label 0.005 voxels off its image", "sform and qform disagree"],
+)
+def test_what_training_refuses_is_a_fault(heart, tmp_path, change, file, problem):
+    root = heart()
+    change(root)
+    with pytest.raises(DataFaults) as caught:
+        prepare(get_data_set("heart"), root, tmp_path / "out")
+    (fault,) = caught.value.faults
+    assert (fault.case, caught.value.shown(fault)) == ("la_001", file)
+    assert re.search(problem, fault.problem)
+    pipeline = Compose(
+        [
+            LoadImaged(["image", "label"], reader=SuffixReader),
+            EnsureChannelFirstd(["image", "label"]),
+            CheckImaged(["image", "label"]),
+        ]
+    )
+    with pytest.raises(RuntimeError) as refused:
+        pipeline({key: root / f"{key}sTr" / "la_001.nii.gz" for key in ("image", "label")})
+    assert innermost(refused.value).endswith(fault.problem.split(": ", 1)[-1] + ".")
 
 
 @pytest.mark.samples

@@ -61,62 +61,32 @@ OBLIQUE = [[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]]
 
 # what is done to case B: (file, change of its array, geometry), and the fault that must be reported
 CHANGES = {
-    "other size": (
-        "laendo",
-        lambda a: a[:, :, :-1],
-        {},
-        "laendo.nrrd",
-        r"size \(6, 5, 3\) differs from .* \(6, 5, 4\)",
-    ),
-    "other spacing": (
-        "laendo",
-        None,
-        {"spacing": (1, 1, 2)},
-        "laendo.nrrd",
-        r"spacing \(1, 1, 2\) differs .* \(1, 1, 1\)",
-    ),
-    "other origin": (
-        "laendo",
-        None,
-        {"origin": (0, 5, 0)},
-        "laendo.nrrd",
-        r"origin \(0, -5, 0\) differs .* \(0, 0, 0\)",
-    ),
-    "other direction": ("laendo", None, {"direction": OBLIQUE}, "laendo.nrrd", r"direction \(-0.96, 0.28.* differs"),
-    "2D": ("lgemri", lambda a: a[:, :, 0], {}, "lgemri.nrrd", r"has 2 dimensions \(6, 5\), not 3"),
-    "4D": ("lgemri", lambda a: np.stack([a, a], -1), {}, "lgemri.nrrd", r"has 4 dimensions \(6, 5, 4, 2\), not 3"),
-    "label values": (
-        "laendo",
-        lambda a: a // 255 * 7,
-        {},
-        "laendo.nrrd",
-        "holds the values 7 where only 0, 255 are due",
-    ),
-    "empty label": ("laendo", lambda a: a * 0, {}, "laendo.nrrd", "is empty: no foreground voxel"),
-    "constant": ("lgemri", lambda a: a * 0 + 9, {}, "lgemri.nrrd", "is constant: every voxel is 9"),
-    "NaN": (
-        "lgemri",
-        lambda a: np.where(a < np.median(a), np.nan, a),
-        {},
-        "lgemri.nrrd",
-        "holds 60 voxels that are NaN",
-    ),
-    "infinite": ("lgemri", lambda a: a / np.float32(a != a[0, 0, 0]), {}, "lgemri.nrrd", "voxels that are NaN or inf"),
+    "other size": ("laendo", lambda a: a[:, :, :-1], {}, r"size \(6, 5, 3\).* image lgemri.nrrd has \(6, 5, 4\)"),
+    "other spacing": ("laendo", None, {"spacing": (1, 1, 2)}, r"up to 3 mm .* its image lgemri.nrrd"),
+    "other origin": ("laendo", None, {"origin": (0, 5, 0)}, r"up to 5 mm .* its image lgemri.nrrd"),
+    "other direction": ("laendo", None, {"direction": OBLIQUE}, r"up to 1.81 mm .* its image lgemri.nrrd"),
+    "2D": ("lgemri", lambda a: a[:, :, 0], {}, r"has 2 axes \(6, 5\)"),
+    "4D": ("lgemri", lambda a: np.stack([a, a], -1), {}, r"has [46] .* but must have"),
+    "label values": ("laendo", lambda a: a // 255 * 7, {}, "label values 7.* allowed are 0, 255"),
+    "empty label": ("laendo", lambda a: a * 0, {}, "is empty: it has no foreground voxel"),
+    "constant": ("lgemri", lambda a: a * 0 + 9, {}, r"is constant \(every value is 9\)"),
+    "NaN": ("lgemri", lambda a: np.where(a < np.median(a), np.nan, a), {}, "NaN or infinite values"),
+    "infinite": ("lgemri", lambda a: a / np.float32(a != a[0, 0, 0]), {}, "NaN or infinite values"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore:divide by zero")
 def test_fault(lasc18, tmp_path, write_nrrd, change):
-    name, array, geometry, file, problem = CHANGES[change]
+    name, array, geometry, problem = CHANGES[change]
     source = lasc18(3)
     path = source / "Training Set" / "B" / f"{name}.nrrd"
     old = _read(path)
     write_nrrd(path, (array(old) if array else old), **geometry)
     with pytest.raises(DataFaults, match=problem) as caught:
         prepare(get_data_set("lasc18"), source, tmp_path / "out")
-    assert [(fault.case, fault.file.name) for fault in caught.value.faults] == [("B", file)]
-    assert f"Training Set/B/{file}: " in str(caught.value)
+    assert [(fault.case, fault.file.name) for fault in caught.value.faults] == [("B", path.name)]
+    assert f"Training Set/B/{path.name}: " in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -132,13 +102,13 @@ def test_all_faults_at_once(lasc18, tmp_path, write_nrrd, capfd):
     with pytest.raises(DataFaults, match=r"6 faults in .*lasc18, nothing was written") as caught:
         prepare(get_data_set("lasc18"), source, tmp_path / "out")
     found = {caught.value.shown(fault): fault.problem for fault in caught.value.faults}
-    assert found["Training Set/A/lgemri.nrrd"] == "has no label: laendo.nrrd is missing beside it"
-    assert found["Training Set/B/laendo.nrrd"] == "has no image: lgemri.nrrd is missing beside it"
+    assert found["Training Set/A/lgemri.nrrd"] == "has no label: laendo.nrrd is missing next to it"
+    assert found["Training Set/B/laendo.nrrd"] == "has no image: lgemri.nrrd is missing next to it"
     assert found["Training Set/C/lgemri.nrrd"].startswith("cannot be read: ")
     assert "expected 120 bytes" in found["Training Set/C/lgemri.nrrd"]
     assert found["Training Set/D/laendo.nrrd"].startswith("cannot be read: ")
     assert found["Training Set/E/lgemri.nrrd"].startswith("cannot be read: ")
-    assert found["Training Set/E/laendo.nrrd"] == "holds the values 3 where only 0, 255 are due"
+    assert "label values 3" in found["Training Set/E/laendo.nrrd"]
     assert capfd.readouterr().err == ""
 
 

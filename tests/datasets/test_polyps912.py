@@ -35,12 +35,12 @@ def polyps912(tmp_path):
     return make
 
 
-def _prepare(source: Path, tmp_path: Path, masks: str | None = None, **options):
+def _prepare(source: Path, tmp_path: Path, masks: str = "masks2", **options):
     return prepare(get_data_set("polyps912", masks=masks), source, tmp_path / "out", **options)
 
 
 @pytest.mark.parametrize("above", [False, True])
-def test_sections_are_the_publishers(polyps912, tmp_path, above):
+def test_splits_are_the_publishers(polyps912, tmp_path, above):
     source = polyps912()
     prepared = _prepare(source.parent if above else source, tmp_path)
     counts = [prepared.datalist[key] for key in ("numTraining", "numValidation", "numTest")]
@@ -74,7 +74,7 @@ def test_patients_by_a_table(polyps912, tmp_path):
     with pytest.raises(ValueError, match=r"form one group .* cannot be both in"):
         _prepare(source, tmp_path)
     (source / "patients.csv").write_text("\n".join(["frame,sequence", *rows[1:]]))
-    with pytest.raises(DataFaults, match=r"is in no row of patients.csv: add train/1"):
+    with pytest.raises(DataFaults, match=r"is in no row of patients.csv: add it"):
         _prepare(source, tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_of_many_frames_of_one_group_a_few_are_named(polyps912, tmp_path):
 @pytest.mark.parametrize(
     ("file", "problem"),
     [
-        ("masks2/1.tif", r"images/1.bmp: has no mask: masks2/ holds none"),
+        ("masks2/1.tif", r"images/1.bmp: has no mask: masks2/ contains none"),
         ("images/1.bmp", r"masks2/1.tif: has no image"),
     ],
 )
@@ -114,11 +114,11 @@ def test_pairs(polyps912, tmp_path, file, problem):
 
 
 def test_masks_that_are_not_there(polyps912, tmp_path):
-    with pytest.raises(ValueError, match=r"there is no masks3 in .*train: choose --masks of masks2, masks4"):
+    with pytest.raises(ValueError, match=r"there is no masks3 in .*train: choose --masks from masks2, masks4"):
         _prepare(polyps912(), tmp_path, masks="masks3")
     with pytest.raises(ValueError, match=r"masks must be one of masks2, masks3, masks4, got 'masks9'"):
         get_data_set("polyps912", masks="masks9")
-    with pytest.raises(ValueError, match=r"lgg has one folder of masks: leave out --masks"):
-        get_data_set("lgg", masks="masks2")
+    with pytest.raises(ValueError, match=r"isbi2012 has no option 'masks': it has invert_labels"):
+        get_data_set("isbi2012", masks="masks2")
     with pytest.raises(ValueError, match=r"no case in .*: expected train/, valid/ and test/"):
         _prepare(tmp_path / "polyps_split7" / "valid", tmp_path)

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,15 +11,15 @@ import SimpleITK as sitk  # noqa: N813
 import tifffile
 import torch
 from ignite.engine import Events
-from monai.data import Dataset, MetaTensor
-from monai.engines import SupervisedEvaluator
+from monai.data import Dataset
 from monai.inferers import Inferer
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd
 from PIL import Image
 
+from segbundles.bundle import RunSettings
 from segbundles.data import FolderImages, TolerantDataLoader
+from segbundles.engines import InferenceEvents, TolerantEvaluator
 from segbundles.handlers import InferenceResults
-from segbundles.handlers.results import join_notes
 from segbundles.inferers import LocatorCropInferer
 from segbundles.transforms import CheckImaged, FillChannelsd, LogitsToClassd, SaveSegmentationd
 
@@ -36,14 +36,14 @@ def volume(path, size=(6, 5, 4), bright=True):
 
 
 class Above100(torch.nn.Module):
-    def __init__(self, fail_at=None):
+    def __init__(self, stop_at=None):
         super().__init__()
-        self.calls, self.fail_at = 0, fail_at
+        self.calls, self.stop_at = 0, stop_at
 
     def forward(self, x):
         self.calls += 1
-        if self.calls == self.fail_at:
-            raise RuntimeError("out of memory")
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
         return x - 100.0
 
 
@@ -59,8 +59,8 @@ class Counting(Inferer):
         return self.inferer(inputs, network)
 
 
-def infer(source, output, network=None, cases=None, channels=1, **arguments):
-    """The wiring of a bundle's inference.json."""
+def infer(source, output, network=None, cases=None, channels=1, skip_finished=False, settings=None, **arguments):
+    """The wiring of a bundle's inference.json: the evaluator and its inferer."""
     before = Compose(
         [
             LoadImaged("image", reader=f"segbundles.data.{'StackReader' if cases else 'SuffixReader'}"),
@@ -70,14 +70,12 @@ def infer(source, output, network=None, cases=None, channels=1, **arguments):
             Orientationd("image", axcodes="RAS", labels=None),
         ]
     )
-    results = InferenceResults(output, source)
     inferer = Counting()
-    evaluator = SupervisedEvaluator(
+    evaluator = TolerantEvaluator(
         "cpu",
-        TolerantDataLoader(Dataset(cases or FolderImages(source, output), before), results.add_failure, **arguments),
+        TolerantDataLoader(Dataset(cases or FolderImages(source, output), before), **arguments),
         network or Above100(),
         inferer=inferer if channels == 1 else None,
-        iteration_update=results.guarded if cases else None,
         postprocessing=Compose(
             [
                 LogitsToClassd("pred"),
@@ -85,9 +83,18 @@ def infer(source, output, network=None, cases=None, channels=1, **arguments):
                 SaveSegmentationd("pred", output, source),
             ]
         ),
-        val_handlers=[results],
+        val_handlers=[InferenceResults(output, source, skip_finished, settings=settings)],
     )
-    return results, evaluator, inferer
+    return evaluator, inferer
+
+
+def run(evaluator, failed=None):
+    """Run; what failed ends the run with this message."""
+    if failed is None:
+        evaluator.run()
+    else:
+        with pytest.raises(ValueError, match=failed):
+            evaluator.run()
 
 
 def table(output):
@@ -116,9 +123,9 @@ def folder(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_bad_images_among_good_ones(tmp_path, folder, batch_size, num_workers, caplog):
     output = tmp_path / "o"
-    results, evaluator, inferer = infer(folder, output, batch_size=batch_size, num_workers=num_workers)
+    evaluator, inferer = infer(folder, output, batch_size=batch_size, num_workers=num_workers)
     with caplog.at_level(logging.INFO, "segbundles"):
-        evaluator.run()
+        run(evaluator, r"^2 of 6 images failed: flat\.nrrd, p1/cut\.nrrd\. See .*inference\.csv\.$")
     assert outputs(output) == ["p1/a_seg.nrrd", "p1/ü, b_seg.nrrd", "p2/c_seg.nii.gz", "p2/e_seg.mha"]
     rows = table(output)
     assert [(row["file"], row["status"]) for row in rows] == [
@@ -144,8 +151,6 @@ def test_bad_images_among_good_ones(tmp_path, folder, batch_size, num_workers, c
         np.testing.assert_array_equal(made, given > 100)
     warnings = [r.message.split(":")[0] for r in caplog.records if r.levelno == logging.WARNING]
     assert [w for w in warnings if "was not" in w] == ["flat.nrrd was not segmented", "p1/cut.nrrd was not segmented"]
-    with pytest.raises(ValueError, match=r"^2 of 6 images failed: flat\.nrrd, p1/cut\.nrrd\. See .*inference\.csv\.$"):
-        results.close()
 
 
 def stack(folder, count, size=(6, 5), channels=3):
@@ -185,9 +190,9 @@ def stacks(source):
 def test_a_row_a_slice(tmp_path, batch_size, num_workers, caplog):
     source, output = tmp_path / "d", tmp_path / "o"
     arguments = {"batch_size": batch_size, "num_workers": num_workers, "network": First(), "channels": 3}
-    results, evaluator, _ = infer(source, output, cases=stacks(source), **arguments)
+    evaluator, _ = infer(source, output, cases=stacks(source), **arguments)
     with caplog.at_level(logging.INFO, "segbundles"):
-        evaluator.run()
+        run(evaluator, r"^1 of 9 images failed: p2/p_2\.tif\. See")
     rows = {row["file"]: row for row in table(output)}
     assert {file: row["status"] for file, row in rows.items()} == {
         **{f"p1/p_{k}.tif": "ok" for k in (1, 2, 3)},
@@ -210,8 +215,6 @@ def test_a_row_a_slice(tmp_path, batch_size, num_workers, caplog):
         *("p3/p_1.tif and 1 more of its stack", "v.nii.gz"),
     ]
     assert messages[2].endswith(f"s ({GREY})")
-    with pytest.raises(ValueError, match=r"^1 of 9 images failed: p2/p_2\.tif\. See"):
-        results.close()
 
 
 class NotTooBright(First):
@@ -230,8 +233,8 @@ def test_a_stack_that_cannot_be_segmented(tmp_path, batch_size, bad):
     source, output = tmp_path / "d", tmp_path / "o"
     cases = [{"image": stack(source / f"p{k}", 2, channels=1)} for k in range(3)]
     tifffile.imwrite(source / f"p{bad}/p_2.tif", np.full((5, 6), 255, np.uint8), photometric="minisblack")
-    results, evaluator, _ = infer(source, output, NotTooBright(), cases, channels=3, batch_size=batch_size)
-    evaluator.run()
+    evaluator, _ = infer(source, output, NotTooBright(), cases, channels=3, batch_size=batch_size)
+    run(evaluator, rf"^2 of 6 images failed: p{bad}/p_1\.tif, p{bad}/p_2\.tif")
     rows = {row["file"]: row for row in table(output)}
     assert len(rows) == 6
     for k in range(3):
@@ -242,50 +245,43 @@ def test_a_stack_that_cannot_be_segmented(tmp_path, batch_size, bad):
         given = tifffile.imread(source / f"p{k}/p_1.tif")
         with Image.open(output / f"p{k}/p_1_seg.png") as made:
             np.testing.assert_array_equal(np.asarray(made) > 0, given > 100)
-    with pytest.raises(ValueError, match=rf"^2 of 6 images failed: p{bad}/p_1\.tif, p{bad}/p_2\.tif"):
-        results.close()
 
 
-def test_seconds_are_shared_by_the_slices(tmp_path, monkeypatch):
-    results = InferenceResults(tmp_path)
-    clock = iter([0.0, 6.0, 9.0])
-    monkeypatch.setattr("segbundles.handlers.results.time.perf_counter", lambda: next(clock))
-    results.start(None)
-    image = MetaTensor(torch.zeros(1, 2, 2, 4), meta={"filename_or_obj": "a", "slices": "a\nb\nc\nd"})
-    results._notes = ["", ""]
-    state = SimpleNamespace(
-        output=[{"pred": image}, {"pred": MetaTensor(image[..., 0], meta={**image.meta, "slices": ""})}]
-    )
-    results.add(SimpleNamespace(state=state))
-    results.add_failure("e", "bad")
-    assert [(row["file"], row["seconds"]) for row in results.rows] == [
-        *((file, 0.75) for file in "abcd"),
-        ("a", 3.0),
-        ("e", 3.0),
-    ]
+def test_notes_and_record_of_the_settings(tmp_path):
+    volume(tmp_path / "d/a.nrrd")
+    volume(tmp_path / "d/b.nrrd", bright=False)
+    (tmp_path / "d/c.nrrd").touch()
+    settings = RunSettings(bundle="heart", knobs={"amp": False}, notes=["margin_mm 5 differs from the weights' 20"])
+    run(infer(tmp_path / "d", tmp_path / "o", settings=settings)[0], "1 of 3 images failed")
+    a, b, c = (row["notes"] for row in table(tmp_path / "o"))
+    assert a == settings.notes[0]
+    assert b == f"locator found nothing: whole volume segmented; {settings.notes[0]}"
+    assert c.startswith("cannot read")
+    assert c.endswith(f"; {settings.notes[0]}")
+    record = json.loads((tmp_path / "o/inferring.config.json").read_text())
+    assert (record["bundle"], record["knobs"]) == ("heart", {"amp": False})
 
 
 class TestSkipFinished:
-    def run(self, folder, output, cases=None, **arguments):
+    def run(self, folder, output, failed=None, cases=None, **arguments):
         """The wiring of a bundle; files that the network saw, and the rows."""
-        results, evaluator, _ = infer(folder, output, cases=cases, **arguments)
-        results.skip_finished = True
+        evaluator, _ = infer(folder, output, cases=cases, skip_finished=True, **arguments)
         seen = []
-        evaluator.data_loader.skip = results.finished
-        files = lambda engine: engine.state.batch["image"].meta["filename_or_obj"]  # noqa: E731
-        evaluator.add_event_handler(Events.ITERATION_STARTED, lambda engine: seen.extend(files(engine)))
-        evaluator.run()
+        evaluator.add_event_handler(
+            InferenceEvents.IMAGE_COMPLETED, lambda engine: seen.append(engine.state.report.files[0])
+        )
+        run(evaluator, failed)
         names = [Path(file).relative_to(folder).as_posix() for file in seen]
-        return results, sorted(names), {row["file"]: row for row in table(output)}
+        return sorted(names), {row["file"]: row for row in table(output)}
 
     def test_images_with_outputs_are_passed_over_and_keep_their_rows(self, tmp_path, folder, caplog):
         output = tmp_path / "o"
         good = ["p1/a.nrrd", "p1/ü, b.nrrd", "p2/c.nii.gz", "p2/e.mha"]
-        _, seen, first = self.run(folder, output)
+        seen, first = self.run(folder, output, "2 of 6 images failed")
         assert seen == good
         (output / "p1/a_seg.nrrd").unlink()
         before = {path: path.stat().st_mtime_ns for path in output.rglob("*_seg.*")}
-        results, seen, second = self.run(folder, output)
+        seen, second = self.run(folder, output, "^2 of 6 images failed")
         assert seen == ["p1/a.nrrd"]
         assert all(path.stat().st_mtime_ns == time for path, time in before.items())
         assert outputs(output) == ["p1/a_seg.nrrd", "p1/ü, b_seg.nrrd", "p2/c_seg.nii.gz", "p2/e_seg.mha"]
@@ -297,23 +293,20 @@ class TestSkipFinished:
         ]
         assert all(second[file]["seconds"] == first[file]["seconds"] for file in good[1:])
         assert second["flat.nrrd"]["status"] == second["p1/cut.nrrd"]["status"] == "failed"
-        with pytest.raises(ValueError, match=r"^2 of 6 images failed"):
-            results.close()
         for name in ("flat.nrrd", "p1/cut.nrrd"):
             (folder / name).unlink()
-        results, seen, third = self.run(folder, output)  # nothing is left to do
-        assert (seen, list(third)) == ([], good)
-        assert third["p1/ü, b.nrrd"]["notes"] == second["p1/ü, b.nrrd"]["notes"]
         caplog.clear()
         with caplog.at_level(logging.INFO, "segbundles"):
-            results.close()
+            seen, third = self.run(folder, output)  # nothing is left to do
+        assert (seen, list(third)) == ([], good)
+        assert third["p1/ü, b.nrrd"]["notes"] == second["p1/ü, b.nrrd"]["notes"]
         assert caplog.messages == [f"0 images segmented, 4 finished before. Results: {output}"]
 
     def test_without_a_table_outputs_alone_tell(self, tmp_path):
         volume(tmp_path / "d/a.nrrd")
         self.run(tmp_path / "d", tmp_path / "o")
         (tmp_path / "o/inference.csv").unlink()
-        _, seen, rows = self.run(tmp_path / "d", tmp_path / "o")
+        seen, rows = self.run(tmp_path / "d", tmp_path / "o")
         assert seen == []
         assert rows["a.nrrd"] == {"file": "a.nrrd", "status": "ok", "seconds": "", "notes": "finished before"}
 
@@ -322,61 +315,52 @@ class TestSkipFinished:
         self.run(tmp_path / "d", tmp_path / "o")
         good = image.read_bytes()
         image.write_bytes(b"damaged")
-        infer(tmp_path / "d", tmp_path / "o")[1].run()
+        run(infer(tmp_path / "d", tmp_path / "o")[0], "1 of 1 images failed")
         assert outputs(tmp_path / "o") == ["a_seg.nrrd"]  # of the first run
         image.write_bytes(good)
-        assert self.run(tmp_path / "d", tmp_path / "o")[1] == ["a.nrrd"]
+        assert self.run(tmp_path / "d", tmp_path / "o")[0] == ["a.nrrd"]
 
     def test_a_stack_of_which_a_slice_is_missing_is_done_again(self, tmp_path):
         source, output = tmp_path / "d", tmp_path / "o"
         cases = [{"image": stack(source / f"p{k}", 2)} for k in (1, 2)]
-        arguments = {"network": First(), "channels": 3}
-        assert self.run(source, output, cases, **arguments)[1] == ["p1/p_1.tif", "p2/p_1.tif"]
+        arguments = {"cases": cases, "network": First(), "channels": 3}
+        assert self.run(source, output, **arguments)[0] == ["p1/p_1.tif", "p2/p_1.tif"]
         (output / "p2/p_2_seg.png").unlink()
-        _, seen, rows = self.run(source, output, cases, **arguments)
+        seen, rows = self.run(source, output, **arguments)
         assert seen == ["p2/p_1.tif"]
         assert [row["notes"] for row in rows.values()] == ["finished before"] * 2 + [""] * 2
 
     @pytest.mark.parametrize(("made", "done"), [("a_seg.png", False), ("a_cells.tif", False), (None, True)])
     def test_all_outputs_of_an_image_must_be_there(self, made, done, tmp_path):
         results = InferenceResults(tmp_path / "o", tmp_path, skip_finished=True, postfixes=["seg", "cells"])
-        results.start(None)
+        (tmp_path / "o").mkdir()
         for name in [made] if made else ["a_seg.png", "a_cells.tif"]:
             (tmp_path / "o" / name).touch()
         assert results.finished([str(tmp_path / "a.png")]) is done
         assert len(results.rows) == done
 
-    def test_the_knob_decides(self, tmp_path):
-        (tmp_path / "a_seg.png").touch()
-        results = InferenceResults(tmp_path, tmp_path)
-        results.start(None)
-        assert not results.finished([str(tmp_path / "a.png")])
 
-
-@pytest.mark.parametrize(
-    ("notes", "joined"),
-    [((), ""), (("", None), ""), (("a", "a"), "a"), (("a; b", "b; c"), "a; b; c"), ((None, "x"), "x")],
-)
-def test_notes_are_joined_without_repetition(notes, joined):
-    assert join_notes(*notes) == joined
-
-
-def test_all_good(tmp_path, caplog):
+def test_all_good_and_the_summary_comes_after_all_other_handlers(tmp_path, caplog):
     volume(tmp_path / "d/a.nrrd")
-    results, evaluator, _ = infer(tmp_path / "d", tmp_path / "o")
-    evaluator.run()
+    evaluator, _ = infer(tmp_path / "d", tmp_path / "o")
+    logger = logging.getLogger("segbundles")
+    evaluator.add_event_handler(Events.COMPLETED, lambda: logger.info("completed"))
     with caplog.at_level(logging.INFO, "segbundles"):
-        results.close()
-    assert caplog.messages == [f"1 images segmented. Results: {tmp_path / 'o'}"]
+        for _ in range(2):
+            caplog.clear()
+            run(evaluator)
+            summary = f"1 images segmented. Results: {tmp_path / 'o'}"
+            assert caplog.messages[-2:] == ["completed", summary]
+            assert caplog.messages.count(summary) == 1
 
 
 def test_a_single_file_and_an_output_folder_inside_the_data(tmp_path):
     source = volume(tmp_path / "d/p/a.nrrd")
-    infer(source, tmp_path / "o")[1].run()
+    infer(source, tmp_path / "o")[0].run()
     assert table(tmp_path / "o")[0]["file"] == "a.nrrd"
     assert outputs(tmp_path / "o") == ["a_seg.nrrd"]
     for _ in range(2):  # the second time there are outputs to be left alone
-        infer(tmp_path / "d", tmp_path / "d/out")[1].run()
+        infer(tmp_path / "d", tmp_path / "d/out")[0].run()
         assert [row["file"] for row in table(tmp_path / "d/out")] == ["p/a.nrrd"]
         assert outputs(tmp_path / "d/out") == ["p/a_seg.nrrd"]
 
@@ -389,28 +373,29 @@ def test_all_bad(tmp_path, bad, message):
     (tmp_path / "d").mkdir()
     for i in range(bad):
         (tmp_path / f"d/{i}.nrrd").touch()
-    results, evaluator, _ = infer(tmp_path / "d", tmp_path / "o")
-    evaluator.run()
+    run(infer(tmp_path / "d", tmp_path / "o")[0], message)
     assert [row["status"] for row in table(tmp_path / "o")] == ["failed"] * bad
-    with pytest.raises(ValueError, match=message):
-        results.close()
+    log = (tmp_path / "o/inference.log").read_text()
+    assert log.count("images failed: 0.nrrd") == 1
+    assert "Traceback" not in log
 
 
-def test_the_table_is_written_when_the_network_raises(tmp_path):
+def test_the_table_is_written_when_the_run_is_stopped(tmp_path):
     for name in "abc":
         volume(tmp_path / f"d/{name}.nrrd")
-    _, evaluator, _ = infer(tmp_path / "d", tmp_path / "o", network=Above100(fail_at=2))
-    with pytest.raises(RuntimeError, match="out of memory"):
+    evaluator, _ = infer(tmp_path / "d", tmp_path / "o", network=Above100(stop_at=2))
+    with pytest.raises(KeyboardInterrupt):
         evaluator.run()
     assert [(row["file"], row["status"]) for row in table(tmp_path / "o")] == [("a.nrrd", "ok")]
     assert outputs(tmp_path / "o") == ["a_seg.nrrd"]
+    assert "KeyboardInterrupt" in (tmp_path / "o/inference.log").read_text()
 
 
 def test_output_folder_that_cannot_be_written_to(tmp_path):
     volume(tmp_path / "d/a.nrrd")
     (tmp_path / "o").touch()
-    network = Above100(fail_at=1)
-    _, evaluator, _ = infer(tmp_path / "d", tmp_path / "o", network=network)
+    network = Above100()
+    evaluator, _ = infer(tmp_path / "d", tmp_path / "o", network=network)
     with pytest.raises(ValueError, match=r"output_dir '.*o' cannot be written to .*: give --output_dir another folder"):
         evaluator.run()
     assert network.calls == 0
@@ -419,7 +404,7 @@ def test_output_folder_that_cannot_be_written_to(tmp_path):
 def test_an_empty_folder_is_an_error(tmp_path):
     (tmp_path / "d").mkdir()
     with pytest.raises(ValueError, match="no image under"):
-        infer(tmp_path / "d", tmp_path / "o")[1].run()
+        infer(tmp_path / "d", tmp_path / "o")[0].run()
 
 
 def test_a_single_linked_image_goes_by_its_own_name(tmp_path):

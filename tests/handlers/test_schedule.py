@@ -6,9 +6,9 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
-from torch.optim.lr_scheduler import LinearLR, OneCycleLR, PolynomialLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, PolynomialLR, ReduceLROnPlateau, StepLR
 
-from segbundles.handlers import EarlyStopHandler, LrScheduleHandler
+from segbundles.handlers.schedule import EarlyStop, LearningRate
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 
@@ -20,7 +20,7 @@ def sgd():
 class Validator:
     """Validates every so many epochs, and gives one score after another."""
 
-    def __init__(self, scores, interval=1):
+    def __init__(self, scores, interval=0):
         self.scores, self.interval = iter(scores), interval
         self.state = SimpleNamespace(epoch=0, metrics={}, key_metric_name="dice")
         self.metric_cmp_fn = lambda new, old: new > old
@@ -32,10 +32,17 @@ class Validator:
         self.state.epoch, self.state.metrics = engine.state.epoch, {"dice": next(self.scores), "loss": 0.0}
 
 
-def trainer(*handlers):
+def trainer(schedule=None, validator=None, every_iteration=False):
+    """A trainer with a schedule behind its validation."""
     engine = Engine(lambda *_: None)
-    for handler in handlers:
-        handler.attach(engine)
+    validator = validator or Validator([])
+    if validator.interval:
+        validator.attach(engine)
+    if schedule is not None:
+        part = LearningRate(schedule, schedule.optimizer, validator, every_iteration)
+        engine.add_event_handler(Events.STARTED, part.check_length)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, part.after_iteration)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, part.after_epoch)
     return engine
 
 
@@ -47,7 +54,7 @@ def rates(optimizer, engine, event=Events.EPOCH_COMPLETED):
 
 def test_polynomial_steps_every_epoch():
     optimizer = sgd()
-    engine = trainer(LrScheduleHandler(PolynomialLR(optimizer, total_iters=4, power=1.0)))
+    engine = trainer(PolynomialLR(optimizer, total_iters=4, power=1.0))
     seen = rates(optimizer, engine)
     engine.run([0, 0, 0], max_epochs=4)
     assert seen == pytest.approx([0.75, 0.5, 0.25, 0.0])
@@ -55,11 +62,14 @@ def test_polynomial_steps_every_epoch():
 
 def test_a_polynomial_shorter_than_the_run_is_refused_and_a_warm_up_is_not():
     optimizer = sgd()
-    engine = trainer(LrScheduleHandler(PolynomialLR(optimizer, total_iters=2)))
-    with pytest.raises(ValueError, match="comes down to 0 after 2 epochs, max_epochs is 3: set lr_epochs"):
+    engine = trainer(PolynomialLR(optimizer, total_iters=2))
+    with pytest.raises(
+        ValueError,
+        match=r"^the learning rate reaches 0 after 2 epochs, .* takes 3: set lr_epochs to 3, like max_epochs\.$",
+    ):
         engine.run([0], max_epochs=3)
     optimizer = sgd()
-    engine = trainer(LrScheduleHandler(LinearLR(optimizer, start_factor=0.5, total_iters=2)))
+    engine = trainer(LinearLR(optimizer, start_factor=0.5, total_iters=2))
     seen = rates(optimizer, engine)
     engine.run([0], max_epochs=3)
     assert seen == pytest.approx([0.75, 1.0, 1.0])
@@ -71,7 +81,7 @@ def test_a_polynomial_shorter_than_the_run_is_refused_and_a_warm_up_is_not():
     [
         (
             lambda length: PolynomialLR(sgd(), total_iters=length),
-            "the learning rate comes down to 0 after 5 iterations, this run takes 6",
+            "the learning rate reaches 0 after 5 steps, this run takes 6",
         ),
         (
             lambda length: OneCycleLR(sgd(), 1.0, total_steps=length),
@@ -81,18 +91,18 @@ def test_a_polynomial_shorter_than_the_run_is_refused_and_a_warm_up_is_not():
     ids=["polynomial", "one-cycle"],
 )
 def test_a_schedule_of_iterations_is_as_long_as_the_run(make, end, length):
-    engine = trainer(LrScheduleHandler(make(length), epoch_level=False))
+    engine = trainer(make(length), every_iteration=True)
     if length == 6:
         engine.run([0, 0, 0], max_epochs=2)
         return
-    advice = r"set lr_epochs to max_epochs or more, with a schedule made for iterations \(lr_every_iteration\)\.$"
+    advice = r"set lr_epochs to 2, like max_epochs, and let the schedule count iterations \(lr_every_iteration\)\.$"
     with pytest.raises(ValueError, match=f"^{end}: {advice}"):
         engine.run([0, 0, 0], max_epochs=2)
 
 
 def test_iteration_level():
     optimizer = sgd()
-    engine = trainer(LrScheduleHandler(StepLR(optimizer, 2, gamma=0.5), epoch_level=False))
+    engine = trainer(StepLR(optimizer, 2, gamma=0.5), every_iteration=True)
     seen = rates(optimizer, engine)
     engine.run([0, 0, 0, 0], max_epochs=2)
     assert seen == [0.25, 0.0625]
@@ -105,26 +115,31 @@ def test_iteration_level():
         (2, [1, 1, 1, 1, 1, 1, 1, 0.5]),  # as many epochs, half the validations
     ],
 )
-@pytest.mark.parametrize("epoch_level", [True, False])
-def test_plateau_counts_validations(interval, expected, epoch_level):
+@pytest.mark.parametrize("every_iteration", [True, False])
+def test_plateau_counts_validations(interval, expected, every_iteration):
     optimizer = sgd()
     validator = Validator([0.5, 0.6, 0.6, 0.5, 0.55, 0.6, 0.1, 0.1], interval)
     plateau = ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=1)
-    engine = trainer(validator, LrScheduleHandler(plateau, validator, epoch_level=epoch_level))
+    engine = trainer(plateau, validator, every_iteration)
     seen = rates(optimizer, engine)
     engine.run([0, 0, 0], max_epochs=8)
     assert seen == expected
 
 
-def test_plateau_arguments():
-    with pytest.raises(ValueError, match=r"a ReduceLROnPlateau needs validator: the evaluator whose key metric"):
-        LrScheduleHandler(ReduceLROnPlateau(sgd(), mode="max"))
+def test_the_mode_of_a_plateau_schedule():
+    plateau = ReduceLROnPlateau(sgd())
     with pytest.raises(
-        ValueError, match=r"has mode 'min', which takes a better key metric for a worse one: set its mode"
+        ValueError, match=r"has mode 'min', which takes a better key metric for a worse one: set its mode to 'max'"
     ):
-        LrScheduleHandler(ReduceLROnPlateau(sgd()), SupervisedEvaluator("cpu", [0], torch.nn.Identity()))
+        LearningRate(plateau, plateau.optimizer, SupervisedEvaluator("cpu", [0], torch.nn.Identity()))
     smaller = SupervisedEvaluator("cpu", [0], torch.nn.Identity(), metric_cmp_fn=lambda new, old: new < old)
-    LrScheduleHandler(ReduceLROnPlateau(sgd()), smaller)
+    LearningRate(plateau, plateau.optimizer, smaller)
+
+
+def test_a_cosine_that_rises_again_is_said(caplog):
+    engine = trainer(CosineAnnealingLR(sgd(), T_max=2))
+    engine.run([0], max_epochs=3)
+    assert "the learning rate rises again after 2 epochs, this run takes 3: set lr_epochs to 3" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -135,17 +150,12 @@ def test_plateau_arguments():
         ([0.1, 0.1, 0.1], 2, 2, 0.0, 6),
         ([0.10, 0.11, 0.12, 0.13], 2, 1, 0.05, 3),
         ([0.1] * 8, None, 1, 0.0, 8),
+        ([], 1, 0, 0.0, 8),  # epochs without validation are not counted
     ],
 )
 def test_early_stop(scores, patience, interval, min_delta, last):
     validator = Validator(scores, interval)
-    engine = trainer(validator, EarlyStopHandler(patience, validator, min_delta))
+    engine = trainer(validator=validator)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, EarlyStop(patience, validator, engine, min_delta).after_epoch)
     engine.run([0], max_epochs=8)
     assert engine.state.epoch == last
-
-
-def test_epochs_without_validation_are_not_counted():
-    validator = Validator([])
-    engine = trainer(EarlyStopHandler(1, validator))
-    engine.run([0], max_epochs=5)
-    assert engine.state.epoch == 5

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 from torch import nn
 
-from segbundles.handlers import BestWeightsSaver, RunLoader, RunSaver, WeightsLoader, save_weights
+from segbundles.facts import facts_path, read_facts, sha256
+from segbundles.handlers import TrainingRun, WeightsLoader, save_weights
+from segbundles.transforms import LogitsToClassd
 
 
 class Scores(Metric):
@@ -48,22 +52,25 @@ class Shift(nn.Module):
 def train(folder, scores, epochs, resume=False, interval=1, network=None):
     """SGD at rate 1 on -weight: the weight is the epoch's number."""
     network = network or Shift()
-    data = [{"image": torch.zeros(1, 1), "label": torch.zeros(1, 1)}]
-    evaluator = SupervisedEvaluator("cpu", data, network, key_val_metric={"score": Scores(scores)}, decollate=False)
-    objects = {"network": network, "evaluator": evaluator}
+    data = [{"image": torch.zeros(1, 1, 4, 4), "label": torch.zeros(1, 1, 4, 4)}]
+    evaluator = SupervisedEvaluator(
+        "cpu", data, network, postprocessing=LogitsToClassd("pred"), key_val_metric={"score": Scores(scores)}
+    )
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+
+    def loss(pred, _):
+        return -pred.mean()
+
     trainer = SupervisedTrainer(
         "cpu",
         epochs,
         data,
         network,
-        torch.optim.SGD(network.parameters(), lr=1.0),
-        lambda pred, _: -pred.mean(),
-        decollate=False,
+        optimizer,
+        loss,
         train_handlers=[
-            RunLoader(folder / "run.ckpt", objects, resume=resume),
+            TrainingRun(folder, folder / "models", network, optimizer, loss, evaluator, resume=resume),
             ValidationHandler(interval, evaluator),
-            BestWeightsSaver(folder / "models", network, evaluator),
-            RunSaver(folder / "run.ckpt", objects),
         ],
     )
     trainer.run()
@@ -129,6 +136,76 @@ def test_without_validation_the_last_weights_are_kept(tmp_path, caplog):
     assert (weight(tmp_path), weight(tmp_path, "model_previous.pt")) == (5, 1)
 
 
+def put(folder, value, **facts):
+    """Weights with facts, as a training or a bundle brings them."""
+    network = Shift()
+    network.weight.data.fill_(value)
+    save_weights(network, path := folder / "models" / "model.pt", keep_previous=True)
+    facts_path(path).write_text(json.dumps({"knobs": {"value": value}, "sha256": sha256(path), **facts}))
+
+
+def facts(folder, name):
+    """The value that the facts of a file tell; None without facts."""
+    read = read_facts(folder / "models" / name)
+    return read and read["knobs"]["value"]
+
+
+def test_facts_go_with_the_weights_they_are_about(tmp_path):
+    (tmp_path / "models").mkdir()
+    put(tmp_path, 1)
+    put(tmp_path, 2)
+    assert (facts(tmp_path, "model.pt"), facts(tmp_path, "model_previous.pt")) == (2, 1)
+    train(tmp_path, [0.1], 1)  # no settings, so no facts
+    assert (weight(tmp_path, "model_previous.pt"), facts(tmp_path, "model_previous.pt")) == (2, 2)
+    assert names(tmp_path) == ["model.pt", "model_previous.json", "model_previous.pt"]
+    train(tmp_path, [0.1], 1)
+    assert names(tmp_path) == ["model.pt", "model_previous.pt"]
+
+
+def test_shipped_weights_are_kept_for_good(tmp_path):
+    (tmp_path / "models").mkdir()
+    put(tmp_path, 1, shipped=True)
+    put(tmp_path, 2)
+    put(tmp_path, 3, shipped=True)
+    train(tmp_path, [0.1, 0.2], 2)
+    assert (weight(tmp_path, "model_shipped.pt"), facts(tmp_path, "model_shipped.pt")) == (1, 1)
+    assert (weight(tmp_path, "model_previous.pt"), weight(tmp_path)) == (3, 2)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"shipped": true, "sha256": "of others"}', '{"shipped": false}'])
+def test_other_facts_do_not_make_weights_shipped(tmp_path, text):
+    train(tmp_path, [0.1], 1)
+    (tmp_path / "models/model.json").write_text(text)
+    train(tmp_path, [0.1], 1)
+    assert names(tmp_path) == ["model.pt", "model_previous.json", "model_previous.pt"]
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_crash_never_leaves_wrong_facts_beside_weights(tmp_path, monkeypatch, number):
+    """Stopped at any rename, the facts of each file are its own or absent."""
+    (tmp_path / "models").mkdir()
+    put(tmp_path, 1)
+    put(tmp_path, 2, shipped=True)
+    count, replace = itertools.count(), Path.replace
+
+    def stopped(path, target):
+        if next(count) == number:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    network = Shift()
+    network.weight.data.fill_(3)
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(network, tmp_path / "models/model.pt", keep_previous=True)
+    monkeypatch.undo()
+    assert weight(tmp_path) == 2
+    for path in (tmp_path / "models").glob("model*.pt"):
+        assert facts(tmp_path, path.name) in (None, weight(tmp_path, path.name))
+    save_weights(network, tmp_path / "models/model.pt", keep_previous=True)
+    assert (weight(tmp_path), weight(tmp_path, "model_previous.pt"), weight(tmp_path, "model_shipped.pt")) == (3, 2, 2)
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path, caplog):
     train(tmp_path, [0.1], 1)
     train(tmp_path, [0.1, 0.2], 2)
@@ -155,7 +232,7 @@ def test_there_is_a_complete_file_at_every_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", watched)
     network = Shift()
     network.weight.data.fill_(2)
-    save_weights(network, tmp_path / "models/model.pt", tmp_path / "models/model_previous.pt")
+    save_weights(network, tmp_path / "models/model.pt", keep_previous=True)
     assert seen == [1, 1, 1, 2]  # the previous file, then the new one
     assert weight(tmp_path, "model_previous.pt") == 1
 
@@ -170,7 +247,7 @@ def test_a_write_that_fails_keeps_both_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(ValueError, match=r"cannot write .*model\.pt \(PytorchStreamWriter failed.*make room"):
-        save_weights(Shift(), tmp_path / "models/model.pt", tmp_path / "models/model_previous.pt")
+        save_weights(Shift(), tmp_path / "models/model.pt", keep_previous=True)
     assert (weight(tmp_path), weight(tmp_path, "model_previous.pt")) == (2, 1)
     assert names(tmp_path) == ["model.pt", "model_previous.pt"]
 
@@ -184,7 +261,7 @@ def test_what_half_precision_cannot_hold_keeps_its_own(tmp_path):
     assert state["weight"].dtype == torch.float16
     assert state["num_batches_tracked"].dtype == torch.int64
     copy = nn.BatchNorm1d(2)
-    WeightsLoader(tmp_path / "m.pt", copy)(None)
+    WeightsLoader(tmp_path / "m.pt", copy)()
     assert copy.running_var.tolist() == [1.0, 1e6]
 
 
@@ -193,16 +270,8 @@ def test_a_wrapped_network_is_saved_and_loaded_under_its_own_names(tmp_path):
     save_weights(wrapped, tmp_path / "m.pt")
     assert list(torch.load(tmp_path / "m.pt", weights_only=True)) == ["weight", "bias"]
     other = nn.DataParallel(nn.Linear(2, 1))
-    WeightsLoader(tmp_path / "m.pt", other)(None)
+    WeightsLoader(tmp_path / "m.pt", other)()
     assert torch.equal(other.module.weight, wrapped.module.weight.half().float())
-
-
-def test_folder_that_cannot_be_written_to(tmp_path):
-    (tmp_path / "models").touch()
-    with pytest.raises(
-        ValueError, match=r"ckpt_dir '.*models' cannot be written to .*: give --ckpt_dir another folder"
-    ):
-        train(tmp_path, [0.1], 1)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -218,10 +287,16 @@ def test_loader(tmp_path, caplog, training):
     assert f"Loaded weights from {tmp_path}/m.pt" in caplog.messages
 
 
-def test_loader_of_nothing():
-    engine = Engine(lambda *_: None)
-    WeightsLoader(None, nn.Linear(1, 1)).attach(engine)
-    engine.run([0])
+def test_loader_of_one_file_in_a_list_of_none_and_of_several(tmp_path):
+    source, target = nn.Linear(3, 1), nn.Linear(3, 1)
+    save_weights(source, tmp_path / "m.pt")
+    for nothing in (None, []):
+        WeightsLoader(nothing, target)()
+    assert not torch.equal(target.weight, source.weight.half().float())
+    with pytest.raises(ValueError, match="ensembles are not supported yet, give one file"):
+        WeightsLoader([tmp_path / "m.pt"] * 2, target)()
+    WeightsLoader([str(tmp_path / "m.pt")], target)()
+    assert torch.equal(target.weight, source.weight.half().float())
 
 
 def test_loader_refuses_when_the_engine_starts(tmp_path):

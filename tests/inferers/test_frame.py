@@ -75,8 +75,8 @@ def test_black_borders_make_no_difference_inside_the_picture(settings: dict) -> 
     assert [shape[0] for shape in seen] == [3, 2, 1]  # equal borders share a batch
     assert {shape[2:] for shape in seen} == {seen[0][2:]}
     outside = torch.ones(96, 48, dtype=torch.bool)
-    for logits, due, (x, y) in zip(found, expected, places, strict=True):
-        torch.testing.assert_close(logits[:, x : x + 48, y : y + 24], due)
+    for logits, wanted, (x, y) in zip(found, expected, places, strict=True):
+        torch.testing.assert_close(logits[:, x : x + 48, y : y + 24], wanted)
         rest = outside.clone()
         rest[x : x + 48, y : y + 24] = False
         assert set(logits.argmax(0)[rest].tolist()) == {0}

@@ -15,7 +15,9 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, NormalizeIntens
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from segbundles.inferers import AutocastInferer, LocatorCropInferer
+from segbundles.inferers import AutocastInferer, LocatorCropInferer, MirrorInferer, autocast
+from segbundles.meta import box_of, notes_of
+from segbundles.networks import load_if_given, require_weights
 
 # axes permuted and flipped, 2, 0.5 and 1 mm along the array's axes
 PERMUTED = torch.tensor([[0.0, -0.5, 0.0, 30.0], [0.0, 0.0, 1.0, -7.0], [-2.0, 0.0, 0.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
@@ -91,7 +93,7 @@ def test_pastes_back_exactly(size, box, affine, channels):
     assert inferer.last_boxes == [box]
     assert inferer.last_notes == [""]
     assert out.dtype == torch.float32
-    torch.testing.assert_close(out[0].as_tensor(), expected(image, *box, channels), rtol=0, atol=0)
+    torch.testing.assert_close(out[0].as_tensor(), expected(image, *box, channels))
     torch.testing.assert_close(out.affine, affine.double())
 
 
@@ -153,7 +155,7 @@ def test_batch_has_a_box_and_a_spacing_for_each_item():
     out = inferer(batch, Voxelwise(2))
     assert inferer.last_boxes == [((1, 2, 3), (13, 14, 15)), ((6, 0, 5), (22, 10, 17))]
     for item, image, box in zip(out.as_tensor(), images, inferer.last_boxes, strict=True):
-        torch.testing.assert_close(item, expected(image, *box, channels=2), rtol=0, atol=0)
+        torch.testing.assert_close(item, expected(image, *box, channels=2))
 
 
 @pytest.mark.parametrize(
@@ -177,21 +179,21 @@ def test_falls_back_to_the_whole_volume(arguments, box, note, roi_size, caplog):
     if note:
         box = ((0, 0, 0), (36, 20, 40))
         assert inferer.last_notes[0].endswith("whole volume segmented")
-        assert caplog.records[0].message == f"item 0 of the batch: {inferer.last_notes[0]}."
+        assert caplog.records[0].message == f"image: {inferer.last_notes[0]}."
         assert set(network.seen) == {(1, 1, 16, 16, 16) if roi_size == 16 else (1, 1, 48, 32, 48)}
     assert inferer.last_boxes == [box]
     torch.testing.assert_close(out[0], expected(image, *box))
 
 
 @pytest.mark.parametrize("track_meta", [True, False])
-def test_the_warning_names_the_file_or_the_item(track_meta, caplog):
+def test_the_warning_names_the_file(track_meta, caplog):
     found, lost = scene((20, 20, 20), ((4, 4, 4), (12, 8, 12))), scene((20, 20, 20))
     items = [MetaTensor(v, meta={"filename_or_obj": f"p{i}/a.nrrd"}) for i, v in enumerate((lost, found, lost))]
     batch = list_data_collate(items) if track_meta else torch.stack([item.as_tensor() for item in items])
     with caplog.at_level(logging.WARNING):
         make()(batch, Voxelwise())
         make()(items[0][None] if track_meta else batch[:1], Voxelwise())
-    names = ["p0/a.nrrd", "p2/a.nrrd", "p0/a.nrrd"] if track_meta else [f"item {i} of the batch" for i in (0, 2, 0)]
+    names = ["p0/a.nrrd", "p2/a.nrrd", "p0/a.nrrd"] if track_meta else ["image"] * 3
     note = "locator found nothing: whole volume segmented."
     assert [record.message for record in caplog.records] == [f"{name}: {note}" for name in names]
 
@@ -202,7 +204,7 @@ def test_without_locator_the_box_is_the_whole_volume():
     out = inferer(image[None], Voxelwise())
     assert inferer.last_boxes == [((0, 0, 0), (20, 24, 18))]
     assert inferer.last_notes == [""]
-    torch.testing.assert_close(out[0], expected(image, (0, 0, 0), (20, 24, 18)), rtol=0, atol=0)
+    torch.testing.assert_close(out[0], expected(image, (0, 0, 0), (20, 24, 18)))
 
 
 @pytest.mark.parametrize("sw_batch_size", [1, 3])
@@ -275,8 +277,8 @@ def test_network_spacing_with_locator_keeps_the_box_on_the_input_grid():
     assert (out[inside] > -1).all()
 
 
-@pytest.mark.parametrize(("axes", "passes"), [((), 1), ((0,), 2), ((0, 2), 4), ((0, 1, 2), 8)])
-def test_mirror_images_are_averaged_as_logits(axes, passes):
+@pytest.mark.parametrize(("axes", "passes"), [((0,), 2), ((0, 2), 4), ((0, 1, 2), 8)])
+def test_mirror_images_of_the_crop_are_averaged_as_logits(axes, passes):
     calls = []
 
     def network(x):  # logit = place along the first axis
@@ -284,16 +286,15 @@ def test_mirror_images_are_averaged_as_logits(axes, passes):
         return torch.arange(16.0).reshape(1, 1, -1, 1, 1).expand(1, 1, 16, 16, 16)
 
     image = torch.rand(1, 1, 16, 16, 16)
-    out = LocatorCropInferer(roi_size=16, mirror_axes=axes)(image, network)
+    out = MirrorInferer(LocatorCropInferer(roi_size=16), axes)(image, network)
     assert len(calls) == passes
     assert sum(torch.equal(x, image) for x in calls) == 1
-    expected = torch.full((16,), 7.5) if 0 in axes else torch.arange(16.0)
-    torch.testing.assert_close(out[0, 0, :, 3, 5], expected)
+    torch.testing.assert_close(out[0, 0, :, 3, 5], torch.full((16,), 7.5))
 
 
 def test_mirrored_network_of_single_voxels_is_unchanged():
     image = scene((40, 30, 20), ((3, 4, 2), (30, 20, 18)))
-    out = make(mirror_axes=(0, 1, 2))(image[None], Voxelwise())
+    out = MirrorInferer(make(), (0, 1, 2))(image[None], Voxelwise())
     torch.testing.assert_close(out, make()(image[None], Voxelwise()))
 
 
@@ -317,7 +318,7 @@ def test_transforms_get_the_locator_grid_and_the_crop_and_leave_the_input_alone(
     crop = image[(slice(None), *map(slice, *box))]
     torch.testing.assert_close(seen[0][0], (crop - crop.mean()) / crop.std(unbiased=False))
     torch.testing.assert_close(out[0][(slice(None), *map(slice, *box))], seen[0][0])
-    torch.testing.assert_close(image, before, rtol=0, atol=0)
+    assert torch.equal(image, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float64, torch.bfloat16])
@@ -349,24 +350,24 @@ def test_notes_and_boxes_survive_the_evaluator(batch_size):
     evaluator.run()
     first, second = (result["pred"] for result in results)
     assert first.meta["filename_or_obj"] == "0.nrrd"
-    assert first.meta["notes"] == ""
-    assert first.meta["box_start"].tolist() == [4, 5, 6]
-    assert first.meta["box_end"].tolist() == [12, 12, 12]
+    assert notes_of(first) == ""
+    assert box_of(first) == ([4, 5, 6], [12, 12, 12])
     assert first.dtype == torch.uint8
     assert int(first.sum()) == 8 * 7 * 6
     assert second.meta["filename_or_obj"] == "1.nrrd"
-    assert second.meta["notes"] == "locator found nothing: whole volume segmented"
-    assert second.meta["box_end"].tolist() == [20, 20, 20]
-    assert not {"notes", "box_start"} & set(results[0]["image"].meta)
+    assert notes_of(second) == "locator found nothing: whole volume segmented"
+    assert box_of(second) == ([0, 0, 0], [20, 20, 20])
+    assert (notes_of(results[1]["image"]), box_of(results[1]["image"])) == ("", None)
 
 
-def test_single_image_with_a_batch_axis_gets_its_own_note():
-    # MONAI Label hands over image[None], whose affine has no batch axis
-    image = MetaTensor(scene((20, 20, 20), ((4, 5, 6), (12, 12, 12))), affine=torch.eye(4), meta={"original": 1})
-    out = make()(image[None], Voxelwise())[0]
+@pytest.mark.parametrize("found", [True, False])
+def test_single_image_with_a_batch_axis_gets_its_own_note(found):
+    # MONAI Label passes image[None], whose affine has no batch axis
+    image = scene((20, 20, 20), *([((4, 5, 6), (12, 12, 12))] if found else []))
+    out = make()(MetaTensor(image, affine=torch.eye(4), meta={"original": 1})[None], Voxelwise())[0]
     assert out.meta["original"] == 1
-    assert out.meta["notes"] == ""
-    assert out.meta["box_start"].tolist() == [4, 5, 6]
+    assert notes_of(out) == ("" if found else "locator found nothing: whole volume segmented")
+    assert box_of(out) == (([4, 5, 6], [12, 12, 12]) if found else ([0, 0, 0], [20, 20, 20]))
     assert out.affine.shape == (4, 4)
 
 
@@ -388,7 +389,8 @@ def test_no_gradients_and_no_change_of_mode():
     assert not inferer.locator.training
 
 
-def test_runs_locator_and_network_in_bfloat16():
+def test_runs_locator_and_network_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(autocast, "cpu_has_bfloat16", lambda: True)
     dtypes = []
 
     class Net(nn.Conv3d):
@@ -428,7 +430,6 @@ def test_built_from_a_configuration():
                 "locator": "$@locator if @use_locator else None",
                 "locator_spacing_mm": [2.5, 2.5, 1.25],
                 "locator_transform": {"_target_": "NormalizeIntensity"},
-                "mirror_axes": [0],
             },
         }
     )
@@ -476,7 +477,6 @@ def test_wrong_arguments_are_named(arguments, message):
         ({"margin_mm": (1.0,) * 4}, "margin_mm must have 1 or 3 values for a 3D image, got 4"),
         ({"min_size_mm": (1.0, 1.0)}, "min_size_mm must have 1 or 3 values"),
         ({"max_size_mm": (1.0, 1.0)}, "max_size_mm must have 1 or 3 values"),
-        ({"mirror_axes": (0, 3)}, r"mirror_axes must be spatial axes from 0 to 2 for a 3D image, got \(0, 3\)"),
     ],
 )
 def test_wrong_lengths_are_named_before_any_network_runs(arguments, message):
@@ -496,3 +496,36 @@ def test_wrong_lengths_are_named_before_any_network_runs(arguments, message):
 def test_output_that_does_not_fit_is_named(network, found):
     with pytest.raises(ValueError, match=rf"one tensor of its input's spatial size \(16, 16, 16\), got {found}"):
         LocatorCropInferer(roi_size=16)(torch.rand(1, 1, 16, 16, 16), network)
+
+
+@pytest.mark.parametrize("given", ["weights", "missing", None])
+def test_a_config_loads_the_locator_once_and_can_be_read_without_its_weights(given, tmp_path):
+    """The wiring of left_atrium_vnet, whose inferer MONAI Label parses by itself."""
+    locator = nn.Conv3d(1, 1, 1)
+    torch.save(locator.state_dict(), tmp_path / "weights.pt")
+    path = given and str(tmp_path / f"{given}.pt")
+    parser = ConfigParser(
+        {
+            "imports": ["$import segbundles"],
+            "locator_weights": path,
+            "locator_def": {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 1, "kernel_size": 1},
+            "locator": "$segbundles.networks.load_if_given(@locator_def, @locator_weights)",
+            "inferer": {
+                "_target_": "segbundles.inferers.LocatorCropInferer",
+                "roi_size": 16,
+                "locator": "@locator",
+                "locator_spacing_mm": 1.0,
+            },
+        }
+    )
+    inferer, image = parser.get_parsed_content("inferer"), torch.rand(1, 1, 16, 16, 16)
+    if given == "missing":
+        for use in (lambda: inferer(image, Voxelwise()), lambda: require_weights(path)):
+            with pytest.raises(ValueError, match=r"^there are no weights at .*missing\.pt: train first"):
+                use()
+        return
+    require_weights(path)
+    inferer(image, Voxelwise())
+    assert inferer.locator is (parser.get_parsed_content("locator_def") if given else None)
+    assert given is None or torch.equal(inferer.locator.weight, locator.weight)
+    assert load_if_given(locator, None) is None

@@ -33,7 +33,7 @@ class SpyLoss(DiceLoss):
 @pytest.mark.parametrize("region_weight", [0.0, 0.01, 0.3, 1.0])
 @pytest.mark.parametrize("precomputed", [False, True])
 @pytest.mark.parametrize("shape", [(12, 14), (8, 9, 10)])
-def test_weighed_sum(region_weight, precomputed, shape):
+def test_weighted_sum(region_weight, precomputed, shape):
     logits, label, target = binary(shape)
     dice, boundary = DiceLoss(sigmoid=True), BoundaryLoss(sigmoid=True)
     loss = HybridLoss(dice, boundary, region_weight=region_weight)
@@ -74,7 +74,7 @@ def test_boundary_loss_takes_the_flags_of_the_region_loss():
     assert HybridLoss(GeneralizedDiceLoss(other_act=torch.tanh)).boundary_loss.other_act is torch.tanh
 
 
-def test_gradient_is_the_weighed_sum_of_gradients():
+def test_gradient_is_the_weighted_sum_of_gradients():
     logits, label, target = binary()
     (output,) = torch.autograd.grad(HybridLoss(DiceLoss(sigmoid=True), region_weight=0.4)(logits, target), logits)
     (dice,) = torch.autograd.grad(DiceLoss(sigmoid=True)(logits, label), logits)
@@ -82,7 +82,7 @@ def test_gradient_is_the_weighed_sum_of_gradients():
     torch.testing.assert_close(output, 0.4 * dice + 0.6 * boundary)
 
 
-def test_terms_are_detached_and_unweighed():
+def test_terms_are_detached_and_unweighted():
     logits, label, target = binary()
     loss = HybridLoss(DiceLoss(sigmoid=True), region_weight=0.4)
     assert loss.terms == {}
@@ -187,7 +187,7 @@ def test_region_weight_out_of_range(value):
     ("kwargs", "message"),
     [
         ({"region_loss": "dice"}, "region_loss must be a loss such as DiceLoss, got 'dice'"),
-        ({"region_loss": DiceCELoss()}, "boundary_loss must be given: DiceCELoss does not tell .*sigmoid"),
+        ({"region_loss": DiceCELoss()}, "boundary_loss must be given: DiceCELoss does not have .*sigmoid"),
         ({"region_loss": DiceLoss(), "boundary_loss": DiceLoss()}, r"must be a segbundles.losses.BoundaryLoss, got"),
         ({"region_loss": DiceLoss(reduction="none")}, 'region_loss must give a scalar, got reduction="none"'),
         (

@@ -66,7 +66,9 @@ def test_dice_is_not_computed_without_weight() -> None:
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 1.0), (1.0, -0.1)])
 def test_weights_that_cannot_be(weights: tuple) -> None:
-    with pytest.raises(ValueError, match="lambda_dice and lambda_ce must be 0 or more and not both 0"):
+    with pytest.raises(
+        ValueError, match=r"lambda_dice and lambda_ce \(dice_weight and ce_weight\) must be 0 or more and not both 0"
+    ):
         VoidDiceCELoss(*weights)
 
 

@@ -75,7 +75,7 @@ def test_no_true_cell_is_undefined(score):
         (np.ones((2, 3), int), np.ones((3, 2), int), 0.5, r"prediction has shape \(3, 2\), truth \(2, 3\)"),
         (np.ones(3), np.ones(3, int), 0.5, "truth must be a label image of integers from 0, got float64 from 1"),
         (np.ones(3, int), np.array([1, -1, 2]), 0.5, "prediction must be a label image .* got int64 from -1"),
-        (np.ones(3, int), np.ones(3, int), 1.5, r"alpha must lie between 0 \(split score\) and 1 .*, got 1.5"),
+        (np.ones(3, int), np.ones(3, int), 1.5, r"alpha must be between 0 \(split score\) and 1 .*, got 1.5"),
     ],
 )
 def test_bad_labels(score, truth, prediction, alpha, message):
@@ -177,7 +177,10 @@ def test_section_of_one_class():
             r"prediction must be one section .*\(1, 3, 3\)",
         ),
         (lambda: pixel_accuracy(np.ones(3), np.ones(4)), r"prediction has shape \(3,\), truth \(4,\)"),
-        (lambda: threshold_scores(np.ones((2, 2)), np.ones((2, 2), int), []), "thresholds must name one value or more"),
+        (
+            lambda: threshold_scores(np.ones((2, 2)), np.ones((2, 2), int), []),
+            "thresholds must have at least one value",
+        ),
         (
             lambda: cells_at_threshold(np.ones(4), 0.5),
             r"membrane_probability must be one section \(W, H\), got shape \(4,\)",

@@ -168,9 +168,9 @@ def test_slices_of_several_classes():
 @pytest.mark.parametrize(
     ("prediction", "truth", "axis", "message"),
     [
-        (TRUTH, TRUTH, 3, r"slice_axis must be an axis of a volume of three, got 3 of shape \(2, 3, 4\)"),
+        (TRUTH, TRUTH, 3, r"slice_axis must be an axis of a 3D volume, got 3 and shape \(2, 3, 4\)"),
         (TRUTH, TRUTH, -4, r"slice_axis must be .* got -4"),
-        (TRUTH[0], TRUTH[0], 1, r"got 1 of shape \(3, 4\)"),
+        (TRUTH[0], TRUTH[0], 1, r"got 1 and shape \(3, 4\)"),
         (TRUTH, TRUTH[1:], 2, r"prediction has shape \(2, 3, 4\), truth \(1, 3, 4\)"),
     ],
 )

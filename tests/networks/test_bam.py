@@ -65,7 +65,7 @@ def test_channel_gate_pools_the_mean():
 
 @pytest.mark.parametrize(("num_dilated_convs", "taps"), [(1, 3), (2, 5), (3, 7)])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
-def test_spatial_gate_looks_around_at_the_dilation(spatial_dims, num_dilated_convs, taps):
+def test_spatial_gate_sees_as_far_as_the_dilation(spatial_dims, num_dilated_convs, taps):
     dilation = 3
     bam = all_ones(BAM(spatial_dims, 1, dilation=dilation, num_dilated_convs=num_dilated_convs, norm=None))
     side = 2 * dilation * num_dilated_convs + 3
@@ -133,12 +133,12 @@ def test_scripted_equals_eager(form):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"spatial_dims": 1}, "spatial_dims must be 2 or 3, got 1"),
+        ({"spatial_dims": 1}, "spatial_dims must be one of 2, 3, got 1"),
         ({"form": "serial"}, "form must be one of 'parallel', 'sequential', got 'serial'"),
         ({"reduction": 0}, "reduction must be at least 1, got 0"),
         ({"dilation": 0}, "dilation must be at least 1, got 0"),
         ({"num_dilated_convs": 0}, "num_dilated_convs must be at least 1, got 0"),
-        ({"norm": "instance"}, "norm 'instance' cannot work .* None or one of 'batch', 'syncbatch', 'group'"),
+        ({"norm": "instance"}, "norm must be None or one of 'batch', 'syncbatch', 'group', got 'instance'"),
         ({"norm": "bath"}, "norm must be None or one of 'batch', 'syncbatch', 'group', got 'bath'"),
         ({"norm": ("group", {"num_groups": 8})}, "8 groups does not fit BAM's 8 hidden channels"),
         ({"norm": ("group", {"num_groups": 3})}, "3 groups does not fit BAM's 8 hidden channels"),

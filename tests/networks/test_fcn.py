@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from segbundles.networks import FCN
+from segbundles.networks import VGG16FCN
 
 CONFIGURATIONS = [
     {},
@@ -19,12 +19,12 @@ CONFIGURATIONS = [
 ]
 
 
-def small(**kwargs) -> FCN:
+def small(**kwargs) -> VGG16FCN:
     torch.manual_seed(0)
-    return FCN(**{"base_channels": 2, "fc_channels": 8, **kwargs})
+    return VGG16FCN(**{"base_channels": 2, "fc_channels": 8, **kwargs})
 
 
-def loud(**kwargs) -> FCN:
+def loud(**kwargs) -> VGG16FCN:
     """A network whose logits have a standard deviation of 1: Glorot's variance halves at every ReLU."""
     net = small(**kwargs).eval()
     with torch.no_grad():
@@ -37,11 +37,11 @@ def loud(**kwargs) -> FCN:
     return net
 
 
-def image(net: FCN, *size: int, batch: int = 1) -> torch.Tensor:
+def image(net: VGG16FCN, *size: int, batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, net.blocks[0][0].conv.in_channels, *size)
 
 
-def shapes(net: FCN, *size: int) -> dict[str, tuple[int, ...]]:
+def shapes(net: VGG16FCN, *size: int) -> dict[str, tuple[int, ...]]:
     seen = {}
     hooks = {"conv1": net.blocks[0], "fc6": net.fc6, "fc7": net.fc7, "up": net.up}
     hooks |= {f"fuse{i}": fuse for i, fuse in enumerate(net.fuses)}
@@ -66,7 +66,7 @@ def shapes(net: FCN, *size: int) -> dict[str, tuple[int, ...]]:
 )
 def test_parameter_count(kwargs, parameters):
     with torch.device("meta"):
-        assert sum(p.numel() for p in FCN(**kwargs).parameters()) == parameters
+        assert sum(p.numel() for p in VGG16FCN(**kwargs).parameters()) == parameters
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_any_size(kwargs, size):
 
 
 class Places(nn.Module):
-    """Stands for a layer whose features are the places of its cells in the image."""
+    """Replaces a layer by one whose features are the positions of its cells in the image."""
 
     def __init__(self, stride: int, first: float):
         super().__init__()
@@ -146,7 +146,7 @@ class Places(nn.Module):
     ],
 )
 @pytest.mark.parametrize(("variant", "source"), [(8, 5), (8, 4), (8, 3), (16, 5), (16, 4), (32, 5)])
-def test_every_score_map_lands_at_its_place(variant, source, kwargs, shift, fc6):
+def test_every_score_map_is_at_its_place(variant, source, kwargs, shift, fc6):
     # one score map holds the coordinates of its cells, the others zero: bilinear upsampling must return those of the
     # pixels away from the border
     net = small(variant=variant, bilinear_init=True, **kwargs).eval()
@@ -177,7 +177,7 @@ def test_constant_scores_add_up(variant, maps, padding):
 
 def test_initialisation():
     torch.manual_seed(0)
-    net = FCN(fc_channels=64, base_channels=16, bilinear_init=True)
+    net = VGG16FCN(fc_channels=64, base_channels=16, bilinear_init=True)
     conv = net.blocks[4][1].conv.weight  # 128 channels of 3x3
     bound = sqrt(6 / (2 * 128 * 9))
     assert bound * 0.999 < conv.abs().max().item() <= bound
@@ -223,15 +223,15 @@ def test_every_parameter_gets_a_gradient(kwargs):
 
 @pytest.mark.parametrize("kwargs", CONFIGURATIONS)
 def test_scripted_and_traced_at_another_size_equal_eager(kwargs):
-    net = loud(**kwargs)
-    scripted, traced = torch.jit.script(net), torch.jit.trace(net, image(net, 64, 32))
+    net = loud(**kwargs).double()  # in float64, rounding does not depend on the processor's kernels
+    scripted, traced = torch.jit.script(net), torch.jit.trace(net, image(net, 64, 32).double())
     with torch.no_grad(), torch.jit.optimized_execution(False):  # its profiling would take seconds a case
         for size, batch in (((50, 71), 2), ((64, 32), 1)):
-            x = image(net, *size, batch=batch)
+            x = image(net, *size, batch=batch).double()
             expected = net(x)
             assert expected.std() > 0.01  # outputs near zero would agree whatever happened
-            torch.testing.assert_close(scripted(x), expected, atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(traced(x), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(scripted(x), expected, atol=1e-10, rtol=1e-8)
+            torch.testing.assert_close(traced(x), expected, atol=1e-10, rtol=1e-8)
 
 
 @pytest.mark.parametrize("kwargs", [CONFIGURATIONS[0], CONFIGURATIONS[3], CONFIGURATIONS[5]])
@@ -254,7 +254,7 @@ def test_onnx_with_dynamic_batch_and_size_equals_eager(kwargs):
     x = image(net, 50, 71, batch=2)
     (logits,) = session.run(None, {"image": x.numpy()})
     assert logits.std() > 0.01
-    torch.testing.assert_close(torch.from_numpy(logits), net(x).detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(logits), net(x).detach(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"padding": "same", "norm": "batch"}])
@@ -293,14 +293,17 @@ def test_bf16_gradients_of_fc6_on_small_maps_are_those_of_fp32(size):
     ("kwargs", "message"),
     [
         ({"spatial_dims": 3}, r"spatial_dims must be 2 \(VGG-16 is two-dimensional\), got 3"),
-        ({"variant": 4}, "variant must be 8, 16 or 32, got 4"),
-        ({"padding": "valid"}, "padding must be 'published' or 'same', got 'valid'"),
+        ({"variant": 4}, "variant must be one of 8, 16, 32, got 4"),
+        ({"padding": "valid"}, "padding must be one of 'published', 'same', got 'valid'"),
         ({"norm": "bath"}, "norm must be None or one of 'batch', 'syncbatch', got 'bath'"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"fc_channels": 0}, "fc_channels must be at least 1, got 0"),
         ({"base_channels": -1}, "base_channels must be at least 1, got -1"),
-        ({"fc_kernel_size": 3, "fc_dilation": 4}, r"fits an fc6 of 3 to 7 cells.* got 9\. Choose padding='same'"),
-        ({"fc_kernel_size": 1}, r"fits an fc6 of 3 to 7 cells.* got 1\."),
+        (
+            {"fc_kernel_size": 3, "fc_dilation": 4},
+            r"needs an fc6 of 3 to 7 cells.* got 9: change it, or set padding='same'",
+        ),
+        ({"fc_kernel_size": 1}, r"needs an fc6 of 3 to 7 cells.* got 1:"),
         ({"padding": "same", "fc_kernel_size": 6}, "fc_kernel_size must be odd for padding='same', got 6"),
     ],
 )
@@ -310,5 +313,5 @@ def test_wrong_arguments_are_named(kwargs, message):
 
 
 def test_wrong_input_dimensions_are_named():
-    with pytest.raises(ValueError, match=r"2 spatial dimensions, got torch.Size\(\[1, 3, 16, 16, 16\]\)"):
+    with pytest.raises(ValueError, match=r"2 spatial dimensions\), got torch.Size\(\[1, 3, 16, 16, 16\]\)"):
         small()(torch.rand(1, 3, 16, 16, 16))

@@ -8,7 +8,7 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from segbundles.networks import FCN, VGG16_URLS, load_vgg16_weights
+from segbundles.networks import VGG16_URLS, VGG16FCN, load_vgg16_weights
 
 # where torchvision's two files keep the thirteen convolutions, and their widths as multiples of the first
 PLAIN = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
@@ -18,7 +18,7 @@ BASE, FC = 2, 6
 
 
 def vgg(normed=False, base=BASE, fc=FC, channels=3):
-    """Made-up weights under torchvision's names, all different."""
+    """Random weights under torchvision's names, all different."""
     generator = torch.Generator().manual_seed(0)
 
     def rand(*shape):
@@ -38,9 +38,9 @@ def vgg(normed=False, base=BASE, fc=FC, channels=3):
     return state
 
 
-def small(**kwargs) -> FCN:
+def small(**kwargs) -> VGG16FCN:
     torch.manual_seed(0)
-    return FCN(**{"base_channels": BASE, "fc_channels": FC, "padding": "same", **kwargs}).eval()
+    return VGG16FCN(**{"base_channels": BASE, "fc_channels": FC, "padding": "same", **kwargs}).eval()
 
 
 def features(state, x, normed):
@@ -99,7 +99,7 @@ def test_convolutions_and_fc_give_what_vgg16_gives(saved, caplog, normed):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_batch_norm_is_set_by_what_a_batch_shows_it(saved, transposed):
+def test_batch_norm_is_set_from_a_batch(saved, transposed):
     """The file without batch norm in a network with it: each channel as in the file, divided by its deviation."""
     state, net = vgg(), small(norm="batch")
     x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
@@ -151,7 +151,7 @@ def test_transposed_weights_give_transposed_features(saved):
             {"fc_kernel_size": 3, "fc_dilation": 2},
             [
                 "fc6 keeps its values: classifier.0 is (6, 784) and fc6 (6, 144).",
-                "fc7 keeps its values: fc6 does.",
+                "fc7 keeps its values: fc6 keeps its values too.",
             ],
         ),
     ],
@@ -247,7 +247,7 @@ def test_url_without_a_hash_is_refused(saved, hub):
         ("batch", "vgg16_bn", "6c64b3138f2f4fcb3bcc4cafde11619c4f440eb1631787e93a682fd88305888a"),
     ],
 )
-def test_offline_names_the_url_the_hash_and_the_way_out(hub, monkeypatch, norm, kind, sha256):
+def test_offline_the_message_names_the_url_and_the_hash(hub, monkeypatch, norm, kind, sha256):
     def offline(*_args, **_kwargs):
         raise URLError(socket.gaierror(-3, "Temporary failure in name resolution"))
 

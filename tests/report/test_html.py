@@ -5,12 +5,13 @@ import hashlib
 import math
 import re
 from html.parser import HTMLParser
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 
 from segbundles.metrics import higher_is_better
-from segbundles.report import case_figure, distribution_svg, write_report
+from segbundles.report import PREDICTION_COLOURS, TRUTH_COLOURS, case_figure, distribution_svg, write_report
 
 NAN = math.nan
 VOID = {"meta", "img", "input", "link", "br", "wbr"}
@@ -101,7 +102,7 @@ def cells(page: Page) -> list[list[str]]:
     return rows
 
 
-def test_every_case_stands_in_table_and_overlays_worst_first(tmp_path, figure):
+def test_every_case_is_in_table_and_overlays_worst_first(tmp_path, figure):
     page = write(tmp_path, figures={row["case"]: figure for row in ROWS})
     assert page.texts("h3") == WORST_FIRST
     assert [row[0] for row in cells(page)] == WORST_FIRST
@@ -120,7 +121,7 @@ def test_missed_case_with_a_defined_value_still_comes_first(tmp_path):
     assert [row[0] for row in cells(write(tmp_path, rows=rows))] == ["missed", "bad"]
 
 
-def test_undefined_values_are_shown_as_missed_and_counted_in_no_figure(tmp_path):
+def test_undefined_values_are_shown_as_missed_and_do_not_count(tmp_path):
     page = write(tmp_path)
     assert cells(page)[0] == ["missed one", "missed", "—", "—", "3", "locator: nothing"]
     assert cells(page)[1][1:5] == ["ok", "0.500", "2.00", "7"]
@@ -133,7 +134,7 @@ def test_undefined_values_are_shown_as_missed_and_counted_in_no_figure(tmp_path)
 
 
 @pytest.mark.parametrize(("dice", "status"), [(0.3, "ok"), (NAN, "missed"), (None, "missed")])
-def test_status_is_derived_where_it_is_absent(tmp_path, dice, status):
+def test_missing_status_is_derived(tmp_path, dice, status):
     page = write(tmp_path, rows=[{"case": "a", "dice": dice}], summary={"dice": {}})
     assert cells(page)[0][1] == status
 
@@ -141,7 +142,13 @@ def test_status_is_derived_where_it_is_absent(tmp_path, dice, status):
 def test_names_are_escaped(tmp_path, figure):
     evil = "</style><script>alert(1)</script>\"' onload='x"
     rows = [{"case": evil, "dice": 0.5, evil: evil, "status": evil}]
-    options = {"title": evil, "notes": [evil], "settings": {evil: evil}, "class_names": [evil], "units": {"dice": evil}}
+    options = {
+        "title": evil,
+        "notes": [evil],
+        "settings": {evil: [[evil, evil]]},
+        "class_names": [evil],
+        "units": {"dice": evil},
+    }
     page = write(tmp_path, rows=rows, figures={evil: figure}, summary={"dice": SUMMARY["dice"]}, **options)
     assert len(page.all("script")) == 1
     assert "alert" not in page.all("script")[0][2]
@@ -149,7 +156,7 @@ def test_names_are_escaped(tmp_path, figure):
     assert not [name for e in page.elements for name in e[1] if name.startswith("on")]
 
 
-def test_page_needs_nothing_but_itself(tmp_path, figure):
+def test_page_needs_no_other_file(tmp_path, figure):
     page = write(tmp_path, figures={row["case"]: figure for row in ROWS})
     assert all(e[1]["src"].startswith("data:image/") for e in page.elements if "src" in e[1])
     targets = {e[1]["id"] for e in page.elements if "id" in e[1]}
@@ -184,15 +191,14 @@ def test_without_figures_there_is_no_overlay_section(tmp_path):
     assert [e[1]["id"] for e in page.all("tr") if "id" in e[1]] == ["row-1", "row-2", "row-3", "row-4"]
 
 
-def test_legend_names_the_classes(tmp_path, figure):
-    page = write(tmp_path, figures={"good": figure}, class_names=["polyp", "lumen"])
-    assert page.texts("li") == [
-        "polyp truth (solid)",
-        "polyp prediction (dashed)",
-        "lumen truth (solid)",
-        "lumen prediction (dashed)",
-    ]
-    assert page.all("path")[3][1]["stroke"] == "rgb(204, 121, 167)"
+@pytest.mark.parametrize("names", [None, ["polyp", "lumen"], ["polyp", "lumen", "fold", "stool", "tool"]])
+def test_legend_shows_every_class_in_its_own_colours(tmp_path, figure, names):
+    page = write(tmp_path, figures={"good": figure}, class_names=names)
+    shown = [f"{name} {what}".strip() for name in names or [""] for what in ("truth (solid)", "prediction (dashed)")]
+    assert page.texts("li") == shown
+    colours = [path[1]["stroke"] for path in page.all("path")]
+    pairs = zip(TRUTH_COLOURS, PREDICTION_COLOURS, strict=True)
+    assert colours == [f"rgb{colour}" for pair in pairs for colour in pair][: len(shown)]
 
 
 def test_figures_without_outlines_have_no_legend(tmp_path, figure):
@@ -203,16 +209,20 @@ def test_figures_without_outlines_have_no_legend(tmp_path, figure):
         page = Page(path.read_text())
         assert len(page.all("ul")) == outlines
         (picture,) = page.all("img", width="760")
-        assert picture[1]["alt"].endswith("outlined" if outlines else "beside it")
+        assert picture[1]["alt"].endswith("outlined" if outlines else "shown next to it")
 
 
 def test_heading_settings_versions_and_notes(tmp_path):
-    page = write(tmp_path, settings={"spacing_mm": [1, 2], "amp": False}, notes="Spacing by record.")
+    page = write(
+        tmp_path,
+        settings={"Knobs": [("spacing_mm", [1, 2], "facts"), ("amp", False, "config")]},
+        notes="Spacing by record.",
+    )
     assert page.texts("h1") == ["A & B"]
     assert page.texts("p")[0] == "4 cases: 2 ok , 1 missed , 1 empty".replace(" ,", ",")
     assert "Spacing by record." in page.texts("p")
     text = page.all("section", id="settings")[0][2].split()
-    assert [text[text.index(k) + 1] for k in ("amp", "segbundles")] == ["false", "0.1.0"]
+    assert [text[text.index(k) + 1] for k in ("amp", "segbundles")] == ["false", version("segbundles")]
     assert {"monai", "torch", "numpy", "python"} <= set(text)
 
 
@@ -248,7 +258,7 @@ def test_report_replaces_the_last_one_and_leaves_nothing_else(tmp_path):
         ({"rows": []}, "rows is empty"),
         ({"rows": [{"dice": 1.0}]}, r"every row needs \"case\".*got a row with only \['dice'\]"),
         ({"rows": [ROWS[0], ROWS[0]]}, "case names must differ, got more than one 'good'"),
-        ({"figures": {"other": b""}}, "figures holds 'other', which is no case of rows"),
+        ({"figures": {"other": b""}}, "figures has a picture for 'other', which is not a case of rows"),
         ({"figures": {"good": b"no picture"}}, "a figure must be the bytes of a picture, got b'no picture'"),
         ({"sort_by": "hd"}, r"sort_by must be a metric of the rows \(dice, hd95_mm\), got 'hd'"),
     ],
@@ -279,7 +289,7 @@ def test_direction_of_a_metric_by_its_name(metric, higher):
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5], [0.1, 0.2, 0.9]])
-def test_distribution_has_one_point_a_value(values):
+def test_distribution_has_one_point_per_value(values):
     svg = distribution_svg(values, "dice, n = 3").decode()
     points = re.search(r'<g id="PathCollection_1">.*?</g>\s*</g>', svg, re.DOTALL)
     assert points.group().count("<use ") == len(values)

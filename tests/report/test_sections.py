@@ -54,7 +54,7 @@ def test_numbers_with_gaps_and_no_cell_at_all():
     whole = colour_cells(np.full((4, 5), 3))
     assert tuple(whole[0, 0].tolist()) == CELL_COLOURS[0]
     with pytest.raises(
-        ValueError, match=r"cells must be a label image \(H, W\) of integers, got shape \(4, 5\) of float64"
+        ValueError, match=r"cells must be a label image \(H, W\) of integers from 0, got shape \(4, 5\) of float64"
     ):
         colour_cells(np.zeros((4, 5)))
 
@@ -119,7 +119,9 @@ def test_many_sections_are_drawn_smaller():
 
 def test_shapes_that_differ_are_refused():
     a, b = np.zeros((4, 5)), np.zeros((5, 4))
-    with pytest.raises(ValueError, match=r"share one shape \(W, H\), got image \(4, 5\), truth \(5, 4\), prediction"):
+    with pytest.raises(
+        ValueError, match=r"must have one shape \(W, H\), got image \(4, 5\), truth \(5, 4\), prediction"
+    ):
         section_figure(a, b, a, a, a.astype(int))
-    with pytest.raises(ValueError, match=r"share one shape"):
+    with pytest.raises(ValueError, match=r"must have one shape"):
         section_figure(*[np.zeros((4, 5, 6))] * 5)

@@ -21,11 +21,10 @@ def image(channels, **meta):
         ({"channels": 2, "name": "T1"}, "one channel: taken as T1 and used for all 2"),
     ],
 )
-def test_one_channel_is_repeated_and_said_so(arguments, note, caplog):
+def test_one_channel_is_repeated_with_a_note(arguments, note, caplog):
     given = image(1)
     out = FillChannelsd("image", **arguments)({"image": given, "label": 5})
-    due = arguments.get("channels", 3)
-    assert out["image"].shape == (due, 2, 2, 2)
+    assert out["image"].shape == (arguments.get("channels", 3), 2, 2, 2)
     for channel in out["image"]:
         assert torch.equal(channel.as_tensor(), given[0].as_tensor())
     assert out["image"].meta["notes"] == note
@@ -56,17 +55,17 @@ def test_plain_tensors_and_missing_keys():
 
 
 @pytest.mark.parametrize(
-    ("seen", "due", "repair"),
+    ("seen", "needed", "repair"),
     [
         (2, 3, "give 3 channels, or one"),
         (4, 3, "if it is RGBA, drop the alpha channel: save it as RGB"),
         (4, 2, "give 2 channels, or one"),
     ],
 )
-def test_any_other_number_is_refused(seen, due, repair, caplog):
+def test_any_other_number_is_refused(seen, needed, repair, caplog):
     with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match=r"^p/a\.nii\.gz has") as caught:
-        FillChannelsd("image", due)({"image": image(seen)})
-    assert str(caught.value) == f"p/a.nii.gz has {seen} channels, {due} are due: {repair}."
+        FillChannelsd("image", needed)({"image": image(seen)})
+    assert str(caught.value) == f"p/a.nii.gz has {seen} channels but must have {needed}: {repair}."
     assert len(caplog.records) == 1
 
 
@@ -101,8 +100,8 @@ class TestRandFillChannelsd:
         assert share.mean(0).tolist() == pytest.approx([0.5, 1.0, 0.5], abs=0.08)
         assert (share[:, 0] * share[:, 2]).mean().item() == pytest.approx(0.25, abs=0.07)
 
-    def test_what_cannot_be(self):
+    def test_impossible_settings(self):
         with pytest.raises(ValueError, match=r"prob must be in 0 .. 1, got 1.5"):
             RandFillChannelsd("image", prob=1.5)
-        with pytest.raises(ValueError, match=r"p/a.nii.gz has 1 channels, none of index 1"):
+        with pytest.raises(ValueError, match=r"p/a.nii.gz has 1 channel\(s\), so there is no channel 1"):
             RandFillChannelsd("image", channel=1)({"image": image(1)})

@@ -39,5 +39,5 @@ def test_metadata_stays():
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.5, 127])
 def test_threshold_is_a_probability(threshold):
-    with pytest.raises(ValueError, match=rf"threshold must lie between 0 and 1 \(a probability\), got {threshold}"):
+    with pytest.raises(ValueError, match=rf"threshold must be between 0 and 1 \(a probability\), got {threshold}"):
         LogitsToClassd("pred", threshold)

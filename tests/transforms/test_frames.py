@@ -40,11 +40,11 @@ def test_mask_keeps_its_metadata() -> None:
 
 def test_mask_with_other_values_is_refused_by_name() -> None:
     mask = MetaTensor(torch.tensor([[[0, 9]]]), meta={"filename_or_obj": "x/m.png"})
-    with pytest.raises(ValueError, match=r"x/m.png holds the values 9: .* set num_classes and void_class\."):
+    with pytest.raises(ValueError, match=r"x/m.png contains the values 9; .* set num_classes and void_class\."):
         MaskToClassd("label")({"label": mask})
 
 
-def test_frames_and_labels_come_to_one_height() -> None:
+def test_frames_and_labels_are_scaled_to_one_height() -> None:
     image = torch.arange(24, dtype=torch.uint8).reshape(1, 6, 4)
     label = torch.tensor([0, 0, 1, 1, VOID, VOID], dtype=torch.uint8)[None, :, None].repeat(1, 1, 4)
     data = {"image": MetaTensor(image, meta={"a": 1}), "label": label}
@@ -59,7 +59,7 @@ def test_frames_and_labels_come_to_one_height() -> None:
 
 
 @pytest.mark.parametrize("height", [None, 4])
-def test_no_op_at_the_height_due(height) -> None:
+def test_no_op_at_the_target_height(height) -> None:
     image = torch.rand(3, 6, 4)
     assert FrameHeightd("image", height)({"image": image})["image"] is image
 

@@ -16,7 +16,6 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, 
 from PIL import Image
 
 from segbundles.transforms import SaveSegmentationd, SetSpacingd
-from segbundles.transforms.io import slice_files
 
 RNG = np.random.default_rng(0)
 GEOMETRIES = {
@@ -188,7 +187,7 @@ def test_a_stack_of_files_gives_a_file_a_slice(tmp_path, names, axcodes):
 
 def test_a_stack_of_another_number_of_files_is_refused(tmp_path):
     data = pred(np.zeros((4, 4, 3)), tmp_path / "a.tif", slices=f"{tmp_path}/a.tif\n{tmp_path}/b.tif")
-    with pytest.raises(ValueError, match=r"a\.tif has size \(4, 4, 3\), its stack 2 files: one a slice is due"):
+    with pytest.raises(ValueError, match=r"a\.tif has size \(4, 4, 3\) but its stack has 2 files, not one per slice"):
         SaveSegmentationd("pred", tmp_path / "out")(data)
     assert not (tmp_path / "out").exists()
 
@@ -200,11 +199,6 @@ def test_one_slice_without_the_names_of_slices(tmp_path, suffix, made):
     assert out["pred"].meta["saved_to"] == str(tmp_path / f"out/a_seg{made}")
     if made == ".png":
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/a_seg.png")), classes[..., 0].T * 255)
-
-
-def test_slice_files():
-    assert slice_files({"slices": "a b.tif\nc.tif"}) == ["a b.tif", "c.tif"]
-    assert slice_files({"slices": ""}) == slice_files({}) == []
 
 
 @pytest.mark.parametrize(
@@ -286,13 +280,13 @@ def test_a_label_image_is_written_as_it_is(tmp_path, highest, dtype, source, sli
 
 def test_other_grid_is_refused(tmp_path):
     data = pred(np.zeros((4, 4, 4)), tmp_path / "a.nrrd", spatial_shape=(4, 4, 5))
-    with pytest.raises(ValueError, match=r"a\.nrrd has size \(4, 4, 4\), the image \(4, 4, 5\): invert spatial"):
+    with pytest.raises(ValueError, match=r"a\.nrrd has size \(4, 4, 4\) but the image \(4, 4, 5\): invert spatial"):
         SaveSegmentationd("pred", tmp_path / "out")(data)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_plain_tensor_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"does not tell its image's file: use LoadImaged"):
+    with pytest.raises(ValueError, match=r"the file of the segmented image is not known: use LoadImaged"):
         SaveSegmentationd("pred", tmp_path)({"pred": torch.zeros(1, 4, 4)})
 
 

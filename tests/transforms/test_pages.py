@@ -36,7 +36,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("page", [0, 2, 4])
-def test_the_page_that_the_case_names_is_read_and_no_other(page: int, tmp_path: Path, decoded: list[int]) -> None:
+def test_only_the_page_that_the_case_names_is_read(page: int, tmp_path: Path, decoded: list[int]) -> None:
     data = {"image": write(tmp_path / "a.tif"), "label": write(tmp_path / "b.tif"), "page": page, "case": "x"}
     out = Compose([LoadPaged(["image", "label"]), EnsureChannelFirstd(["image", "label"])])(data)
     assert decoded == [page, page]
@@ -63,21 +63,21 @@ def test_another_entry_may_name_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "message"),
     [
-        (3, "{0}/a.tif has 3 pages, page 3 is asked for: they count from 0."),
-        (-1, "{0}/a.tif has 3 pages, page -1 is asked for"),
-        ("1", "{0}/a.tif has 3 pages, page '1' is asked for"),
-        (True, "{0}/a.tif has 3 pages, page True is asked for"),
-        (0, "{0}/b.tif has 2 pages, {0}/a.tif has 3: a page a section is due in both."),
+        (3, "{0}/a.tif has 3 pages, so there is no page 3: pages count from 0."),
+        (-1, "{0}/a.tif has 3 pages, so there is no page -1"),
+        ("1", "{0}/a.tif has 3 pages, so there is no page '1'"),
+        (True, "{0}/a.tif has 3 pages, so there is no page True"),
+        (0, "{0}/b.tif has 2 pages but {0}/a.tif has 3: both must have one per section."),
     ],
 )
-def test_pages_that_are_not_there(page: object, message: str, tmp_path: Path) -> None:
+def test_missing_pages(page: object, message: str, tmp_path: Path) -> None:
     data = {"image": write(tmp_path / "a.tif", 3), "label": write(tmp_path / "b.tif", 2), "page": page}
     with pytest.raises(ValueError, match=f"^{re.escape(message.format(tmp_path))}"):
         LoadPaged(["image", "label"])(data)
 
 
-def test_pages_are_of_a_single_tiff(tmp_path: Path) -> None:
+def test_only_a_single_tiff_has_pages(tmp_path: Path) -> None:
     Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / "a.png")
-    message = f"page 0 of {tmp_path}/a.png is asked for: pages are those of a single TIFF, leave it out."
+    message = f"{tmp_path}/a.png has no page 0: only a single TIFF has pages; leave out the page."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         LoadPaged("image")({"image": str(tmp_path / "a.png"), "page": 0})

@@ -21,7 +21,7 @@ VOLUME = [[[[0, 5, 7], [10, 5, 7]]], [[[20, 5, 9], [40, 5, 11]]]]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8, torch.int16, torch.float16])
 @pytest.mark.parametrize("kind", [torch.Tensor, MetaTensor])
-def test_each_slice_by_its_own_range(channel_wise, expected, dtype, kind):
+def test_each_slice_is_scaled_by_its_own_range(channel_wise, expected, dtype, kind):
     volume = torch.tensor(VOLUME, dtype=dtype)
     given = MetaTensor(volume, meta={"filename_or_obj": "a"}) if kind is MetaTensor else volume
     out = ScaleSlicesd("image", channel_wise)({"image": given})["image"]
@@ -51,7 +51,7 @@ def test_int16_whose_range_overflows_its_type():
 @pytest.mark.parametrize("transform", [ScaleSlicesd, NormalizeSlicesd])
 def test_only_volumes(transform):
     flat = MetaTensor(torch.zeros(3, 4, 5), meta={"filename_or_obj": "p/a.png"})
-    with pytest.raises(ValueError, match=r"p/a\.png has shape \(3, 4, 5\) where \(channels, W, H, slices\) is due"):
+    with pytest.raises(ValueError, match=r"p/a\.png has shape \(3, 4, 5\) but must have \(channels, W, H, slices\)"):
         transform("image")({"image": flat})
     assert transform("image", allow_missing_keys=True)({}) == {}
 
@@ -74,6 +74,6 @@ def test_normalization_against_monai_on_each_slice_alone():
         np.testing.assert_allclose(out[..., s].numpy(), expected.numpy(), rtol=0, atol=1e-5)
 
 
-def test_a_deviation_of_nothing_is_refused():
+def test_a_deviation_of_zero_is_refused():
     with pytest.raises(ValueError, match=r"std must be positive, got 0"):
         NormalizeSlicesd("image", std=0)

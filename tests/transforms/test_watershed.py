@@ -6,8 +6,8 @@ import torch
 from monai.data import MetaTensor
 from scipy.ndimage import gaussian_filter
 
-from segbundles.datasets.em import make_section
 from segbundles.metrics import label_cells, v_rand
+from segbundles.phantoms.em import make_section
 from segbundles.transforms import GreyWatershedd, ProbabilityWatershedd, grey_watershed, probability_watershed
 
 
@@ -167,20 +167,23 @@ def test_one_value_throughout(value):
     [
         (lambda: GreyWatershedd("a", closing_size=0), r"closing_size must be 1 or more \(pixels\), got 0"),
         (lambda: GreyWatershedd("a", dilation_iterations=-1), "dilation_iterations must be 0 or more .*got -1"),
-        (lambda: GreyWatershedd("a", foreground_fraction=20), "foreground_fraction must lie between 0 and 1, got 20"),
+        (lambda: GreyWatershedd("a", foreground_fraction=20), "foreground_fraction must be between 0 and 1, got 20"),
         (lambda: GreyWatershedd("a", min_cell_area=-5), "min_cell_area must be 0 or more"),
         (lambda: ProbabilityWatershedd("a", sigma=-1), "sigma must be 0 or more"),
         (
             lambda: ProbabilityWatershedd("a", marker_threshold=127),
-            "marker_threshold must lie between 0 and 1, got 127",
+            "marker_threshold must be between 0 and 1, got 127",
         ),
-        (lambda: ProbabilityWatershedd("a", membrane_threshold=-0.1), "membrane_threshold must lie between 0 and 1"),
-        (lambda: ProbabilityWatershedd("a", h=2), "h must lie between 0 and 1, got 2"),
-        (lambda: ProbabilityWatershedd("a", cells_keys="b", mask_keys="b"), "every output needs a key of its own"),
-        (lambda: probability_watershed(np.full((3, 3), 3.0)), "lies between 0 and 1, got 3 to 3: put a sigmoid"),
+        (lambda: ProbabilityWatershedd("a", membrane_threshold=-0.1), "membrane_threshold must be between 0 and 1"),
+        (lambda: ProbabilityWatershedd("a", h=2), "h must be between 0 and 1, got 2"),
+        (lambda: ProbabilityWatershedd("a", cells_keys="b", mask_keys="b"), "every output needs its own key"),
+        (lambda: probability_watershed(np.full((3, 3), 3.0)), "must be between 0 and 1, got 3 to 3: apply a sigmoid"),
         (lambda: probability_watershed(np.full((3, 3), np.nan)), "NaN or infinite"),
         (lambda: grey_watershed(np.ones((1, 3, 3))), r"two axes \(W, H\).*got shape \(1, 3, 3\)"),
-        (lambda: ProbabilityWatershedd("a", channel=2)({"a": torch.zeros(2, 4, 4)}), r"channel 2 .*shape \(2, 4, 4\)"),
+        (
+            lambda: ProbabilityWatershedd("a", channel=2)({"a": torch.zeros(2, 4, 4)}),
+            r"shape \(2, 4, 4\) but must be .* with a channel 2\.",
+        ),
         (lambda: ProbabilityWatershedd("a")({"a": torch.zeros(4, 4)}), r"a has shape \(4, 4\)"),
     ],
 )

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from segbundles.cli import app
 from segbundles.datasets import get_data_set, prepare
-from segbundles.datasets.em import make_phantom, make_section, make_stack
 from segbundles.metrics import label_cells
+from segbundles.phantoms.em import make_phantom, make_section, make_stack
 
 SMALL = {"sections": 6, "seed": 3, "size": (40, 48)}
 
@@ -115,7 +115,7 @@ def test_foreign_files_are_kept(tmp_path, foreign):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sections": 2}, r"sections must be 3 or more \(training, validation, testing\), got 2"),
+        ({"sections": 2}, r"sections must be 3 or more, for training, validation and testing, got 2"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"size": (64, 31)}, r"size must be two numbers of 32 pixels or more, got \(64, 31\)"),
         ({"size": (64, 64, 8)}, r"size must be two numbers of 32 pixels or more, got \(64, 64, 8\)"),

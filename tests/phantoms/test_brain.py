@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from segbundles.datasets import get_data_set, prepare
-from segbundles.datasets.brain import make_patient, make_phantom
+from segbundles.phantoms.brain import make_patient, make_phantom
 
 SMALL = {"cases": 5, "seed": 3, "size": (40, 48), "slices": 6}
 
@@ -148,7 +148,7 @@ def test_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kaggle_3m").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"kaggle_3m is not a phantom's"):
+    with pytest.raises(ValueError, match=r"kaggle_3m was not written by a phantom"):
         make_phantom(tmp_path / "out", **SMALL)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -156,7 +156,7 @@ def test_link_out_of_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cases": 3}, "cases must be 4 or more .*, got 3"),
+        ({"cases": 3}, "cases must be 4 or more, .*, got 3"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"size": (64, 31)}, r"size must be two numbers of 32 pixels or more, got \(64, 31\)"),
         ({"size": (64, 64, 8)}, r"size must be two numbers of 32 pixels or more, got \(64, 64, 8\)"),

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from segbundles.datasets import get_data_set, prepare
-from segbundles.datasets.polyp import make_phantom, make_sequence
+from segbundles.phantoms.polyp import make_phantom, make_sequence
 
 SMALL = {"sequences": 5, "frames": 3, "seed": 3, "size": (64, 48)}
 
@@ -108,7 +108,7 @@ def test_foreign_files_are_kept(tmp_path, foreign):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sequences": 2}, r"sequences must be 3 or more .*, got 2"),
+        ({"sequences": 2}, r"sequences must be 3 or more, .*, got 2"),
         ({"frames": 0}, "frames must be 1 or more, got 0"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
         ({"size": (64, 31)}, r"size must be two numbers of 32 pixels or more, got \(64, 31\)"),

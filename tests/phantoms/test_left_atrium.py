@@ -8,7 +8,7 @@ import SimpleITK as sitk  # noqa: N813
 from scipy.ndimage import label as components
 
 from segbundles.datasets import get_data_set, prepare
-from segbundles.datasets.left_atrium import make_case, make_phantom
+from segbundles.phantoms.left_atrium import make_case, make_phantom
 
 SMALL = {"size": (48, 48, 24), "spacing_mm": (3.0, 3.0, 3.0)}
 
@@ -123,7 +123,7 @@ def test_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "Training Set").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"Training Set is not a phantom's"):
+    with pytest.raises(ValueError, match=r"Training Set was not written by a phantom"):
         make_phantom(tmp_path / "out", cases=3, **SMALL)
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -131,9 +131,9 @@ def test_link_out_of_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cases": 2}, "cases must be 3 or more .*, got 2"),
+        ({"cases": 2}, "cases must be 3 or more, .*, got 2"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
-        ({"size": (20, 160, 48)}, r"a volume of \(40.0, 320.0, 96.0\) mm cannot hold the atrium"),
+        ({"size": (20, 160, 48)}, r"a volume of \(40.0, 320.0, 96.0\) mm is too small for the atrium"),
         ({"spacing_mm": (2, 2, 0)}, r"three positive numbers each, got .* and \(2, 2, 0\)"),
     ],
 )

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from segbundles.scorers import FrameScorer
+
+
+def frame(rows: str) -> torch.Tensor:
+    """Return the class map (1, W, H) of a text with one row per line; v is void."""
+    values = [[255 if c == "v" else int(c) for c in line] for line in rows.split()]
+    return torch.tensor(values, dtype=torch.uint8).T[None]
+
+
+def frames(*given: tuple[str, str, str]) -> list[dict]:
+    """Return cases of (sequence, truth, prediction)."""
+    cases = []
+    for k, (sequence, truth, pred) in enumerate(given):
+        label = MetaTensor(frame(truth), meta={"has_spacing": False, "filename_or_obj": f"{k}.png"})
+        image = MetaTensor(torch.full((3, *label.shape[1:]), 90, dtype=torch.uint8), meta=dict(label.meta))
+        cases.append({"case": f"f{k}", "image": image, "label": label, "pred": frame(pred)})
+        cases[-1] |= {"group": sequence} if sequence else {}
+    return cases
+
+
+CASES = [
+    ("a", "1100 0000", "1000 0000"),
+    ("a", "1111 0000", "1111 0000"),
+    ("b", "0000 0000", "0000 0001"),
+    ("b", "vv11 0000", "1111 0000"),
+    ("c", "0000 0000", "0000 0000"),
+]
+
+
+def test_frames_sequences_and_the_set(evaluate) -> None:
+    written = evaluate(FrameScorer(), frames(*CASES))
+    rows, summary = written.table(), written.summary
+    assert [(r["case"], r["sequence"], r["status"]) for r in rows] == [
+        ("f0", "a", "ok"), ("f1", "a", "ok"), ("f2", "b", "false positive"), ("f3", "b", "ok"), ("f4", "c", "empty")
+    ]  # fmt: skip
+    assert [r["dice"] for r in rows] == ["0.666667", "1", "0", "1", ""]  # void pixels do not count in the fourth
+    assert list(rows[0]) == ["case", "sequence", "status", "dice", "jaccard", "precision", "recall", "notes"]
+    assert (summary["cases"], summary["dice"]["n"]) == (5, 4)
+    # hits 1 + 4 + 0 + 2, union 2 + 4 + 1 + 2; background 29 of 31; 38 pixels known
+    assert summary["pooled_jaccard"] == summary["pooled_jaccard_1"] == pytest.approx(7 / 9)
+    assert summary["pooled_jaccard_0"] == pytest.approx(29 / 31)
+    assert summary["pooled_mean_jaccard"] == pytest.approx((7 / 9 + 29 / 31) / 2)
+    assert summary["pooled_accuracy"] == pytest.approx(36 / 38)
+    a, b, c = summary["sequences"]
+    known = {"frames": 2, "jaccard": pytest.approx(5 / 6), "dice": pytest.approx(5 / 6)}
+    assert a == {"sequence": "a", **known, "missed": 0, "false_positive": 0}
+    assert (b["jaccard"], b["dice"], b["false_positive"]) == (pytest.approx(2 / 3), 0.5, 1)
+    assert (c["jaccard"], c["dice"]) == (None, None)
+    assert [row["sequence"] for row in written.table("sequences.csv")] == ["a", "b", "c"]
+    assert "Jaccard of the foreground 0.7778" in written.page
+    assert "c undefined (1)" in written.page
+
+
+def test_sequences_of_one_frame_are_not_listed_again(evaluate) -> None:
+    alone = frames(*((f"s{k}", *case[1:]) for k, case in enumerate(CASES)))
+    assert "Pooled over each sequence" not in evaluate(FrameScorer(), alone).page
+
+
+def test_three_classes_without_sequences(evaluate) -> None:
+    written = evaluate(FrameScorer(3), frames(("", "1122 0000", "1122 0002")))
+    summary = written.summary
+    assert written.table()[0]["sequence"] == summary["sequences"][0]["sequence"] == ""
+    assert summary["pooled_jaccard"] == pytest.approx((1 + 2 / 3) / 2)
+    assert summary["pooled_jaccard_2"] == pytest.approx(2 / 3)
+    assert "class 2 prediction (dashed)" in written.page
