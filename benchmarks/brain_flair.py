@@ -1,8 +1,8 @@
-"""What reading costs brain_flair_unet, and how fast it segments.
+"""Measure how long brain_flair_unet takes to read and augment slices, and to segment them.
 
-Fills the cache of the training patients as training does, then draws the slices of two epochs from it, without a
-network; and segments the validation patients slice by slice with the bundle's network and inferer, with mirror images
-and without. Shipped weights are not needed.
+First it fills the cache with the training patients, as training does, and draws the slices of two epochs without a
+network. Then it segments the validation patients with the bundle's inferer, with and without mirror images. The network
+has random weights, which does not change the speed.
 
     segbundles prepare lgg --source kaggle_3m --out D
     python benchmarks/brain_flair.py --dataset_dir D [--batch_size 16 ...]
@@ -25,13 +25,13 @@ BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "brain_flair_unet"
 
 
 def resident_mib() -> float:
-    """Memory that this process holds."""
+    """Return the memory of this process."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
 def setting(text: str) -> object:
-    """A number, a list or null, as JSON writes them; else the text."""
+    """Return a number, a list or null if the text is one in JSON, otherwise the text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -45,7 +45,7 @@ def main() -> None:
         sys.exit(__doc__)
     parser = ConfigParser()
     parser.read_config([str(BUNDLE / "configs" / name) for name in ("train.json", "evaluate.json")])
-    parser.update({"bundle_root": str(BUNDLE), "validate::dataset::cache_rate": 0})
+    parser.update({"bundle_root": str(BUNDLE), "weights": None, "validate::dataset::cache_rate": 0})
     parser.update({key.removeprefix("--"): setting(value) for key, value in values.items()})
     parser.parse()
     rows = []
@@ -84,7 +84,7 @@ def main() -> None:
     rows.append(f"| reading and normalising {segmented} slices | {reading:.1f} | {segmented / reading:.0f} |")
     for name, seconds in spent.items():
         rows.append(f"| segmenting them {name} mirror images | {seconds:.1f} | {segmented / seconds:.0f} |")
-    print("| what | seconds | slices a second |\n|---|---|---|", *rows, sep="\n")
+    print("| what | seconds | slices per second |\n|---|---|---|", *rows, sep="\n")
     print(f"\nThe cache holds {held:.0f} MiB for {count} slices, {held * 3929 / count:.0f} MiB for all 3,929.")
 
 

@@ -1,9 +1,10 @@
-"""The pictures of a model card, out of what training and evaluation wrote: curves, and best, median and worst case.
+"""Make the pictures of a model card from the files of trainings and evaluations.
 
-    python benchmarks/card_figures.py --training O/tensorboard --evaluation O/evaluation --out DOCS
+    python benchmarks/card_figures.py --training O/tensorboard/RUN --evaluation O/evaluation --out DOCS
 
-Both options may be given several times. Writes `curves.png`, and for every evaluation the pictures of its report as
-`<folder>_best`, `<folder>_median` and `<folder>_worst` (by Dice, or `--metric`); prints which cases they are.
+RUN is the folder of one training, such as `training_2026-01-31_12-00-00`. Both options may be given several times. It
+writes `curves.png`, and the best, median and worst case of each evaluation as `<folder>_best`, `<folder>_median` and
+`<folder>_worst` (by Dice, or by `--metric`), and prints which cases they are.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ PICTURE = re.compile(r'<img src="data:image/(\w+);base64,([^"]+)"[^>]*? alt="([^
 
 
 def curves(folders: list[Path], path: Path) -> None:
-    """Draw the loss of each epoch and the validation metric, one row a training."""
+    """Draw the training loss and the validation metric, one row per training."""
     figure = Figure(figsize=(9, 2.8 * len(folders)), layout="constrained")
     axes = figure.subplots(len(folders), 2, squeeze=False)
     for (left, right), folder in zip(axes, folders, strict=True):
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
         tags = events.Tags()["scalars"]
-        metric = next((tag for tag in tags if tag.startswith("val_")), None)
+        metric = next((tag for tag in tags if tag.startswith("val_") and tag != "val_loss"), None)
         if "train_loss" not in tags or metric is None:
             sys.exit(f"{folder} has no train_loss or no validation metric: its scalars are {tags}")
         for ax, tag in ((left, "train_loss"), (right, metric)):
@@ -64,9 +65,9 @@ def cases(folder: Path, out: Path, metric: str) -> None:
 def main() -> None:
     """Write all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--training", type=Path, action="append", default=[], help="a folder of TensorBoard events")
+    parser.add_argument("--training", type=Path, action="append", default=[], help="folder of a training's curves")
     parser.add_argument("--evaluation", type=Path, action="append", default=[], help="an output_dir of evaluating")
-    parser.add_argument("--metric", default="dice", help="column of metrics.csv, larger being better")
+    parser.add_argument("--metric", default="dice", help="column of metrics.csv; larger must be better")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""Cross-validation of a bundle: every fold prepared, trained and scored by the project's own commands.
+"""Cross-validate a bundle: prepare, train and score each fold with the project's own commands.
 
     python benchmarks/cross_validation.py --bundle brain_flair_unet --data_set lgg --source kaggle_3m --out O \
         [--folds 4] [--validation-case CASE ...] [--metrics dice slice_dice] [--variant NAME "--key value ..." ...] \
         [-- --max_epochs 8 ...]
 
-What follows `--` are settings of training and evaluation; a variant scores the same weights with further settings of
-its own. Prints a row a fold and variant, and below them the figures over all cases. Cases that are to be validation in
-every fold (`--validation-case`) count once, with their mean over the folds. What the output folder holds already is not
-done again.
+Knobs after `--` apply to training and evaluation; a variant scores the same weights with further knobs. The first table
+has one row per fold and variant, the second one the results over all cases. A case that is in the validation split of
+every fold (`--validation-case`) counts once, with its mean over the folds. Results that exist in the output folder are
+not computed again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(log: Path, *command: str) -> None:
-    """Run a command of Python's; its output goes to a file, and the end of it is shown when it fails."""
+    """Run a Python module; its output goes to a file, whose end is shown if the command fails."""
     with log.open("w", encoding="utf-8") as out:
         args = [sys.executable, "-m", *command]
         code = subprocess.run(args, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
@@ -32,7 +32,7 @@ def run(log: Path, *command: str) -> None:
 
 
 def fold(number: int, options: argparse.Namespace, settings: list[str]) -> dict[str, list[dict[str, str]]]:
-    """Train one fold and score its variants; return the rows of each one's metrics.csv."""
+    """Train one fold and score its variants; return the rows of metrics.csv by variant."""
     folder = options.out / f"fold{number}"
     forced = [text for case in options.validation_case for text in ("--validation-case", case)]
     data, done = folder / "data", folder / "training.done"
@@ -45,7 +45,7 @@ def fold(number: int, options: argparse.Namespace, settings: list[str]) -> dict[
         part = ("--folds", str(options.folds), "--fold", str(number))
         run(folder / "prepare.log", "segbundles", "prepare", options.data_set, *given, *part, *forced)
         out = ("--output_dir", str(folder), "--resume", "true")
-        run(folder / "training.log", "monai.bundle", "run", "training", "--config_file", train, *common, *out)
+        run(folder / "training.out", "monai.bundle", "run", "training", "--config_file", train, *common, *out)
         done.touch()
     rows = {}
     for name, changes in [("as set", ""), *options.variant]:
@@ -60,21 +60,21 @@ def fold(number: int, options: argparse.Namespace, settings: list[str]) -> dict[
 
 
 def values(rows: list[dict[str, str]], metric: str) -> dict[str, float]:
-    """The metric of each case that has one."""
+    """Return a metric by case, for the cases that have it."""
     return {row["case"]: float(row[metric]) for row in rows if row.get(metric)}
 
 
 def main() -> None:
-    """Run what is missing and print the tables."""
+    """Run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bundle", required=True)
-    parser.add_argument("--data_set", required=True, help="as `segbundles prepare` calls it")
+    parser.add_argument("--data_set", required=True, help="its name in `segbundles prepare`")
     parser.add_argument("--source", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path, help="keeps every run")
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--validation-case", action="append", default=[])
     parser.add_argument("--metrics", nargs="+", default=["dice"])
-    parser.add_argument("--lower_is_better", nargs="*", default=[], help="metrics whose worst figure is the largest")
+    parser.add_argument("--lower_is_better", nargs="*", default=[], help="metrics whose largest value is the worst")
     parser.add_argument("--variant", nargs=2, action="append", default=[], metavar=("NAME", "SETTINGS"))
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options, settings = parser.parse_args(sys.argv[1:split]), sys.argv[split + 1 :]

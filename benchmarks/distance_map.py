@@ -1,4 +1,4 @@
-"""Signed distance maps of an atrium-like volume: ours, scipy's and MONAI's, timed side by side.
+"""Time signed distance maps of an atrium-like volume with segbundles, scipy and MONAI.
 
 Run: python benchmarks/distance_map.py [--threads N] [--repeats N]
 """
@@ -24,7 +24,7 @@ SPACINGS_MM = ((1.0, 1.0, 1.0), (2.5, 0.625, 0.625))
 
 
 def atrium_like_mask() -> np.ndarray:
-    """A lobed body with two tubes, about 1 % of the volume, as the atrium in its padded MR volume."""
+    """Return a lobed body with two tubes, about 1 % of the volume, like an atrium in its padded MR volume."""
     z, y, x = np.ogrid[tuple(slice(n) for n in SHAPE)]
     wobble = 1 + 0.3 * np.sin(y / 17) * np.cos(x / 13)
     body = ((z - 48) / 22) ** 2 + ((y - 300) / 70) ** 2 + ((x - 330) / 55) ** 2 < wobble
@@ -39,7 +39,7 @@ def scipy_map(mask: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
 
 
 def best_of(repeats: int, function: Callable, *args: object) -> tuple[float, object]:
-    """Shortest time in seconds, and the result."""
+    """Return the shortest time in seconds, and the result."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -51,7 +51,7 @@ def best_of(repeats: int, function: Callable, *args: object) -> tuple[float, obj
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch and edt")
-    parser.add_argument("--repeats", type=int, default=3, help="best of so many runs")
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs; the fastest counts")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 

@@ -1,12 +1,12 @@
-"""What em_membrane_unet costs: patches to train on, tiles through the network, and post-processing a section.
+"""Measure the speed of em_membrane_unet: drawing patches, training steps, segmentation and post-processing.
 
-Draws patches as training does, without a network, with and without elastic deformation; takes training steps; segments
-the validation sections with the bundle's network and inferer, plain and with test-time augmentation; and turns their
-probabilities into cells by both forms of the watershed, as evaluation does. Shipped weights are not needed; with
-``--ckpt_dir`` the probabilities are those of real weights, without it the truth's, smoothed and noisy.
+It draws patches as training does, with and without elastic deformation; takes training steps; segments the validation
+sections with the bundle's inferer, with and without mirrored and rotated images; and turns the probabilities into cells
+with both watersheds, as evaluation does. With ``--weights`` the probabilities are those of trained weights. Without it
+they are the truth, smoothed and with noise, and the network has random weights.
 
     segbundles prepare isbi2012 --source isbi2012 --out D
-    python benchmarks/em_membrane.py --dataset_dir D [--ckpt_dir M] [--base_channels 32 ...]
+    python benchmarks/em_membrane.py --dataset_dir D [--weights M/model.pt] [--patches_per_section 8 ...]
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from monai.bundle import ConfigParser
 from scipy.ndimage import gaussian_filter
 
 from segbundles.metrics import label_cells, threshold_scores
-from segbundles.networks import load_weights
+from segbundles.networks import load_if_given
 from segbundles.transforms import GreyWatershedd, ProbabilityWatershedd
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "em_membrane_unet"
@@ -40,7 +40,7 @@ def value_of(text: str) -> Any:
 
 
 def load(values: dict[str, Any], *patches: str, **more: Any) -> ConfigParser:
-    """Return train.json, with patches over it, and settings from the command line and ``more``."""
+    """Parse train.json with patches over it, and with the settings of the command line and ``more``."""
     parser = ConfigParser()
     parser.read_config([str(BUNDLE / "configs" / name) for name in ("train.json", *patches)])
     parser.update({"bundle_root": str(BUNDLE), "validate::dataset::cache_rate": 0, "train::dataset::progress": False})
@@ -61,8 +61,8 @@ def main() -> None:
     values = {key: value_of(text) for key, text in zip(sys.argv[1::2], sys.argv[2::2], strict=False)}
     if "--dataset_dir" not in values or len(sys.argv) % 2 == 0:
         sys.exit(__doc__)
-    weights = values.pop("--ckpt_dir", None)
-    print("| what | each | a second |\n|---|---|---|")
+    weights = values.pop("--weights", None)
+    print("| what | each | per second |\n|---|---|---|")
 
     def row(what: str, spent: float, count: int) -> None:
         print(f"| {what} | {1000 * spent / count:.1f} ms | {count / spent:.1f} |", flush=True)
@@ -87,20 +87,19 @@ def main() -> None:
             torch.cuda.synchronize()
 
     step()
-    row(f"patch trained on, {len(image)} a step", seconds(lambda: [step() for _ in range(STEPS)]), STEPS * len(image))
+    row(f"patch trained on, {len(image)} per step", seconds(lambda: [step() for _ in range(STEPS)]), STEPS * len(image))
 
-    if weights is not None:
-        load_weights(network, Path(weights) / "model.pt")
-    network.eval()
     sections = list(parser.get_parsed_content("validate::dataset"))
     probabilities, truths = [], []
     for augmented in (False, True):
-        inferer = load(values, "evaluate.json", test_time_augmentation=augmented).get_parsed_content(
-            "validate::inferer"
-        )
+        more = {"mirror_axes": [0, 1] if augmented else [], "quarter_turns": augmented}
+        parser = load(values, "evaluate.json", weights=weights, **more)
+        network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("validate::inferer")
+        load_if_given(network, weights)
+        network.eval()
         tiles, spent = 0, 0.0
 
-        def counted(x: torch.Tensor) -> torch.Tensor:
+        def counted(x: torch.Tensor, network: torch.nn.Module = network) -> torch.Tensor:
             nonlocal tiles
             tiles += len(x)
             return network(x)
@@ -112,7 +111,7 @@ def main() -> None:
             if not augmented:
                 probabilities += list(np.moveaxis(found[0, 0].numpy(), -1, 0))
                 truths += list(np.moveaxis(section["label"][0].numpy(), -1, 0))
-        title = " with test-time augmentation" if augmented else ""
+        title = ", mirrored and rotated" if augmented else ""
         row(f"tile through the network{title}", spent, tiles)
         row(f"section segmented{title}", spent, len(truths))
 
@@ -122,14 +121,15 @@ def main() -> None:
         probabilities = [np.clip(one, 0, 1) for one in noisy]
     size = " x ".join(map(str, truths[0].shape))
     for name, kind in (("probability", ProbabilityWatershedd), ("grey", GreyWatershedd)):
-        steps = load(values, "evaluate.json", watershed=name).get_parsed_content("validate::postprocessing").transforms
+        parser = load(values, "evaluate.json", weights=weights, watershed=name)
+        steps = parser.get_parsed_content("validate::postprocessing").transforms
         (watershed,) = (step for step in steps if isinstance(step, kind))
         (key,) = watershed.keys
         spent = seconds(lambda w=watershed, k=key: [w({k: one[None]}) for one in probabilities])
         row(f"section of {size} to cells, {name} watershed", spent, len(truths))
     pairs = [(one, label_cells(truth)) for one, truth in zip(probabilities, truths, strict=True)]
     row("section scored at ten thresholds", seconds(lambda: [threshold_scores(*pair) for pair in pairs]), len(truths))
-    print(f"\n{torch.get_num_threads()} threads, {device.type}, tiles of {parser.get_parsed_content('patch_size')}.")
+    print(f"\n{torch.get_num_threads()} threads, {device.type}, tiles of {parser.get_parsed_content('window_size')}.")
 
 
 if __name__ == "__main__":

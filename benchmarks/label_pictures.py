@@ -1,10 +1,10 @@
-"""The pictures of docs/monai_label.md: what a MONAI Label server with the bundles' weights answers, beside the truth.
+"""Make the pictures of docs/monai_label.md: the answers of a MONAI Label server, compared with the truth.
 
     python benchmarks/label_pictures.py --samples SAMPLES --out docs
 
-SAMPLES holds the folders `Task02_Heart`, `kaggle_3m`, `isbi2012` and `CVC-ClinicDB`, in their publishers' layouts; what
-is missing, and bundles without weights, are left out. Starts `segbundles label`'s server on a free port, asks it as 3D
-Slicer does, and writes `monai_label_<bundle>.jpeg`; prints a table of the cases, Dice and the seconds of the answer.
+SAMPLES contains the folders `Task02_Heart`, `kaggle_3m`, `isbi2012` and `CVC-ClinicDB`, in their publishers' layouts.
+Missing folders and bundles without weights are left out. It starts the server of `segbundles label` on a free port,
+sends requests like 3D Slicer, writes `monai_label_<bundle>.jpeg`, and prints Dice and seconds per case.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from segbundles.report import case_figure
 
 
 def cases(samples: Path) -> Iterator[tuple[str, Path, sitk.Image, np.ndarray]]:
-    """Bundle, file, image, and truth in ITK's order of axes, (z, y, x) or (y, x)."""
+    """Yield bundle, file, image, and truth in ITK's order of axes, (z, y, x) or (y, x)."""
     for path in sorted((samples / "Task02_Heart" / "imagesTr").glob("la_*.nii.gz"))[:1]:
         truth = sitk.GetArrayFromImage(sitk.ReadImage(str(path.parents[1] / "labelsTr" / path.name)))
         yield "left_atrium_vnet", path, sitk.ReadImage(str(path)), truth > 0
@@ -42,7 +42,7 @@ def cases(samples: Path) -> Iterator[tuple[str, Path, sitk.Image, np.ndarray]]:
         yield "em_membrane_unet", path, sitk.ReadImage(str(path))[:, :, 0], truth > 0
     for path in sorted((samples / "CVC-ClinicDB" / "Original").glob("*.tif"))[:1]:
         truth = tifffile.imread(samples / "CVC-ClinicDB" / "Ground Truth" / path.name)
-        # SimpleITK takes the colours of these TIFF files, stored one after the other, for interleaved ones
+        # SimpleITK reads the colours of these TIFF files, which are stored one after the other, as interleaved
         reader = FrameReader()
         frame = np.ascontiguousarray(reader.get_data(reader.read(path))[0].transpose(1, 0, 2))
         yield "polyp_fcn8", path, sitk.GetImageFromArray(frame, isVector=True), truth > 0
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def draw(image: sitk.Image, truth: np.ndarray, mask: np.ndarray) -> bytes:
-    """Truth and answer outlined over the image, a JPEG."""
+    """Return a JPEG of the image with truth and answer outlined."""
     pixels = sitk.GetArrayFromImage(image)
     pixels = pixels.transpose(2, 1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else pixels.T
     return case_figure(pixels, truth.T.astype(int), mask.T.astype(int), spacing_mm=image.GetSpacing())

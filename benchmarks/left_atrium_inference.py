@@ -1,7 +1,7 @@
-"""Where the time and the memory of segmenting one whole volume go: `inferring` of left_atrium_vnet, stage by stage.
+"""Measure time and memory of each stage when left_atrium_vnet segments one volume.
 
-The command runs as a user's would, in this process, from the first import on; its stages are timed from inside. Memory
-is the most the process had held by the end of each stage.
+`inferring` runs in this process, from the first import on, and its stages are timed. Memory is the peak of the process
+up to the end of each stage.
 
     python benchmarks/left_atrium_inference.py VOLUME [--margin_mm 20 ...]
 """
@@ -27,14 +27,14 @@ peaks: dict[str, float] = {}
 
 
 def add(stage: str, spent: float) -> None:
-    """Book time and the peak so far to a stage."""
+    """Add time to a stage, and note the peak so far."""
     seconds[stage] = seconds.get(stage, 0.0) + spent
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peaks[stage] = (peak if sys.platform == "darwin" else peak * 1024) / 2**20
 
 
 def timed(owner: Any, name: str, stage: str | Callable[..., str], within: Callable[..., str] | None = None) -> None:
-    """Time a method; what runs within another timed stage is taken off that one."""
+    """Time a method; if it runs within another timed stage, its time is subtracted from that one."""
     method = getattr(owner, name)
 
     @wraps(method)
@@ -61,7 +61,7 @@ def main() -> None:
     from segbundles.data import SuffixReader
     from segbundles.handlers import WeightsLoader
     from segbundles.inferers import LocatorCropInferer
-    from segbundles.networks import VNet
+    from segbundles.networks import AttentionVNet
     from segbundles.transforms import CheckImaged, KeepLargestConnectedComponentd, LogitsToClassd, SaveSegmentationd
 
     add("importing torch, MONAI and segbundles", time.perf_counter() - BEGIN)
@@ -72,14 +72,14 @@ def main() -> None:
     timed(LocatorCropInferer, "locate", LOCATOR)
     timed(LocatorCropInferer, "_segment", SEGMENTER)
 
-    networks: list[VNet] = []
+    networks: list[AttentionVNet] = []
 
-    def which(network: VNet, *_: Any) -> str:
+    def which(network: AttentionVNet, *_: Any) -> str:
         if network not in networks:
             networks.append(network)
         return (LOCATOR, SEGMENTER)[networks.index(network)]
 
-    timed(VNet, "forward", lambda *args: which(*args).split(":")[0] + ": network", which)
+    timed(AttentionVNet, "forward", lambda *args: which(*args).split(":")[0] + ": network", which)
     timed(LogitsToClassd, "__call__", "class map")
     timed(KeepLargestConnectedComponentd, "__call__", "largest component")
     timed(Invertd, "__call__", "back to the file's orientation")

@@ -1,12 +1,12 @@
-"""Frames a second and peak memory of polyp_fcn8: its network against the 134 M original, by the batch and one by one.
+"""Compare speed and memory of polyp_fcn8 with the original network of 134 million parameters, with and without batches.
 
-The inferer and the loader of inference.json run with random weights: the figures are of speed alone. Each row has a
-process of its own. Reading is not timed, nor is the writing of masks.
+The inferer and the loader of inference.json run with random weights, which does not change the speed. Each row has its
+own process. Reading frames and writing masks are not timed.
 
     python benchmarks/polyp_fcn8.py [--dataset_dir FOLDER] [--frames 16 --batch_size 8 --amp true --device cpu ...]
 
-Without a folder, frames are made up: half of them 384 x 288 pixels, as those of CVC-ClinicDB, and half 574 x 500, as
-those of CVC-300. Other options are settings of inference.json, for the network of this bundle.
+Without a folder the frames are synthetic: half of them 384 x 288 pixels, like those of CVC-ClinicDB, and half
+574 x 500, like those of CVC-300. Other options are knobs of inference.json.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ def make_frames(folder: Path, count: int) -> None:
 
 
 def measure(settings: dict[str, Any], count: int) -> tuple[float, int, int, float, float]:
-    """Parameters in millions, frames, batches, frames a second and peak memory in MB, by inference.json."""
+    """Return parameters in millions, frames, batches, frames per second and peak memory in MB."""
     import torch
     from monai.bundle import ConfigParser
 
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "inference.json"))
     parser.update({key: value for key, value in settings.items() if key in parser.config})
-    # random weights are meant here, so none is looked for by which the network could be told to have been loaded
-    parser.update({"dataset::data": f"$list(@cases)[:{count}]", "inferer::inferer::ckpt_dir": None})
+    parser.update({"bundle_root": str(CONFIGS.parent), "weights": None, "dataset::data": f"$list(@cases)[:{count}]"})
     network, inferer = parser.get_parsed_content("network").eval(), parser.get_parsed_content("inferer")
     device = torch.device(parser.get_parsed_content("device"))
     batches = [batch["image"] for batch in parser.get_parsed_content("dataloader")]
@@ -80,7 +79,9 @@ def main() -> None:
     if unknown := sorted(set(given) - set(known)):
         sys.exit(f"inference.json has no setting {', '.join(unknown)}.\n{__doc__}")
     reference = json.loads((CONFIGS / "args_reference.json").read_text())
-    print("| network | million parameters | frames a batch | frames | batches | frames a second | peak memory (MB) |")
+    print(
+        "| network | million parameters | frames per batch | frames | batches | frames per second | peak memory (MB) |"
+    )
     print("|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if "dataset_dir" not in given:
@@ -93,7 +94,7 @@ def main() -> None:
         }
         for name, settings in rows.items():
             for size in dict.fromkeys((1, most)):
-                # a fresh process, so that the memory is that of this row
+                # a new process, so that the peak memory is that of this row
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     row = pool.apply(measure, ({**settings, "batch_size": size}, count))
                 parameters, frames, batches, speed, peak = row

