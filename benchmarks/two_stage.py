@@ -25,6 +25,7 @@ from monai.inferers import Inferer, SlidingWindowInferer
 from torch import nn
 
 from segbundles.inferers import LocatorCropInferer
+from segbundles.meta import box_of
 from segbundles.networks import AttentionVNet
 
 SPACING_MM = 0.625
@@ -77,7 +78,8 @@ def run_variant(variant: str, file: Path, roi_size: list[int]) -> dict:
     with torch.no_grad():
         out = inferer(inputs, network)
     seconds, peak = time.perf_counter() - start, peak_bytes()
-    box = list(zip(*inferer.last_boxes[0], strict=True)) if isinstance(inferer, LocatorCropInferer) else None
+    found = box_of(out)
+    box = list(zip(*found, strict=True)) if found else None
     assert out.shape == inputs.shape
     return {"seconds": seconds, "bytes": peak - before, "passes": len(passes), "window": passes[0], "box": box}
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from process_group import Group
+from torch import nn
 
-from segbundles.distributed import gather, join, leave, process_count, process_rank, share
+from segbundles.distributed import broadcast, gather, join, leave, process_count, process_rank, share
 
 
 def test_one_process_has_all() -> None:
@@ -26,6 +29,36 @@ def test_every_item_belongs_to_one_process(number: int, count: int, monkeypatch:
 
 def test_the_first_process_gathers_the_items_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [gather(rank) for rank in Group(monkeypatch, 3).each()] == [[], [], [0, 1, 2]]
+
+
+def network_of(rank: int) -> nn.Module:
+    """A network of this process, as the bundles have it: its weights in channels_last, a norm with counts."""
+    torch.manual_seed(rank)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    network(torch.rand(2, 3, 8, 8))
+    return network
+
+
+def receive(rank: int, folder: Path) -> None:
+    """Take part in a broadcast of two processes."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    broadcast(network := network_of(rank))
+    torch.save(network.state_dict(), folder / f"{rank}.pt")
+    leave()
+
+
+def test_all_processes_get_the_network_of_the_first(tmp_path: Path) -> None:
+    broadcast(network := network_of(0))  # without a group nothing happens
+    processes = [multiprocessing.get_context("fork").Process(target=receive, args=(rank, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert not torch.equal(network_of(1)[0].weight, network[0].weight)
+    for rank in (0, 1):
+        for name, value in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
+            assert torch.equal(value, network.state_dict()[name]), (rank, name)
 
 
 def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

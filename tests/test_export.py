@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser, load
 from monai.networks import trt_compiler
 from tiny_bundles import TINY_BUNDLES, TinyBundle, command_line
 
+from segbundles.errors import InputError
 from segbundles.networks import load_exported
 
 PAGE = (ROOT / "docs" / "export.md").read_text()
@@ -211,7 +212,7 @@ def test_exported_networks_give_the_masks_of_the_weights_with_the_same_facts(
     command = changed(command, output_dir="exported")
     missing = set()
     for _ in bundle.networks:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             command_line(command)
         cause = root_cause(caught.value)
         assert isinstance(cause, ValueError)

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, create_workf
 
 import segbundles
 from segbundles.data import Datalist
+from segbundles.errors import InputError
 from segbundles.facts import facts_path, read_facts, sha256, weights_files, write_facts
 from segbundles.knobs import fact_knobs, read_schema
 
@@ -21,6 +22,7 @@ KNOBS = {
     "width": {"type": "integer", "minimum": 1, "fact": True},
     "spacing_mm": {"type": "number", "exclusiveMinimum": 0, "fact": True},
     "batch_size": {"type": "integer"},
+    "initial_weights": {"type": ["string", "null"]},
     "weights": {"anyOf": [{"type": "string"}, {"type": "array"}, {"type": "null"}], "loads": True},
 }
 INFERENCE = {
@@ -96,7 +98,9 @@ def test_facts_come_before_the_config(bundle: Path, caplog: pytest.LogCaptureFix
     assert settings.knobs == {**{k: INFERENCE[k] for k in ("batch_size",)}, "width": 3, "spacing_mm": 2.0} | {
         "weights": str(bundle / "models/model.pt")
     }
-    assert settings.sources == dict.fromkeys(("width", "spacing_mm"), "the facts of model.pt")
+    assert {name: settings.sources[name] for name in ("width", "spacing_mm")} == dict.fromkeys(
+        ("width", "spacing_mm"), "the facts of model.pt"
+    )
     assert settings.facts["weights"]["version"] == "1.0"
     (line,) = (r.getMessage() for r in caplog.records if r.name == "segbundles")
     assert line == "Weights model.pt, fish 1.0; from their facts: width 3 (config: 2), spacing_mm 2.0 (config: 1.5)."
@@ -152,7 +156,7 @@ def test_a_given_value_comes_before_a_preprocessing_fact_with_a_warning(
     settings = parser.get_parsed_content("settings")
     note = "spacing_mm 4 differs from 2.0, with which model.pt was trained"
     assert settings.notes == [note]
-    assert settings.sources["spacing_mm"] == "the command line"
+    assert settings.sources["spacing_mm"] == "an args file or a program"
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and r.name == "segbundles"] == [
         f"{note}."
     ]
@@ -161,7 +165,7 @@ def test_a_given_value_comes_before_a_preprocessing_fact_with_a_warning(
 @pytest.mark.parametrize("width", [4, 2])
 def test_a_given_value_that_contradicts_the_architecture_is_refused(bundle: Path, width: int) -> None:
     """Also one that is the same as the config's line."""
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(InputError) as caught:
         run(config_file=config(bundle), bundle_root=str(bundle), logging_file=False, width=width)
     path = bundle / "models/model.pt"
     assert cause(caught.value) == (
@@ -183,7 +187,7 @@ def test_weights_without_facts_of_their_own_warn(bundle: Path, how: str, caplog:
     assert values(workflow(bundle)) == (2, 1.5)
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and r.name == "segbundles"]
     assert said[-1].endswith("model.pt has no facts beside it: width, spacing_mm are taken from the config.")
-    assert (how == "none") or "is about other weights than the model.pt beside it" in said[0]
+    assert (how == "none") or said[0].endswith("model.json describes other weights (sha256 differs) and is ignored.")
 
 
 def test_absent_weights_are_not_missed_before_they_are_loaded(bundle: Path) -> None:
@@ -193,14 +197,14 @@ def test_absent_weights_are_not_missed_before_they_are_loaded(bundle: Path) -> N
 
 def test_damaged_facts_are_refused(bundle: Path) -> None:
     facts_path(bundle / "models/model.pt").write_text("{")
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(InputError) as caught:
         workflow(bundle)
     assert "model.json cannot be read as the facts of model.pt" in cause(caught.value)
 
 
 def test_facts_that_the_schema_does_not_allow_are_refused_by_source(bundle: Path) -> None:
     write_weights(bundle / "models/model.pt", 3, spacing_mm="2")
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(InputError) as caught:
         workflow(bundle)
     said = "spacing_mm must be a number above 0, got the text '2' (from the facts of model.pt)."
     assert cause(caught.value) == said
@@ -219,7 +223,7 @@ def test_training_refuses_initial_weights_of_another_architecture(bundle: Path) 
     tree = {k: v for k, v in INFERENCE.items() if k != "weights"} | {"initial_weights": None}
     Path(config(bundle)).write_text(json.dumps(tree))
     path = bundle / "models/model.pt"
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(InputError) as caught:
         workflow(bundle, initial_weights=str(path))
     assert f"width is 2, but initial_weights {path} was trained with width 3: give --width that value" in cause(
         caught.value
@@ -230,9 +234,10 @@ def test_training_refuses_initial_weights_of_another_architecture(bundle: Path) 
 def test_what_is_written(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     cases = [{"image": "a", "label": "a", "group": "g"}, {"image": "b", "label": "b", "group": "g"}]
-    for name in "ab":
-        (tmp_path / "d" / name).touch()
-    listed = {"name": "fishes", "training": cases, "validation": cases[:1]}
+    for name in "abc":
+        (tmp_path / "d" / name).write_text(name)
+    held_out = {"image": "c", "label": "c", "group": "h"}
+    listed = {"name": "fishes", "training": cases, "validation": [held_out]}
     (tmp_path / "d/datalist.json").write_text(json.dumps(listed))
     settings = workflow(bundle).get_parsed_content("settings")
     weights = tmp_path / "model.pt"
@@ -270,7 +275,7 @@ def test_settings_are_recorded(bundle: Path, tmp_path: Path) -> None:
     settings.write(tmp_path / "inferring.config.json")
     record = json.loads((tmp_path / "inferring.config.json").read_text())
     assert record["knobs"] == settings.knobs
-    assert record["sources"]["spacing_mm"] == "the command line"
+    assert record["sources"]["spacing_mm"] == "an args file or a program"
     assert record["weights"]["weights"]["sha256"] == sha256(bundle / "models/model.pt")
     assert record["versions"]["segbundles"] == segbundles.__version__
 

@@ -18,6 +18,7 @@ from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType
 from monai.fl.utils.exchange_object import ExchangeObject
 from tiny_trainings import TINY_TRAININGS, TinyTraining
 
+from segbundles.errors import InputError
 from segbundles.facts import read_facts
 
 pytestmark = [
@@ -170,7 +171,7 @@ def test_a_file_of_weights_and_its_facts_are_used_only_where_loading_is_not_disa
 def test_settings_that_stop_a_client(
     more: dict, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.ERROR, "segbundles"), pytest.raises(RuntimeError) as caught:
+    with caplog.at_level(logging.ERROR, "segbundles"), pytest.raises(InputError) as caught:
         client(TINY_TRAININGS["polyp_fcn8"], tmp_path / "data", tmp_path / "out", **more)
     cause = root_cause(caught.value)
     assert caplog.messages == [str(cause)]
@@ -184,7 +185,7 @@ def test_a_misspelt_setting_of_the_evaluation_stops_a_client() -> None:
     algo = MonaiAlgo(
         bundle_root=str(tiny.root), config_train_filename=None, eval_kwargs={"splitt": "testing", "device": "cpu"}
     )
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(InputError) as caught:
         algo.initialize()
     assert "'splitt' in the configs of polyp_fcn8: did you mean 'split'?" in str(root_cause(caught.value))
 

@@ -200,7 +200,7 @@ def test_a_second_run_into_the_folder_is_refused_before_it_changes_anything(runs
     ):
         second = runs.start("training", output=tmp_path / "second.txt", **settings)
         assert runs.forked.wait(second) == 1
-        assert f"ERROR {message} Wait until it ends" in (tmp_path / "second.txt").read_text()
+        assert f"ERROR: {message} Wait until it ends" in (tmp_path / "second.txt").read_text()
     assert {name: (out / name).read_bytes() for name in before} == before
     assert not (out / "training_previous.ckpt").exists()
     paused.unlink()
@@ -241,7 +241,7 @@ class TestFullDisk:
             fill(small_disk, free_kib)
             assert runs("training", output_dir=out, resume=True) == 1
             assert re.search(
-                rf"ERROR cannot write {out}/{written} \(No space left on device\): make room", runs.printed
+                rf"ERROR: cannot write {out}/{written} \(No space left on device\): make room", runs.printed
             )
             assert {name: (out / name).read_bytes() for name in before} == before
         (small_disk / "filler").unlink()
@@ -289,7 +289,7 @@ class TestPermissions:
         runs.powerless = True
         before = {path: path.stat().st_mtime_ns for path in runs.root.rglob("*")}
         assert runs("training", ckpt_dir=None, max_epochs=1) == 1
-        message = f"ERROR ckpt_dir '{runs.root}/models' cannot be written to (Permission denied): give --ckpt_dir"
+        message = f"ERROR: ckpt_dir '{runs.root}/models' cannot be written to (Permission denied): give --ckpt_dir"
         assert message in runs.printed
         assert runs("inferring", ckpt_dir=None, output_dir=None) == 1
         assert f"output_dir '{runs.root}/output/inference' cannot be written to" in runs.printed
@@ -318,7 +318,7 @@ class TestPermissions:
         shutil.copy(trained_runs.trained / "models" / "model.pt", tmp_path / "models")
         (tmp_path / "models" / "model.pt").chmod(0)
         assert trained_runs("inferring", ckpt_dir=tmp_path / "models") == 1
-        assert f"ERROR {tmp_path}/models/model.pt cannot be read (Permission denied)" in trained_runs.printed
+        assert f"ERROR: {tmp_path}/models/model.pt cannot be read (Permission denied)" in trained_runs.printed
 
 
 def test_unicode_spaces_and_links_in_paths(forked: ForkedRuns, phantom: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +28,7 @@ from tiny_bundles import TINY_BUNDLES
 
 from segbundles.data import SharedDataLoader, TolerantDataLoader, validation_sampler
 from segbundles.engines import ImageReport
+from segbundles.errors import InputError
 from segbundles.handlers import EpochLog, EvaluationReport, InferenceResults
 from segbundles.scorers import SliceScorer
 
@@ -171,7 +172,7 @@ class Scaled:
 
     Args:
         name: folder under ``bundles``.
-        phantom: fixture with its data.
+        phantom: module with its data, under ``segbundles.phantoms``.
         model: settings of the network and its input; evaluation and inference take them from the facts.
         training: other settings of the training.
         batch: number of training items, all in one step of one process.
@@ -193,7 +194,7 @@ FLOAT = {"_target_": "CastToTyped", **BOTH, "dtype": "$torch.float32"}
 SCALED = (
     Scaled(
         "left_atrium_vnet",
-        "left_atrium_phantom",
+        "left_atrium",
         {"network_spacing_mm": [6.0, 6.0, 6.0]},
         {
             "patch_size": [16, 16, 16],
@@ -207,7 +208,7 @@ SCALED = (
     ),
     Scaled(
         "brain_flair_unet",
-        "brain_phantom",
+        "brain",
         {"depth": 3, "norm": "instance"},
         {
             "patch_size": [32, 32],
@@ -221,7 +222,7 @@ SCALED = (
     ),
     Scaled(
         "em_membrane_unet",
-        "em_phantom",
+        "em",
         {"depth": 3, "border_pixels": 8, "norm": "instance"},
         {
             "patch_size": [32, 32],
@@ -237,7 +238,7 @@ SCALED = (
     ),
     Scaled(
         "polyp_fcn8",
-        "polyp_phantom",
+        "polyp",
         {"fc_channels": 4, "fc_kernel_size": 3, "frame_height": 48, "dropout": 0.0, "norm": None},
         {
             "patch_size": [32, 32],
@@ -262,13 +263,18 @@ APPLIED = {
 WINDOW = {"brain_flair_unet": {"window_size": [32, 32]}, "em_membrane_unet": {"window_size": [32, 32]}}
 
 
-@pytest.fixture(scope="module")
-def polyp_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a prepared phantom of five sequences of one frame."""
-    from segbundles.phantoms.polyp import make_phantom
+PHANTOMS: dict[str, tuple[Any, ...]] = {
+    "left_atrium": ((64, 64, 32), (3.0, 3.0, 3.0)),
+    "brain": ((32, 32), 6),
+    "em": ((64, 80),),
+    "polyp": ((64, 48),),
+}
 
-    out = tmp_path_factory.mktemp("phantom")
-    make_phantom(out, 5, 1, 0, (64, 48))
+
+def make_phantom(name: str, out: Path) -> Path:
+    """Write a prepared phantom of eight cases, enough for the splits of :func:`write_datalist`."""
+    frames = (1,) if name == "polyp" else ()
+    import_module(f"segbundles.phantoms.{name}").make_phantom(out, 8, *frames, 0, *PHANTOMS[name])
     return out
 
 
@@ -284,10 +290,10 @@ def write_datalist(source: Path, out: Path) -> None:
     cases: dict[str, list[dict]] = {}
     for number, entry in enumerate(chain(*(splits[s] for s in ("training", "validation", "testing")))):
         # the slices of a patient are one case
-        cases.setdefault(str(entry["group"]) if "slice" in entry else str(number), []).append(
-            {**entry, **{key: str(source / entry[key]) for key in ("image", "label")}}
-        )
-    chosen = {"training": slice(4), "validation": slice(3), "testing": slice(3, 4)}
+        group = str(entry["group"]) if "slice" in entry else str(number)
+        files = {key: str(source / entry[key]) for key in ("image", "label")}
+        cases.setdefault(group, []).append({**entry, **files, "group": group})
+    chosen = {"training": slice(4), "validation": slice(4, 7), "testing": slice(7, 8)}
     out.mkdir(parents=True)
     text = json.dumps({split: [*chain(*[*cases.values()][part])] for split, part in chosen.items()})
     (out / "datalist.json").write_text(text)
@@ -303,11 +309,11 @@ class Scene:
     Evaluation and inference use the weights that two processes have trained, with their facts.
     """
 
-    def __init__(self, folder: Path, phantom_of: Callable[[str], Path]) -> None:
+    def __init__(self, folder: Path, phantoms: Path) -> None:
         self.folder = folder
         self.jobs: list[dict[str, Any]] = []
         for bundle in SCALED:
-            self._write_data(bundle, phantom_of(bundle.phantom))
+            self._write_data(bundle, make_phantom(bundle.phantom, phantoms / bundle.phantom))
             self._write_weights(bundle)
             for run_id, files in PATCHED.items():
                 self._add(run_id, bundle, run_id, files, **self.settings(bundle, run_id, "two"))
@@ -418,7 +424,7 @@ class Scene:
         self.code = code
         for bundle in SCALED:
             self._run_one(bundle, "evaluating", ["train.json", "evaluate.json"])
-            with pytest.raises(RuntimeError):
+            with pytest.raises(InputError):
                 self._run_one(bundle, "inferring", ["inference.json"])
 
     def _run_one(self, bundle: Scaled, run_id: str, files: list[str]) -> list[str]:
@@ -453,8 +459,8 @@ PATCHED = {
 
 
 @pytest.fixture(scope="module")
-def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return Scene(tmp_path_factory.mktemp("scale_out"), request.getfixturevalue)
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return Scene(tmp_path_factory.mktemp("scale_out"), tmp_path_factory.mktemp("phantoms"))
 
 
 def numbers(line: str) -> dict[str, float]:
@@ -526,6 +532,10 @@ class TestTwoProcesses:
         events = list((scene.folder / "polyp_fcn8" / "two" / "training" / "tensorboard").rglob("events*"))
         assert len(events) == 1
 
+    def test_only_the_first_one_tells_what_the_facts_say(self, scene: Scene) -> None:
+        runs = [job for job in scene.jobs if job["run_id"] != "training"]
+        assert scene.log.count("Weights model.pt, ") == len(runs)
+
     def test_a_resumed_training_equals_one_that_was_never_stopped(self, scene: Scene) -> None:
         unstopped, resumed = (state(scene.folder / name) for name in ("unstopped", "stopped"))
         assert resumed["trainer"]["iteration"] == unstopped["trainer"]["iteration"] == 4
@@ -554,7 +564,7 @@ def untimed(row: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture
-def place(brain_phantom: Path, tmp_path: Path) -> Path:
+def place(tmp_path: Path) -> Path:
     """Return a folder in which the commands of the page run, with a small brain bundle, data and scans."""
     small = {"base_channels": 2, "depth": 3, "patch_size": [32, 32], "window_size": [32, 32], "max_epochs": 1}
     small |= {"lr_epochs": 1, "amp": False, "device": "cpu", "slices_per_epoch": 8, "batch_size": 2}
@@ -565,7 +575,7 @@ def place(brain_phantom: Path, tmp_path: Path) -> Path:
         if not path.stem.startswith("multi_gpu"):
             path.write_text(json.dumps({key: small.get(key, value) for key, value in config.items()}))
     (tmp_path / "bundles" / "brain_flair_unet" / "models").mkdir()
-    write_datalist(brain_phantom, tmp_path / "data" / "brain")
+    write_datalist(make_phantom("brain", tmp_path / "phantom"), tmp_path / "data" / "brain")
     for case in json.loads((tmp_path / "data" / "brain" / "datalist.json").read_text())["validation"]:
         image = Path(case["image"])
         (tmp_path / "scans" / image.parent.name).mkdir(parents=True, exist_ok=True)

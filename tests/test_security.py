@@ -130,7 +130,7 @@ def test_the_bundles_configs_name_nothing_foreign(path: Path) -> None:
     assert [text for text in programs if len(text) > 300] == []
     imported = {text for text in programs if re.search(r"\bimport\b", text)}
     trt = {"$from monai.networks import trt_compile"} if path.name == "inference_trt.json" else set()
-    assert imported <= {"$import ignite", "$import segbundles"} | trt
+    assert imported <= {"$import ignite", "$import segbundles", "$import segbundles.bundle"} | trt
     targets = [text for name, text in targets_of(config) if name == "_target_"]
     assert [text for text in targets if not re.match(r"(segbundles|torch|ignite)\.|[A-Za-z]\w*$", text)] == []
 

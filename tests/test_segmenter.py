@@ -11,6 +11,7 @@ from dicom_series import write_series
 from monai.bundle import create_workflow
 from tiny_bundles import AFFINE, TINY_BUNDLES, TinyBundle
 
+from segbundles.errors import InputError
 from segbundles.segmenter import Segmenter
 
 BY_NAME = {bundle.name: bundle for bundle in TINY_BUNDLES}
@@ -56,7 +57,7 @@ def test_settings_are_those_of_inference_json(tmp_path: Path) -> None:
     assert Segmenter(root, frame_height=20).inferer.height == 20
     plain, small = (Segmenter(root, **settings)(image)["pred"] for settings in ({}, {"frame_height": 20}))
     assert (plain != small).any()
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(InputError) as caught:
         Segmenter(root, frame_heigth=20)
     assert "did you mean 'frame_height'?" in str(root_cause(caught.value))
 
@@ -131,6 +132,6 @@ def test_weights_from_elsewhere_bring_their_facts(tmp_path: Path) -> None:
     for other in others:
         np.testing.assert_array_equal(other(image)["pred"], expected)
     assert Segmenter(root, weights=weights, frame_height=40).inferer.height == 40  # as in inference.json
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(InputError) as caught:
         Segmenter(root, weights=weights, base_channels=2)
     assert "base_channels is 2, but" in str(root_cause(caught.value))

@@ -11,6 +11,8 @@ from bundle_runs import root_cause
 from monai.bundle import ConfigWorkflow, run
 from tiny_trainings import TINY_TRAININGS, TinyTraining
 
+from segbundles.errors import InputError
+
 if importlib.util.find_spec("mlflow") is None and os.environ.get("CI") != "true":
     pytest.skip("MLflow is not installed: pip install -e .[tracking]", allow_module_level=True)
 
@@ -76,7 +78,7 @@ def test_a_run_has_the_values_of_the_log(tmp_path: Path, caplog: pytest.LogCaptu
 
     launch(tiny, "training", "train.json", **settings, output_dir=tmp_path / "out", run_name="second")
     assert {other.info.run_name for other in store.runs()} == {"first", "second"}
-    assert {path.name for path in (tmp_path / "out" / "tensorboard").iterdir()} == {"first", "second"}
+    assert {path.name for path in (tmp_path / "out" / "tensorboard").iterdir()} == {"training_first", "training_second"}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,6 @@ def test_the_copy_of_the_config_exists(given: bool, tmp_path: Path) -> None:
 
 def test_a_misspelt_setting_stops_a_tracked_run(tmp_path: Path) -> None:
     tiny = TINY_TRAININGS["em_membrane_unet"]
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(InputError) as caught:
         launch(tiny, "training", "train.json", output_dir=tmp_path, run_nam="x")
     assert "'run_nam' in the configs of em_membrane_unet" in str(root_cause(caught.value))

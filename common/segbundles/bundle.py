@@ -13,6 +13,7 @@ import logging
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,20 @@ from weakref import WeakKeyDictionary
 from monai.bundle import ConfigParser
 
 from segbundles.distributed import process_rank
-from segbundles.errors import fail
+from segbundles.errors import fail, show_reason_last
 from segbundles.facts import read_facts, versions, weights_files
 from segbundles.files import write_json
 from segbundles.knobs import SCHEMA_NAME, fact_knobs, faults, read_schema
 from segbundles.rules import broken_rules
-from segbundles.running import ABSENT, Running, read_configs, read_words, unknown_settings
+from segbundles.running import (
+    ABSENT,
+    MONAI_KEYS,
+    Running,
+    read_configs,
+    read_words,
+    referenced,
+    unknown_settings,
+)
 
 __all__ = ["RunSettings", "settle"]
 
@@ -118,9 +127,11 @@ def settle(bundle_root: str | Path) -> RunSettings:
         ValueError: when a setting is unknown, has a value that ``knobs.schema.json`` does not allow, contradicts
             another one or the weights, or when a federated client is to load weights of its own.
     """
+    show_reason_last()
     running = Running.find()
     if running.parser is None or not isinstance(running.parser.config, dict):
         return RunSettings()
+    _refuse({"properties": {"bundle_root": {"type": "string"}}}, {"bundle_root": bundle_root})
     workflow = running.workflow
     folders = [Path(bundle_root) / "configs", *([Path(workflow.config_root_path)] if workflow else [])]
     there = [folder for folder in folders if folder.is_dir()]
@@ -131,7 +142,12 @@ def settle(bundle_root: str | Path) -> RunSettings:
         return RunSettings()
     for key, hint in unknown_settings(running.parser.config, files, schema):
         fail(f"there is no setting {key!r} in the configs of {root.name}: {hint}")
+    _refuse_idle(running, there, schema)
     read_words(running.parser)
+    _read_texts(running, schema)
+    items = {name: running.items[name].get_config() for name in schema["properties"] if name in running.items}
+    # before anything is computed from them; expressions and references have no value yet
+    _refuse(schema, {name: it for name, it in items.items() if not {*"$@%"} & {*str(it)}})
     _set_tracked_file(running.parser)
     metadata = _metadata(root)
     settings = RunSettings(root.name, metadata.get("version", ""), shlex.join(sys.orig_argv), schema=schema)
@@ -145,11 +161,50 @@ def settle(bundle_root: str | Path) -> RunSettings:
         _check_initial_weights(running)
     values = {name: running.value(name) for name in schema["properties"]}
     values = {name: value for name, value in values.items() if value is not ABSENT}
+    for name in running.given.keys() & values.keys():
+        settings.sources.setdefault(name, running.source(name))
     for name, problem in list(faults(schema, values)) or broken_rules(values):
-        source = f" (from {settings.sources[name]})" if name in settings.sources else ""
+        source = settings.sources.get(name, "")
+        source = f" (from {source})" if source.startswith("the facts") else ""
         fail(f"{name} {problem}{source}.")
     settings.knobs = json.loads(json.dumps(values, default=str))
     return settings
+
+
+def _refuse(schema: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    for name, problem in faults(schema, values):
+        fail(f"{name} {problem}.")
+
+
+def _refuse_idle(running: Running, folders: list[Path], schema: Mapping[str, Any]) -> None:
+    """Refuse a knob that was typed for a command that does not use it; an args file may be meant for several."""
+    used = referenced(running.parser.config)
+    for name in schema["properties"].keys() & running.given.keys() - used - MONAI_KEYS:
+        if running.typed(name) is not None:
+            homes = {path.name for folder in folders for path in folder.glob("*.json") if path.name != SCHEMA_NAME}
+            homes = sorted(home for home in homes if any(_has(folder / home, name) for folder in folders))
+            fail(f"{name} has no effect in this command: it is a knob of {', '.join(homes)}.")
+
+
+def _has(path: Path, name: str) -> bool:
+    return path.is_file() and f'"{name}":' in path.read_text(encoding="utf-8", errors="replace")
+
+
+def _read_texts(running: Running, schema: Mapping[str, Any]) -> None:
+    """Take texts such as paths as they were typed: ``2024_07`` is a folder, though the command line reads a number."""
+    for name, knob in schema["properties"].items():
+        kinds = knob.get("type", ())
+        if name not in running.items or "string" not in ([kinds] if isinstance(kinds, str) else kinds):
+            continue
+        given, now = running.given.get(name), running.items[name].get_config()
+        typed = running.typed(name)
+        if type(now) in (int, float) and (typed is not None or name.endswith("_dir")):
+            running.set(name, str(now) if typed is None else typed)
+        if any("#" in str(text) and not str(text).startswith(("$", "@", "%")) for text in (typed, given)):
+            fail(
+                f"{name} is {typed or given!r}, and MONAI reads '#' in it as '::': rename that file or folder, or give "
+                "a link to it that has no '#' in its path."
+            )
 
 
 def _metadata(root: Path) -> dict[str, Any]:
@@ -175,6 +230,8 @@ def _apply_facts(running: Running, files: list[dict], settings: RunSettings) -> 
         names = [name for name in fact_knobs(settings.schema, knob) if name in running.items]
         paths = running.weights.get(knob, running.value(knob) if entry.get("loads") else ABSENT)
         path = None if paths is ABSENT else next(iter(weights_files(paths)), None)
+        if path is not None and knob in running.given and not path.is_file():
+            fail(f"{knob} is {path}, but there is no such file: give the weights that a training wrote.")
         if not names or path is None or not path.is_file():
             continue
         facts = read_facts(path)
@@ -188,6 +245,7 @@ def _apply_facts(running: Running, files: list[dict], settings: RunSettings) -> 
             fact, config = facts["knobs"][name], running.items[name].get_config()
             if _is_given(running, files, name):
                 own.append(name)
+                settings.sources[name] = running.source(name)
                 _compare(running.value(name), fact, name, knob, path, name in architecture, settings)
                 continue
             settings.sources[name] = f"the facts of {path.name}"
@@ -195,7 +253,7 @@ def _apply_facts(running: Running, files: list[dict], settings: RunSettings) -> 
                 taken.append(f"{name} {_text(fact)} (config: {_text(config)})")
                 running.set(name, fact)
             _applied.setdefault(running.parser, {})[name] = fact
-        also = f"; from the command line: {', '.join(own)}" if own else ""
+        also = f"; given for this run: {', '.join(own)}" if own else ""
         which = f"{path.name}, {facts.get('bundle')} {facts.get('version')}"
         logger.info(f"Weights {which}; from their facts: {', '.join(taken) or 'the same as in the config'}{also}.")
 
@@ -211,8 +269,9 @@ def _compare(
     value: Any, fact: Any, name: str, knob: str, path: Path, is_architecture: bool, settings: RunSettings
 ) -> None:
     """Refuse or note a given value that contradicts a fact."""
-    settings.sources[name] = "the command line"
-    if value == fact:
+    for _, problem in faults({"properties": {name: settings.schema["properties"][name]}}, {name: value}):
+        fail(f"{name} {problem}.")
+    if json.loads(_text(value)) == fact:
         return
     if is_architecture:
         fail(

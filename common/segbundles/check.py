@@ -1,4 +1,4 @@
-"""Find what is wrong with a bundle's configs without running them: nothing is trained, no image is read."""
+"""Find what is wrong with a bundle's configs, and with data for them, without running them: nothing is trained."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,9 +21,12 @@ from typing import Any
 import fire
 from jsonschema import Draft202012Validator, SchemaError
 from monai.bundle import verify_metadata, verify_net_in_out
+from monai.utils import ensure_tuple
 
+from segbundles.check_data import CaseCheck, Track
 from segbundles.check_rules import RULES, Config, Found, nearest
 from segbundles.errors import fail, innermost
+from segbundles.jsonfile import parse_json
 from segbundles.knobs import SCHEMA_NAME
 from segbundles.running import read_configs, setting_keys
 
@@ -59,8 +63,12 @@ class Checked:
     findings: list[Finding]
 
 
-def read_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Read ``--key value`` as the command line of ``monai.bundle`` does.
+def read_overrides(arguments: Sequence[str], bundle: str | Path | None = None) -> dict[str, Any]:
+    """Read ``--key value`` as a run does.
+
+    Args:
+        arguments: words of the command line.
+        bundle: folder of the bundle. Its knobs that are text are taken as typed: ``2024_07`` is no number.
 
     Raises:
         ValueError: when the words do not have this form.
@@ -73,6 +81,13 @@ def read_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         pass
     if not isinstance(settings, dict):
         fail(f"settings are written as --key value, after the bundle; got {' '.join(arguments)!r}.")
+    path = Path(bundle or "", "configs", SCHEMA_NAME)
+    knobs = ((path.is_file() and parse_json(path)[0]) or {}).get("properties", {})
+    for word, following in zip_longest(arguments, arguments[1:]):
+        option, joined, value = word.partition("=")
+        name = option.lstrip("-").replace("-", "_")
+        if type(settings.get(name)) in (int, float) and "string" in ensure_tuple(knobs.get(name, {}).get("type", ())):
+            settings[name] = value if joined else following
     return settings
 
 
@@ -82,13 +97,15 @@ def check_bundle(
     args_file: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     schema: str | Path | None = None,
+    data: str | Path | None = None,
+    track: Track = iter,
 ) -> list[Checked]:
-    """Check a bundle, or one combination of its configs.
+    """Check a bundle, or one combination of its configs, and the data for it.
 
-    Without ``configs``, ``args_file`` and ``overrides``, everything is checked: each config that stands alone, patches
-    over the config they belong to, args files over theirs, the schema of the knobs and the metadata. Otherwise one
-    combination is checked, as ``monai.bundle run`` would read it, with the facts of the weights that it loads. A fault
-    of a file is reported once, even if several combinations have it.
+    Without ``configs``, ``args_file``, ``overrides`` and ``data``, everything is checked: each config that stands
+    alone, patches over the config they belong to, args files over theirs, the schema of the knobs and the metadata.
+    Otherwise one combination is checked, as ``monai.bundle run`` would read it, with the facts of the weights that it
+    loads. A fault of a file is reported once, even if several combinations have it.
 
     Args:
         bundle: folder that contains ``configs``.
@@ -97,6 +114,8 @@ def check_bundle(
         args_file: settings in JSON, as for ``--args_file``.
         overrides: settings by id.
         schema: JSON schema of the metadata; None downloads the one that the metadata names.
+        data: folder of the data, as for ``--dataset_dir``; every case is read and checked as the run does first.
+        track: wraps the list of the cases, for a progress bar.
 
     Raises:
         ValueError: when the folder is not a bundle, or a file named here does not exist.
@@ -107,12 +126,25 @@ def check_bundle(
         fail(f"{bundle} is not a bundle, it has no configs/*.json: give the folder that contains configs.")
     if schema is not None and not Path(schema).is_file():
         fail(f"there is no schema {str(schema)!r}: give --schema a file.")
+    if data is not None:
+        overrides = {**(overrides or {}), "dataset_dir": str(data)}
     with _quiet(root):
         one = bool(configs or args_file or overrides)
         checker = _Checker(root, files, one)
-        if one:
-            return [checker.check(configs, args_file and _find(root, args_file), overrides)]
-        return [*checker.check_all(), checker.check_knobs(), checker.check_metadata(schema)]
+        if not one:
+            return [*checker.check_all(), checker.check_knobs(), checker.check_metadata(schema)]
+        checked = checker.check(configs, args_file and _find(root, args_file), overrides)
+    if data is None:
+        return [checked]
+    config = checker.last
+    if config is None or any(found.fault for found in checked.findings):
+        return [checked, Checked(str(data), "", [])]
+    with _quiet(root):
+        cases = CaseCheck(config)
+    for case in track(cases.cases):
+        with _quiet(root):
+            cases.check(case)
+    return [checked, Checked(str(data), cases.summary(), [Finding(str(data), *it) for it in cases.conclude()])]
 
 
 class _Checker:
@@ -138,6 +170,7 @@ class _Checker:
             for key in setting_keys(trees[path]):
                 self.homes.setdefault(key, []).append(path.name)
         self.inference: Config | None = None
+        self.last: Config | None = None
         self.faulty: set[str] = set()
         self.seen: set[tuple] = set()
 
@@ -187,12 +220,18 @@ class _Checker:
         findings = [found for path in used for found in self.read(path)[1]]
         summary = ""
         known = read_configs({self.root / "configs", files[0].parent})
-        if all(self.read(path)[0] is not None for path in used):
+        if files[0] in self.patches and (base := self.below(files[0])):
+            together = [path.name for path in dict.fromkeys([*base, *files])]
+            problem = f"is a patch over {' and '.join(path.name for path in base)}, and does not run without"
+            check = " ".join(f"--config {it}" for it in together)
+            run = ",".join(f"'{self.root.name}/configs/{it}'" for it in together)
+            findings.append(Finding(name, "", problem, f'check {check}; run --config_file "[{run}]"'))
+        elif all(self.read(path)[0] is not None for path in used):
             trees = [self.read(path)[0] for path in files]
             metadata = self.read(self.root / "configs" / "metadata.json")[0] or {}
             # a run finds its settings beside its first config, which a check does not see elsewhere
             as_run = (self.one or args is None) and files[0].parent == self.root / "configs"
-            config = Config(self.root, trees, known, self.homes, metadata, self.schema, as_run)
+            self.last = config = Config(self.root, trees, known, self.homes, metadata, self.schema, as_run)
             found = [*config.set_up(settings, given), *(found for rule in RULES for found in rule(config))]
             findings += [Finding(name, *it) for it in found]
             summary = config.summary() if config.items else ""
@@ -264,24 +303,15 @@ def _check_networks(path: Path, networks: dict[str, str], config: Config | None)
 
 def _read(path: Path) -> tuple[dict | None, list[Finding]]:
     """Return the content of a file, None if it is not a JSON object, and what is wrong with its text."""
-    found: list[tuple] = []
-
-    def pairs(items: list[tuple[str, Any]]) -> dict:
-        keys = [key for key, _ in items]
-        twice = {key for key in keys if keys.count(key) > 1}
-        found.extend((key, "appears twice, and only the last one counts", "remove one") for key in twice)
-        return dict(items)
-
-    tree = None
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
-        no_object = [("", "has no names and values", "begin it with {")]
-        found += _check_strings(tree) if isinstance(tree, dict) else no_object
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        found = [(place, f"not valid JSON: {error.msg}", "fix it there, or just before")]
-    except (OSError, ValueError) as error:
-        found = [("", f"cannot be read: {error}", "write it as JSON in UTF-8")]
+        tree, faults = parse_json(path)
+    except OSError as error:
+        return None, [Finding(path.name, "", f"cannot be read: {error.strerror or error}", "write it as JSON in UTF-8")]
+    found: list[tuple] = [(fault.place, fault.problem, fault.repair) for fault in faults]
+    if isinstance(tree, dict):
+        found += _check_strings(tree)
+    elif not found:
+        found = [("", "has no names and values", "begin it with {")]
     return tree if isinstance(tree, dict) else None, [Finding(path.name, *it) for it in found]
 
 

@@ -17,7 +17,7 @@ from monai.bundle.config_item import ComponentLocator, ConfigComponent
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import merge_kv
 from monai.bundle.workflows import BundleWorkflow
-from monai.utils import BundlePropertyConfig
+from monai.utils import BundlePropertyConfig, ensure_tuple
 
 from segbundles.errors import innermost
 from segbundles.knobs import SCHEMA_NAME, faults
@@ -29,6 +29,7 @@ __all__ = ["RULES", "Config", "Found", "kind_of", "nearest"]
 _NOT_ARGUMENTS = ConfigComponent.non_arg_keys | {"_debug_"}
 _RUN_OPTIONS = {*inspect.signature(run).parameters, *inspect.signature(ConfigWorkflow).parameters}
 _LOCATOR = ComponentLocator()
+_UNKNOWN = "no config of this bundle has this setting"
 Found = Iterator[tuple]  # id, problem, repair and, for a warning, False
 
 
@@ -61,9 +62,12 @@ class Config:
         start = names.index("_section_1_") + 1 if "_section_1_" in names else len(names)
         self.knobs = names[start : next((n for n in range(start, len(names)) if names[n][:9] == "_section_"), None)]
         self.given: dict[str, bool] = {}  # ids set by patches and settings; True for a setting
+        self.typed: set[str] = set()  # those of the command line: a run refuses one without effect
         self.items: dict[str, Any] = {}
         self.components: dict[str, dict] = {}
         self.references: dict[str, list[str]] = {}
+        self.unknown: dict[str, str] = {}  # settings that nothing knows, with what to do
+        self.wrong: set[str] = set()  # knobs that another rule has reported
 
     def set_up(self, args: dict, overrides: dict) -> Found:
         """Merge the configs and settings, and yield what does not fit."""
@@ -77,8 +81,13 @@ class Config:
                 first = id.split("::")[0]
                 if tree is args and first in elsewhere and first not in self.parser:
                     continue  # an args file may be meant for several configs
+                if tree is overrides and "#" in str(value) and str(value)[:1] not in ("$", "@", "%"):
+                    repair = "rename that file or folder, or give a link to it without '#' in its path"
+                    yield id, f"is {value!r}, and MONAI reads '#' in it as '::'", repair
+                    continue
                 if key[:1] == "+" and id not in self.parser:
                     yield key, f"adds to {id!r}, which does not exist", "use the name in the config that it patches"
+                self.typed |= {id} if tree is overrides else set()
                 try:
                     merge_kv(self.parser, key, deepcopy(value))
                     self.given |= {} if tree is self.trees[0] else {id: tree is args or tree is overrides}
@@ -104,6 +113,7 @@ class Config:
         self.components = {id: node for id, node in self.items.items() if ConfigComponent.is_instantiable(node)}
         texts = {id: node for id, node in self.items.items() if isinstance(node, str)}
         self.references = {id: list(ReferenceResolver.match_refs_pattern(text)) for id, text in texts.items()}
+        self.unknown = dict(unknown_settings(self.parser.get(), self.known, self.schema))
 
     def parsed(self) -> ConfigParser:
         """Return a parser of its own, in which nothing is evaluated yet."""
@@ -196,10 +206,11 @@ def check_targets(config: Config) -> Found:
 def check_references(config: Config) -> Found:
     """Check that every ``@id`` exists, that none leads back to itself, and that every ``$`` expression is Python."""
     known = config.parser.ref_resolver.items
+    misspelt = " ".join(config.unknown.values())  # the name is reported where it is misspelt
     for id, references in config.references.items():
         text = config.items[id]
         for reference in references:
-            if reference not in known:
+            if reference not in known and f"{reference!r}" not in misspelt:
                 yield id, f"@{reference} does not exist", nearest(reference, known) or "define it, or use another name"
         if text[:1] == "@" and not references:
             yield id, f"{text!r} is not a reference and stays text", "begin an expression with $"
@@ -261,19 +272,21 @@ def check_metrics(config: Config) -> Found:
 
 def check_settings(config: Config) -> Found:
     """Check that settings and knobs are known, described, allowed and used, and fit each other and the weights."""
-    unknown = dict(unknown_settings(config.parser.get(), config.known, config.schema))
+    unknown = config.unknown
     for id, hint in unknown.items():
-        yield id, "no config of this bundle has this setting", hint
+        given = id.split("::")[0] in config.given or id in config.given
+        yield id, _UNKNOWN if given else "there is no such knob, and nothing uses it", hint
     described, absent = config.schema["properties"], object()
     values = {name: config.value(name, absent) for name in described}
     knobs = {name: value for name, value in values.items() if value is not absent}
     wrong = list(faults(config.schema, knobs)) or list(broken_rules(knobs))
+    config.wrong |= {id for id, _ in wrong}
     for id, problem in wrong:
         yield id, problem, described[id].get("description", "").partition(". ")[0].rstrip(".")
     if config.as_run and not unknown and not wrong:
         yield from _check_run(config)
     for id in config.knobs:
-        if described and id not in described:
+        if described and id not in described and id not in unknown:
             yield id, f"{SCHEMA_NAME} does not describe it", "add it to the properties there", False
     used = {reference for references in config.references.values() for reference in references}
     knobs = {} if any(config.given.values()) else dict.fromkeys(config.knobs, False)
@@ -289,7 +302,8 @@ def check_settings(config: Config) -> Found:
         if not any(f"{name}::".startswith(f"{id}::") for name in used):
             homes = [] if any(id in setting_keys(tree) for tree in config.trees) else config.homes.get(id)
             hint = nearest(id, used - config.given.keys(), 0.8) or "remove it, or refer to it from a component"
-            yield id, "nothing uses it here", f"it belongs to {', '.join(homes)}" if homes else hint, not setting
+            fault = not setting or (id in config.typed and id in described)
+            yield id, "nothing uses it here", f"it belongs to {', '.join(homes)}" if homes else hint, fault
 
 
 def _check_run(config: Config) -> Found:
@@ -301,6 +315,7 @@ def _check_run(config: Config) -> Found:
         problem, _, repair = message.rpartition(": ")
         name, _, rest = problem.partition(" ")
         known = name in config.schema["properties"]
+        config.wrong |= {name} if known else set()
         yield (name, rest, repair) if known else ("settings", message, "the run stops with this message")
         return
     for note in notes:
@@ -314,16 +329,17 @@ def check_paths(config: Config) -> Found:
     for id, node in config.components.items():
         loads = ("path", "load_path") if kind_of(node) in ("WeightsLoader", "CheckpointLoader") else ()
         ids += [f"{id}::{key}" for key in node if (key in loads or key.endswith("weights")) and not config.disabled(id)]
-    missing = set()
+    missing = {str(path) for id in config.wrong for path in ensure_tuple(config.value(id))}
     for id in ids:
-        paths = config.value(id)
-        for path in paths if isinstance(paths, list) else [paths]:
+        knob = config.schema["properties"].get(id, {"loads": True})
+        for path in ensure_tuple(config.value(id)):
             # a word such as 'imagenet' is not a path
             if isinstance(path, str) and (Path(path).suffix or "/" in path) and not config.exists(path):
                 shown = Path(path).relative_to(config.root) if Path(path).is_relative_to(config.root) else path
-                if shown not in missing:
-                    yield id, f"{shown} does not exist", "train, which writes it; or give a file that exists"
-                missing.add(shown)
+                written = "train, which writes it; or give a file that exists"
+                if path not in missing:
+                    yield id, f"{shown} does not exist", written if knob.get("loads") else _nearest_file(path)
+                missing.add(path)
     for id, node in config.components.items() if "dataset_dir" in config.given else ():
         if kind_of(node) in ("Datalist", "FolderImages") and not config.disabled(id):
             try:
@@ -332,6 +348,12 @@ def check_paths(config: Config) -> Found:
                 if (problem := innermost(error)) not in missing:
                     yield id, problem, "give --dataset_dir a prepared folder, or one with images to segment"
                 missing.add(problem)
+
+
+def _nearest_file(path: str) -> str:
+    folder = Path(path).parent
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return nearest(Path(path).name, names) or "give a file that exists, or null"
 
 
 def check_properties(config: Config) -> Found:

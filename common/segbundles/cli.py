@@ -141,8 +141,12 @@ def check(
             help="File with the schema of metadata.json; without it the schema is downloaded.", show_default=False
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of data to read and check for train.json, or for --config.", show_default=False),
+    ] = None,
 ) -> None:
-    """List what is wrong with a bundle's configs before anything is trained.
+    """List what is wrong with a bundle's configs, and with data for them, before anything is trained.
 
     This runs expressions and imports modules that the bundle names: check only bundles from sources you trust.
     Settings are written as for monai.bundle: --key value.
@@ -150,7 +154,8 @@ def check(
     from segbundles.check import check_bundle, read_overrides
 
     _console().print("This runs expressions and modules that the bundle names: trust its source.")
-    checked = check_bundle(bundle, config or (), args_file, read_overrides(context.args), schema)
+    overrides, reading = read_overrides(context.args, bundle), partial(_track, description="Reading")
+    checked = check_bundle(bundle, config or (), args_file, overrides, schema, data, reading)
     rows = []
     for item in checked:
         if not item.findings:
@@ -170,7 +175,13 @@ def check(
     kinds = [found.fault for item in checked for found in item.findings]
     counts = f"checked: {len(checked)}, faults: {sum(kinds)}, warnings: {len(kinds) - sum(kinds)}"
     _console().print(f"{bundle.resolve().name}, {counts}", highlight=False, markup=False)
-    if any(kinds):
+    faults = [found for item in checked for found in item.findings if found.fault]
+    if faults:
+        first, more = faults[0], f" (and {len(faults) - 1} more, see the table)" if len(faults) > 1 else ""
+        place = ", ".join(filter(None, (first.config, first.id)))
+        _console().print(
+            f"ERROR: {place}: {first.problem}: {first.repair}{more}", highlight=False, markup=False, soft_wrap=True
+        )
         raise typer.Exit(1)
 
 

@@ -6,12 +6,14 @@ import atexit
 import datetime
 import logging
 import os
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
-__all__ = ["gather", "join", "leave", "process_count", "process_rank", "share"]
+__all__ = ["broadcast", "gather", "join", "leave", "process_count", "process_rank", "share"]
 
 
 def join(device: torch.device | str, gathers: bool = False) -> None:
@@ -65,6 +67,20 @@ def share(number: int) -> range:
         number: number of items, the same items in the same order in each process.
     """
     return range(process_rank(), number, process_count())
+
+
+def broadcast(network: nn.Module) -> None:
+    """Give a network in every process the parameters and buffers of the first. All processes must call it.
+
+    Args:
+        network: network, or its DDP wrapper; without a process group it stays as it is.
+    """
+    if process_count() == 1:
+        return
+    for tensor in chain(network.parameters(), network.buffers()):
+        values = tensor.detach().contiguous()  # a copy of a weight in channels_last
+        dist.broadcast(values, 0)
+        tensor.detach().copy_(values)
 
 
 def gather(item: Any) -> list[Any]:

@@ -76,7 +76,7 @@ def read_facts(weights: str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         fail(f"{path} cannot be read as the facts of {weights.name} ({error}): restore it, or remove it.")
     if digest != sha256(weights):
-        logger.warning(f"{path} is about other weights than the {weights.name} beside it (sha256 differs): not used.")
+        logger.warning(f"{path} describes other weights (sha256 differs) and is ignored.")
         return None
     return facts
 

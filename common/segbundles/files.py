@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from segbundles.errors import fail
+from segbundles.errors import fail, refusal_in
 
 try:
     import fcntl
@@ -250,6 +250,8 @@ class RunLog(RunLock):
         """Close the file, if it is open, after writing the error that stopped the run."""
         if error is not None and self._handler is not None:
             self._note("ERROR", "".join(traceback.format_exception(error)).rstrip())
+            if (refusal := refusal_in(error)) is not None:
+                refusal.log = self.path
         self._handler = None
         self._finish()
 

@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
 
 from segbundles.errors import fail
+from segbundles.jsonfile import read_json
 
 __all__ = ["SCHEMA_NAME", "fact_knobs", "faults", "former_names", "knob_table", "read_schema", "requirement"]
 
@@ -46,9 +47,12 @@ def read_schema(bundle_root: str | Path) -> dict[str, Any]:
 
     Args:
         bundle_root: folder of the bundle.
+
+    Raises:
+        ValueError: when the file is not valid JSON.
     """
     path = Path(bundle_root) / "configs" / SCHEMA_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"properties": {}}
+    return read_json(path) if path.is_file() else {"properties": {}}
 
 
 def former_names(schema: Mapping[str, Any]) -> dict[str, str]:
@@ -156,7 +160,7 @@ def knob_table(bundle_root: str | Path) -> str:
         fail(f"{bundle_root} has no configs/{SCHEMA_NAME}: give the folder of a bundle, the one that contains configs.")
     # a patch such as evaluate.json says only what it changes, so the files that stand alone come first
     files = sorted(configs.glob("*.json"), key=lambda path: (path.name != "train.json", path.name == "evaluate.json"))
-    trees = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files if _has_knobs(path)}
+    trees = {path.stem: read_json(path) for path in files if _has_knobs(path)}
     rows = ["| knob | default | allowed | meaning |", "|---|---|---|---|"]
     for name, knob in schema["properties"].items():
         defaults = {stem: tree[name] for stem, tree in trees.items() if name in tree}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 __all__ = ["RULES", "broken_rules"]
@@ -50,7 +52,65 @@ def limits_in_order(knobs: Knobs) -> Iterator[tuple[str, str]]:
         yield "min_size_mm", f"must be below max_size_mm {high}, got {low}"
 
 
-RULES = (sizes_fit_depth, patch_within_window, square_patch_to_turn, zoom_range_ascends, limits_in_order)
+def some_epoch_is_validated(knobs: Knobs) -> Iterator[tuple[str, str]]:
+    """A training that never validates could not tell which weights are the best."""
+    epochs, interval = knobs.get("max_epochs"), knobs.get("val_interval")
+    if epochs is not None and interval is not None and "split" not in knobs and interval > epochs:
+        yield "val_interval", f"must be at most max_epochs {epochs}, otherwise no epoch is validated; got {interval}"
+
+
+def device_exists(knobs: Knobs) -> Iterator[tuple[str, str]]:
+    """The device is one that PyTorch knows, and that this machine has."""
+    import torch
+
+    name = str(knobs.get("device", "cpu"))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        yield "device", f"must be cpu, cuda, or cuda:1 for the second GPU, got the text {name!r}"
+        return
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        has = f"has {count} GPU{'s' if count > 1 else ''}" if count else "has no GPU that PyTorch can use"
+        yield "device", f"is {name}, but this machine {has}: give {'cuda' if count else 'cpu'}"
+
+
+def folders_are_no_files(knobs: Knobs) -> Iterator[tuple[str, str]]:
+    """Folders that a run writes to are not files."""
+    for name in ("ckpt_dir", "output_dir"):
+        if name in knobs and Path(str(knobs[name])).is_file():
+            yield name, f"must be a folder, got the file {knobs[name]}"
+
+
+def initial_weights_exist(knobs: Knobs) -> Iterator[tuple[str, str]]:
+    """Weights to start from exist; a run that is resumed does not need them."""
+    path = knobs.get("initial_weights")
+    if path and not knobs.get("resume") and not Path(path).is_file():
+        folder = Path(path).parent
+        names = sorted(file.name for file in folder.glob("*.pt")) if folder.is_dir() else []
+        near = get_close_matches(Path(path).name, names, n=1)
+        hint = f"the nearest is {folder / near[0]}" if near else "give the file of the weights to start from, or null"
+        yield "initial_weights", f"is {path}, but there is no such file: {hint}"
+
+
+def locator_has_weights(knobs: Knobs) -> Iterator[tuple[str, str]]:
+    """A locator that is used has weights."""
+    if knobs.get("use_locator") and "locator_weights" in knobs and knobs["locator_weights"] is None:
+        yield "locator_weights", "must name the locator's weights while use_locator is true, got null"
+
+
+RULES = (
+    sizes_fit_depth,
+    patch_within_window,
+    square_patch_to_turn,
+    zoom_range_ascends,
+    limits_in_order,
+    some_epoch_is_validated,
+    device_exists,
+    folders_are_no_files,
+    initial_weights_exist,
+    locator_has_weights,
+)
 
 
 def broken_rules(knobs: Knobs) -> Iterator[tuple[str, str]]:

@@ -5,22 +5,34 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import wraps
+from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.bundle.config_item import ConfigComponent
+from monai.bundle.config_item import ConfigComponent, ConfigExpression
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.fl.client import MonaiAlgo
 
-from segbundles.errors import fail, innermost
+from segbundles.errors import fail, innermost, refusal_in
 from segbundles.knobs import SCHEMA_NAME, former_names
 
-__all__ = ["ABSENT", "MONAI_KEYS", "Running", "read_configs", "read_words", "setting_keys", "unknown_settings"]
+__all__ = [
+    "ABSENT",
+    "MONAI_KEYS",
+    "Running",
+    "read_configs",
+    "read_words",
+    "referenced",
+    "setting_keys",
+    "unknown_settings",
+]
 
 _WORDS = {"true": True, "false": False, "null": None}
 # keys that MONAI itself puts beside the config: metadata, experiment tracking, federated clients
@@ -33,6 +45,26 @@ MONAI_KEYS = {
     "is_not_rank0",
     "use_click",
 }
+
+
+def _unwrapped(method: Callable) -> Callable:
+    """Let a refusal of ours leave a config as it is, instead of as the cause of a ``RuntimeError`` about the JSON."""
+
+    @wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except RuntimeError as error:
+            if (refusal := refusal_in(error)) is None:
+                raise
+        raise refusal
+
+    return call
+
+
+# MONAI has no place to say so: the configs import this module before anything else is evaluated
+ConfigExpression.evaluate = _unwrapped(ConfigExpression.evaluate)
+ConfigComponent.instantiate = _unwrapped(ConfigComponent.instantiate)
 
 #: the value of an entry that the config does not have, or that is an object still to be made
 ABSENT: Any = object()
@@ -86,6 +118,20 @@ class Running:
         if weights := frame.f_locals.get("ckpt_file_") or frame.f_locals.get("full_path"):
             network = frame.f_locals.get("net_id_") or "network_def"
             self.weights["weights" if network == "network_def" else network.replace("_def", "_weights")] = str(weights)
+
+    def typed(self, name: str) -> str | None:
+        """Return what was typed for a setting on the command line of ``monai.bundle``; None if it was not."""
+        spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+        words = sys.argv if name in self.given and spec is not None and spec.name == "monai.bundle.__main__" else []
+        for word, following in zip_longest(words, words[1:]):
+            option, joined, value = word.partition("=")
+            if option.lstrip("-").replace("-", "_") == name and option.startswith("-"):
+                return value if joined else following
+        return None
+
+    def source(self, name: str) -> str:
+        """Say where a given value comes from."""
+        return "an args file or a program" if self.typed(name) is None else "the command line"
 
     @property
     def items(self) -> dict[str, Any]:
@@ -156,10 +202,14 @@ def unknown_settings(config: dict, files: list[dict], schema: Mapping[str, Any])
         files: see :func:`read_configs`.
         schema: schema of the knobs.
     """
-    referenced = set(_references(config))
-    known = {key for tree in files for key in setting_keys(tree)} | referenced
+    used = referenced(config)
+    known = {key for tree in files for key in setting_keys(tree)} | used
+    if described := schema["properties"].keys():
+        # a line of a config that nothing uses and nothing describes is as unknown as a word on the command line
+        plain = {key for key, value in config.items() if not isinstance(value, dict) and not _is_wiring(key, value)}
+        known -= plain - described - used
     former = former_names(schema)
-    sections = tuple(f"{key}::" for key in _components(files) | referenced)
+    sections = tuple(f"{key}::" for key in _components(files) | used)
     for key in setting_keys(config):
         if key in former and key not in known:
             yield key, f"it is now called {former[key]!r}."
@@ -167,6 +217,12 @@ def unknown_settings(config: dict, files: list[dict], schema: Mapping[str, Any])
             continue
         near = get_close_matches(key, sorted(known), n=1, cutoff=0.6)
         yield key, f"did you mean {near[0]!r}?" if near else "section 1 of the JSON shows what can be set."
+
+
+def _is_wiring(key: str, value: Any) -> bool:
+    """Return whether an entry is a remark, or is there for what its expressions do."""
+    values = value if isinstance(value, list) and value else [value]
+    return key[:1] in "_$" or all(isinstance(one, str) and one[:1] in ("$", "@", "%") for one in values)
 
 
 def setting_keys(tree: dict, prefix: str = "") -> Iterator[str]:
@@ -193,6 +249,11 @@ def _components(trees: list[dict]) -> set[str]:
     return found
 
 
+def referenced(config: Any) -> set[str]:
+    """Return the ids that a config refers to."""
+    return set(_references(config))
+
+
 def _references(node: Any) -> Iterator[str]:
     if isinstance(node, dict | list):
         for value in node.values() if isinstance(node, dict) else node:
@@ -207,8 +268,6 @@ def read_words(parser: ConfigParser) -> None:
         value = item.get_config()
         if _is_word(value):
             item.update_config(_WORDS[value.lower()])
-        elif item.get_id().endswith("_dir") and isinstance(value, int):
-            item.update_config(str(value))  # a folder named 2018
         elif isinstance(value, dict | list):
             # a component takes its plain arguments from its own dictionary, not from their items
             for key, inner in value.items() if isinstance(value, dict) else enumerate(value):

@@ -1,4 +1,4 @@
-"""The pages for people as a test sees them: their blocks, and the commands in these."""
+"""Read the blocks of the documentation pages, and the commands in these blocks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md"
 
 @dataclass(frozen=True)
 class Block:
-    """Lines that stand apart on a page.
+    """A block of code on a page.
 
     Args:
-        language: of the fence; ``bash`` where lines are indented instead, or ``json`` if they begin with a brace.
+        language: that of the fence. An indented block has none: ``json`` if it starts with a brace, otherwise ``bash``.
         text: the lines.
-        before: the paragraph, heading or block ahead of it, as it stands on the page.
+        before: the paragraph, heading or block before it.
     """
 
     language: str
@@ -29,17 +29,17 @@ class Block:
 
 
 def read_blocks(page: Path) -> list[Block]:
-    """Blocks of a page, in order.
+    """Return the blocks of a page, in order.
 
     Raises:
-        ValueError: when a fence does not say what is in it.
+        ValueError: when a fence has no language.
     """
     blocks = []
     pattern = r"(?:^```(?P<language>\w*)\n(?P<fenced>.*?)^```$)|(?P<indented>(?<=\n\n) {4}\S.*?\n(?=\n*(?! {4})\S|\Z))"
     text = page.read_text()
     for match in re.finditer(pattern, text, re.DOTALL | re.MULTILINE):
         if match["language"] == "":
-            raise ValueError(f"{page.name}: a fence lacks its language: {match['fenced'][:60]!r}")
+            raise ValueError(f"{page.name}: a fence has no language: {match['fenced'][:60]!r}")
         content = match["fenced"] if match["language"] else re.sub("^    ", "", match["indented"], flags=re.MULTILINE)
         before = text[: match.start()].rstrip().rpartition("\n\n")[2]
         language = match["language"] or ("json" if content.startswith("{") else "bash")
@@ -48,7 +48,7 @@ def read_blocks(page: Path) -> list[Block]:
 
 
 def read_commands(blocks: list[Block]) -> Iterator[tuple[Block, str]]:
-    """Commands of a page, with the values of the variables that it sets."""
+    """Yield the commands of a page, with the values of the variables that it sets."""
     variables: dict[str, str] = {}
     for block in blocks:
         if block.language not in ("bash", "sh", "console"):

@@ -34,7 +34,7 @@ def main(jobs: Path) -> None:
             Path(path).unlink()
         try:
             run(**job)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             (jobs.parent / f"{name}.{rank}.error").write_text(innermost(error))
             if job is todo[-1]:
                 raise

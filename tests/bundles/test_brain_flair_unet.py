@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from segbundles.datasets import get_data_set, prepare
+from segbundles.errors import InputError
 from segbundles.phantoms.brain import make_patient
 
 # facts of the weights: not repeated for evaluation and inference
@@ -405,7 +406,7 @@ class TestBadInput:
         self, fault: str, message: str, patient: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         write_case(tmp_path, fault, patient)
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             train(tmp_path, tmp_path / "out")
         cause = root_cause(caught.value)
         assert isinstance(cause, ValueError)
@@ -427,7 +428,7 @@ class TestBadInput:
     def test_settings_that_cannot_be(
         self, settings: dict, message: str, brain_phantom: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             train(brain_phantom, tmp_path, **settings)
         assert message in str(root_cause(caught.value))
         assert len([r for r in caplog.records if r.name == "segbundles" and message in r.getMessage()]) == 1
@@ -443,7 +444,7 @@ class TestBadInput:
         black = np.zeros((3, 32, 40, 1), np.uint8)
         write_slices(data / "black", black, name="alone")
         nib.save(axial(image[:2]), data / "two.nii.gz")
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             infer(trained, data, tmp_path / "out")
         assert str(root_cause(caught.value)).startswith("4 of 8 images failed: black/alone_1.tif, ")
         rows = {row["file"]: row for row in table(tmp_path / "out" / "inference.csv")}

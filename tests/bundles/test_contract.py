@@ -71,7 +71,7 @@ SHARED = {
     "multi_gpu_train.json": {
         "network": ("module",),
         "validate::sampler": (),
-        "+initialize": (),
+        "initialize": (),
     },
     "multi_gpu_evaluate.json": {"": ("$schema", "_desc_")},
     "multi_gpu_inference.json": {"": ("$schema", "_desc_")},

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from segbundles.datasets import get_data_set, prepare
+from segbundles.errors import InputError
 from segbundles.networks import ValidUNet
 from segbundles.phantoms.em import make_section
 
@@ -404,7 +405,7 @@ class TestBadInput:
         self, fault: str, message: str, section: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         write_case(tmp_path, fault, section)
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             train(tmp_path, tmp_path / "out")
         cause = root_cause(caught.value)
         assert isinstance(cause, ValueError)
@@ -425,7 +426,7 @@ class TestBadInput:
         tifffile.imwrite(
             data / "stack.tif", np.stack([image, image[::-1], np.zeros_like(image)]), photometric="minisblack"
         )
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             infer(trained, data, tmp_path / "out")
         assert str(root_cause(caught.value)).startswith("3 of 5 images failed: ")
         rows = {row["file"]: row for row in table(tmp_path / "out" / "inference.csv")}

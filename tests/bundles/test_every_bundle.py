@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_trainings import TINY_TRAININGS, TinyTraining
 from toy_run import assert_equal
 
+from segbundles.errors import InputError
 from segbundles.facts import read_facts, sha256
 from segbundles.knobs import fact_knobs, read_schema
 
@@ -162,7 +163,7 @@ class TestTraining:
 
     def test_a_finished_run_is_extended(self, made: Made, tmp_path: Path) -> None:
         shutil.copytree(made.out, tmp_path / "o")
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             made.runs.train(made.data, tmp_path / "o", resume=True, max_epochs=3)
         assert message_of(caught) == SHORT
         made.runs.train(made.data, tmp_path / "o", resume=True, max_epochs=3, lr_epochs=3)
@@ -176,9 +177,9 @@ class TestTraining:
         """And the shipped weights, which the first one has replaced."""
         shutil.copytree(made.out, tmp_path / "o")
         second = {"max_epochs": 1, "run_name": "second"}
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             made.runs.train(made.data, tmp_path / "o", initial_weights=tmp_path / "none.pt", **second)
-        assert "there are no weights at" in message_of(caught)
+        assert "but there is no such file" in message_of(caught)
         assert (tmp_path / "o/training.ckpt").is_file()  # a run that cannot start leaves it where it is
         made.runs.train(made.data, tmp_path / "o", initial_weights=made.weights, **second)
         assert (tmp_path / "o/training_previous.ckpt").read_bytes() == (made.out / "training.ckpt").read_bytes()
@@ -191,8 +192,8 @@ class TestTraining:
         assert previous.read_bytes() == made.weights.read_bytes()
         assert read_facts(previous) == read_facts(made.weights)
         assert read_facts(tmp_path / "o/models/model.pt")["epochs"] == 1
-        first, second = sorted((tmp_path / "o/tensorboard").iterdir(), reverse=True)
-        assert (first.name[:11], second.name) == ("training_20", "second")
+        first, second = sorted((tmp_path / "o/tensorboard").iterdir())
+        assert (first.name[:11], second.name) == ("training_20", "training_second")
         assert [curves(folder)[0]["val_loss"] for folder in (first, second)] == [[1, 2], [1]]
 
     def test_early_stopping_counts_validations(self, made: Made, tmp_path: Path) -> None:
@@ -207,13 +208,13 @@ class TestTraining:
     ) -> None:
         (tmp_path / "file").write_text("in the way")
         folder = tmp_path / "file/x"
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             made.runs.train(made.data, tmp_path / "out", **{knob: folder})
         assert message_of(caught).startswith(f"{knob} '{folder}' cannot be written to")
         assert not [*tmp_path.rglob("*.ckpt"), *tmp_path.rglob("*.pt")]
 
     def test_a_schedule_shorter_than_the_run_is_refused(self, made: Made, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             made.runs.train(made.data, tmp_path, max_epochs=3)
         assert message_of(caught) == SHORT
         assert not [*tmp_path.rglob("*.ckpt"), *tmp_path.rglob("*.pt")]
@@ -240,7 +241,7 @@ class TestFacts:
 
     def test_a_knob_that_contradicts_the_architecture_is_refused(self, made: Made, tmp_path: Path) -> None:
         for command in (made.runs.evaluate, made.runs.infer):
-            with pytest.raises(RuntimeError) as caught:
+            with pytest.raises(InputError) as caught:
                 command(made.out, made.data, tmp_path / "o", base_channels=4)
             assert message_of(caught).startswith(
                 f"base_channels is 4, but {made.weights} was trained with base_channels 2: leave out base_channels"
@@ -262,7 +263,7 @@ class TestFacts:
 
     def test_missing_weights(self, made: Made, tmp_path: Path) -> None:
         for command in (made.runs.evaluate, made.runs.infer):
-            with pytest.raises(RuntimeError) as caught:
+            with pytest.raises(InputError) as caught:
                 command(tmp_path, made.data, tmp_path / "o")
             assert f"there are no weights at {tmp_path / 'models/model.pt'}" in message_of(caught)
 
@@ -271,7 +272,7 @@ class TestInference:
     def test_an_empty_folder_is_an_error(self, made: Made, tmp_path: Path) -> None:
         (tmp_path / "d").mkdir()
         (tmp_path / "d/notes.txt").write_text("not an image")
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             made.runs.infer(made.out, tmp_path / "d", tmp_path / "o")
         assert message_of(caught).startswith(f"no image under '{tmp_path / 'd'}': ")
 
@@ -282,18 +283,22 @@ class TestInference:
         made.runs.infer(made.out, made.pair, tmp_path / "whole")
         (result,) = (tmp_path / "whole/a").glob("*_seg.*")
         shutil.copytree(made.pair, tmp_path / "my data")
-        (tmp_path / "out/a" / result.name).mkdir(parents=True)  # in the way of the first mask
+        (tmp_path / "2024_07/a" / result.name).mkdir(parents=True)  # in the way of the first mask
         command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--bundle_root", str(made.tiny.root)]
         command += ["--config_file", str(made.runs.configs / "inference.json"), "--weights", str(made.weights)]
-        command += ["--dataset_dir", "my data", "--output_dir", "out"]
+        command += ["--dataset_dir", "my data", "--output_dir", "2024_07"]  # as typed, not the number
         for name, value in made.runs.tiny.items():
             if name in made.runs.config("inference.json"):
                 command += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 1, done.stdout + done.stderr
-        rows = table(tmp_path / "out/inference.csv")
-        assert f"1 of 2 images failed: {rows[0]['file']}." in done.stderr
+        rows = table(tmp_path / "2024_07/inference.csv")
+        last = (done.stdout + done.stderr).splitlines()[-1]
+        assert last.startswith(f"ERROR: 1 of 2 images failed: {rows[0]['file']}. See ")
+        assert last.endswith("(traceback: 2024_07/inference.log)")
+        assert "Traceback" not in done.stdout + done.stderr
+        assert "Traceback" in (tmp_path / "2024_07/inference.log").read_text()
         assert [row["status"] for row in rows] == ["failed", "ok"]
         assert "cannot write" in rows[0]["notes"]
-        whole, others = ({path.name for path in (tmp_path / name / "b").iterdir()} for name in ("whole", "out"))
+        whole, others = ({path.name for path in (tmp_path / name / "b").iterdir()} for name in ("whole", "2024_07"))
         assert others == whole

@@ -16,6 +16,7 @@ from dicom_series import PATIENT, PATIENT_ID, write_series
 from monai.bundle import ConfigParser
 
 from segbundles.datasets import get_data_set, prepare
+from segbundles.errors import InputError
 from segbundles.inferers import LocatorCropInferer
 from segbundles.networks import AttentionVNet, load_weights
 
@@ -143,7 +144,7 @@ class TestEndToEnd:
         shutil.copy(good, data / "é" / "good.nrrd")
         (data / "bad.nrrd").write_bytes(good.read_bytes()[:2000])
         nib.save(nib.Nifti1Image(np.full((20, 20, 10), 7, np.int16), np.eye(4)), data / "constant.nii.gz")
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             infer(trained, data, tmp_path / "out")
         assert "2 of 3 images failed: bad.nrrd, constant.nii.gz" in str(root_cause(caught.value))
         rows = {row["file"]: row for row in table(tmp_path / "out" / "inference.csv")}
@@ -169,10 +170,13 @@ class TestEndToEnd:
                 {"locator_base_channels": 4},
                 f"locator_base_channels is 4, but {locator} was trained with locator_base_channels 2",
             ),
-            ({"locator_weights": tmp_path / "none.pt"}, f"there are no weights at {tmp_path / 'none.pt'}"),
+            (
+                {"locator_weights": tmp_path / "none.pt"},
+                f"locator_weights is {tmp_path / 'none.pt'}, but there is no such file",
+            ),
         ):
             for command in (infer, evaluate):
-                with pytest.raises(RuntimeError) as caught:
+                with pytest.raises(InputError) as caught:
                     command(trained, left_atrium_phantom, tmp_path / "o", **settings)
                 assert str(root_cause(caught.value)).startswith(message)
 
@@ -287,7 +291,7 @@ def test_training_refuses_bad_cases_before_the_first_step(
     fault: str, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_case(tmp_path, fault)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(InputError) as caught:
         train(tmp_path, tmp_path / "out")
     cause = root_cause(caught.value)
     assert isinstance(cause, ValueError)
@@ -338,7 +342,7 @@ class TestUnusualInput:
         write_series(data / "PA1" / "SE.1", image[:, :, ::-1], affine @ _counted_back(2, 12))
         write_series(data / "PA1" / "SE2", image, affine, SeriesDescription="cine")
         write_series(data / "PA1" / "SE2", image[:, :, :1], affine, ["loc"], SeriesInstanceUID="9", SeriesNumber=1)
-        with caplog.at_level(logging.INFO), pytest.raises(RuntimeError) as caught:
+        with caplog.at_level(logging.INFO), pytest.raises(InputError) as caught:
             infer(trained, data, out, use_locator=False, largest_component=False)
         assert "1 of 3 images failed: PA1/SE2." in str(root_cause(caught.value))
         rows = {row["file"]: row for row in table(out / "inference.csv")}

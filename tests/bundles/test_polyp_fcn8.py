@@ -15,6 +15,7 @@ from PIL import Image
 
 from segbundles.data import VOID
 from segbundles.datasets import get_data_set, prepare
+from segbundles.errors import InputError
 from segbundles.networks import VGG16FCN
 from segbundles.phantoms.polyp import make_phantom, make_sequence
 
@@ -429,7 +430,7 @@ class TestStart:
         torch.testing.assert_close(network["blocks.0.1.conv.weight"], expected)
 
     def test_a_missing_file_is_refused_before_training(self, phantom: Path, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             train(phantom, tmp_path / "t", vgg16_weights="nowhere.pth")
         assert "there are no VGG-16 weights at nowhere.pth" in str(root_cause(caught.value))
         assert not [*tmp_path.rglob("*.ckpt"), *tmp_path.rglob("*.pt")]
@@ -501,7 +502,7 @@ class TestConfigs:
         assert config("metadata.json")["network_data_format"]["inputs"]["image"]["spatial_shape"] == train["patch_size"]
 
     def test_a_loss_without_terms_is_refused(self, phantom: Path, tmp_path: Path) -> None:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             train(phantom, tmp_path, ce_weight=0.0, dice_weight=0.0)
         assert "dice_weight" in str(root_cause(caught.value))
 
@@ -565,7 +566,7 @@ class TestBadInput:
         self, fault: str, message: str, frames: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         write_case(tmp_path, fault, frames)
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             train(tmp_path, tmp_path / "out")
         cause = root_cause(caught.value)
         assert isinstance(cause, ValueError)
@@ -585,7 +586,7 @@ class TestBadInput:
         (data / "b.jpeg").write_bytes(b"no picture at all")
         Image.fromarray(frames[0][0][:, :1]).save(data / "c.png")
         (data / "d.bmp").write_bytes(b"")
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(InputError) as caught:
             infer(trained, data.parent, tmp_path / "out")
         assert str(root_cause(caught.value)).startswith("4 of 6 images failed: patiente é/a.jpg, ")
         rows = {row["file"]: row for row in table(tmp_path / "out" / "inference.csv")}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import re
 from collections.abc import Sequence
@@ -25,7 +26,13 @@ def entry(image="a.nrrd", label="b.nrrd", **more):
 
 
 def test_datalist_gives_absolute_paths_and_keeps_the_rest(tmp_path):
-    make(tmp_path, {"training": [entry("ü 1/c.nrrd", group="p1", spacing_mm=[1, 1, 2])], "validation": [entry()]})
+    make(
+        tmp_path,
+        {
+            "training": [entry("ü 1/c.nrrd", group="p1", spacing_mm=[1, 1, 2])],
+            "validation": [entry(label="ü 1/c.nrrd")],
+        },
+    )
     cases = Datalist(tmp_path)
     assert isinstance(cases, Sequence)
     assert list(cases) == [
@@ -148,17 +155,76 @@ def found(cases):
     return [item["image"] for item in cases]
 
 
-def test_folder_images(tmp_path):
+def test_what_is_left_out_is_counted_and_named(tmp_path, caplog):
     tree(
         tmp_path,
         *("p2/a.nrrd", "p1/a.b.nii.gz", "p1/ü x.TIF", "top.PNG", "p1/laendo.nrrd", "labelsTr/la.nii.gz", "notes.txt"),
-        *(".hidden/a.nrrd", "p1/.a.nrrd", "p1/a.b_seg.nii.gz", "p1/x_cells.tif", "out/p1/z.nrrd", "p1/labelsTr/b.nii"),
+        *(".hidden/a.nrrd", "p1/.a.nrrd", "p1/a.b_seg.nii.gz", "HeLa_cells.tif", "out/p1/z.nrrd", "p1/labelsTr/b.nii"),
+        *(f"out/{k}.nrrd" for k in range(4)),
     )
-    cases = FolderImages(tmp_path, output_dir=tmp_path / "out", skip=["laendo.nrrd", "labelsTr/*"])
-    assert found(cases) == [str(tmp_path / n) for n in ("p1/a.b.nii.gz", "p1/ü x.TIF", "p2/a.nrrd", "top.PNG")]
+    skip = ["laendo.nrrd", "labelsTr/*", "*_seg.*", "*_cells.*"]
+    cases = FolderImages(tmp_path, output_dir=tmp_path / "out", skip=skip)
+    with caplog.at_level(logging.INFO, "segbundles"):
+        assert found(cases) == [str(tmp_path / n) for n in ("p1/a.b.nii.gz", "p1/ü x.TIF", "p2/a.nrrd", "top.PNG")]
+    assert sorted(caplog.messages) == [
+        "Left out: 1 by the pattern '*_cells.*' of skip (HeLa_cells.tif).",
+        "Left out: 1 by the pattern '*_seg.*' of skip (p1/a.b_seg.nii.gz).",
+        "Left out: 1 by the pattern 'laendo.nrrd' of skip (p1/laendo.nrrd).",
+        "Left out: 1 hidden (p1/.a.nrrd).",
+        "Left out: 1 with another suffix (notes.txt).",
+        "Left out: 2 by the pattern 'labelsTr/*' of skip (labelsTr/la.nii.gz, p1/labelsTr/b.nii).",
+        "Left out: 5 in the output folder (out/0.nrrd, out/1.nrrd, out/2.nrrd and 2 more).",
+    ]
     assert cases.root == tmp_path
     only = FolderImages(tmp_path, output_dir=tmp_path, skip=["laendo.nrrd", "labelsTr/*", "out/*"], suffixes=[".nrrd"])
     assert found(only) == [str(tmp_path / "p2/a.nrrd")]
+    assert len(FolderImages(tmp_path, tmp_path / "out", skip=[])) == 9
+    message = r"Left out: 1 by the pattern '\*_CELLS\.\*' .*cells\.tif\); 1 hidden .*; 13 with another .* With --skip"
+    (tmp_path / "p1/ü x.TIF").unlink()
+    with pytest.raises(ValueError, match=message):
+        len(FolderImages(tmp_path, skip=["*_CELLS.*"], suffixes=[".tif"]))
+
+
+def test_labels_are_not_segmented_silently(tmp_path, caplog):
+    """Their names are in a datalist, or are those that 3D Slicer gives."""
+    (tmp_path / "study").mkdir()
+    make(tmp_path / "study", {"training": [entry("a.nrrd", "ü 1/c.nrrd")], "testing": [{"image": "b.nrrd"}]})
+    tree(tmp_path, "x.seg.nrrd")
+    with caplog.at_level(logging.INFO, "segbundles"):
+        assert found(FolderImages(tmp_path)) == [str(tmp_path / f"study/{n}.nrrd") for n in "ab"]
+    assert caplog.messages == [
+        "Left out: 2 as labels (study/ü 1/c.nrrd, x.seg.nrrd).",
+        "Left out: 1 with another suffix (study/datalist.json).",
+    ]
+    caplog.clear()
+    assert len(FolderImages(tmp_path, skip=[])) == 4
+    assert len(FolderImages(tmp_path / "x.seg.nrrd")) == 1
+    (tmp_path / "study/datalist.json").write_text("[1]")
+    assert len(FolderImages(tmp_path)) == 3
+    segmented = "Segmented although their names are those of labels, because"
+    assert caplog.messages[:2] == [
+        f"{segmented} skip is []: study/ü 1/c.nrrd, x.seg.nrrd.",
+        f"{segmented} it was given as dataset_dir: x.seg.nrrd.",
+    ]
+    assert caplog.messages[2].startswith(f"{tmp_path}/study/datalist.json cannot be read (")
+
+
+def test_results_in_the_data_folder_are_no_images(tmp_path, caplog):
+    tree(tmp_path, "p/a.tif", "p/a_seg.png", "p/a_cells.tif", "1.2.3_seg.png", "c.png", "c_seg.png", "inference.log")
+    (tmp_path / "inference.csv").write_text("file,status\np/a.tif,ok\n1.2.3,ok\n")
+    cases = FolderImages(tmp_path, tmp_path, skip=[], postfixes=["seg", "cells"])
+    with pytest.raises(
+        ValueError, match=r"c_seg\.png would be replaced by a result of this run: choose another output_d"
+    ):
+        len(cases)
+    (tmp_path / "c.png").unlink()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "segbundles"):
+        assert found(cases) == [str(tmp_path / n) for n in ("c_seg.png", "p/a.tif")]
+    assert caplog.messages == [
+        "Left out: 3 as results of an earlier run (1.2.3_seg.png, p/a_cells.tif, p/a_seg.png).",
+    ]
+    assert len(FolderImages(tmp_path, skip=[])) == 5
 
 
 def test_patterns_to_skip_are_read_in_capitals_or_not(tmp_path):
@@ -203,7 +269,11 @@ def test_single_file(tmp_path):
     ("names", "folder", "message"),
     [
         ((), "", r"no image under '.*': names must end in one of \.nii, \.nii\.gz, \.nrrd.*\.jpeg"),
-        (("a_seg.nrrd", "b.txt"), "", r"no image under"),
+        (
+            ("a_seg.nrrd", "b.txt"),
+            "",
+            r"no image under .* Left out: 1 by .*'\*_seg\.\*' of skip .*; 1 with another suffix",
+        ),
         ((), "nowhere", r"dataset_dir '.*nowhere' is neither a folder nor a file: give the images to segment"),
         (("x/a.tif", "x/a.png"), "", r"x/a\.png and .*x/a\.tif would both be written as a_seg: rename one of them"),
         (("a.nii", "a.nii.gz"), "", r"would both be written as a_seg"),

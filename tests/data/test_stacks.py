@@ -27,7 +27,7 @@ from monai.transforms import (
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
 from segbundles.data import Datalist, FolderImages, SliceDataset, SliceStacks, lesion_weights, slice_sampler
-from segbundles.handlers import EpochSeed
+from segbundles.handlers.training import EpochSeed
 
 # ---------------------------------------------------------------------------------------------------------- SliceStacks
 

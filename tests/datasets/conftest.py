@@ -8,10 +8,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 
-def _arrays(seed: int, foreground: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image and a label of 6 x 5 x 4 voxels, both unlike those of another seed."""
+def _arrays(seed: int, foreground: int, slices: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image and a label of 6 x 5 voxels in some slices, both unlike those of another seed."""
     rng = np.random.default_rng(seed)
-    label = np.zeros((6, 5, 4), np.uint8)
+    label = np.zeros((6, 5, slices), np.uint8)
     label[1:4, 1:3, 1:3] = foreground
     label[tuple(np.unravel_index(seed, label.shape))] = foreground
     return rng.integers(0, 255, label.shape, dtype=np.uint8), label
@@ -35,12 +35,12 @@ def write_nrrd():
 
 @pytest.fixture
 def lasc18(tmp_path, write_nrrd):
-    """Make a good LASC18 folder with the cases A, B ...; header spacing 1 mm, as the publisher's."""
+    """Make a good LASC18 folder with the cases A, B ...; header spacing 1 mm and 88 slices, as the publisher's."""
 
-    def make(cases: int = 6, root: str = "lasc18", spacing=(1.0, 1.0, 1.0), first: int = 0) -> Path:
+    def make(cases: int = 6, root: str = "lasc18", spacing=(1.0, 1.0, 1.0), first: int = 0, slices: int = 88) -> Path:
         source = tmp_path / root
         for index in range(first, first + cases):
-            image, label = _arrays(index, 255)
+            image, label = _arrays(index, 255, slices)
             folder = source / "Training Set" / chr(ord("A") + index)
             write_nrrd(folder / "lgemri.nrrd", image, spacing)
             write_nrrd(folder / "laendo.nrrd", label, spacing)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from typer.testing import CliRunner
 
+from segbundles.cli import app
 from segbundles.datasets import DataFaults, get_data_set, prepare
-from segbundles.datasets.clinicdb import sequence_of
+from segbundles.datasets.clinicdb import find_cases, sequence_of
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "real_data" / "samples"
 
@@ -43,8 +46,12 @@ def clinicdb(tmp_path):
     return make
 
 
-def _prepare(source: Path, tmp_path: Path, **options):
-    return prepare(get_data_set("clinicdb"), source, tmp_path / "out", **options)
+def _prepare(source: Path, tmp_path: Path, publisher_sequences: bool = True, **options):
+    prepared = prepare(
+        get_data_set("clinicdb", publisher_sequences=publisher_sequences), source, tmp_path / "out", **options
+    )
+    # all of these have few groups
+    return replace(prepared, notes=[note for note in prepared.notes if not note.startswith("validation has ")])
 
 
 def test_entries_are_grouped_by_the_publishers_sequences(clinicdb, tmp_path):
@@ -72,6 +79,29 @@ def test_entries_are_grouped_by_the_publishers_sequences(clinicdb, tmp_path):
 )
 def test_publishers_sequences(frame, sequence):
     assert sequence_of(frame) == sequence
+
+
+def test_the_publishers_sequences_are_for_its_frames_only(clinicdb, tmp_path):
+    source = clinicdb(range(1, 23))
+    message = r"of one video.*CVC-ClinicDB.sequences\.csv with the columns frame and sequence.*--publisher-sequences"
+    with pytest.raises(ValueError, match=message):
+        _prepare(source, tmp_path, publisher_sequences=False)
+    assert not (tmp_path / "out").exists()
+    run = ["prepare", "clinicdb", "--publisher-sequences", "--source", str(source), "--out", str(tmp_path / "out")]
+    assert CliRunner().invoke(app, run).exit_code == 0
+    # all 612 frames of its size are the publisher's
+    assert find_groups(clinicdb(range(1, 613), ".bmp", "small")) is None
+    complete = clinicdb(range(1, 613), ".bmp", "complete")
+    Image.new("RGB", (384, 288)).save(complete / "Original" / "1.bmp")
+    assert find_groups(complete) == 29
+
+
+def find_groups(source: Path) -> int | None:
+    """Return the number of sequences that the publisher's list gives, or None if it is not used."""
+    try:
+        return len({case.group for case in find_cases(source)[0]})
+    except ValueError:
+        return None
 
 
 def test_29_sequences_of_the_published_lengths():
@@ -213,5 +243,5 @@ def test_samples(tmp_path):
     (tmp_path / "copy").mkdir()
     for name in ("Original", "Ground Truth"):  # the same by the publisher's list
         shutil.copytree(SAMPLES / "CVC-ClinicDB" / name, tmp_path / "copy" / name)
-    again = prepare(get_data_set("clinicdb"), tmp_path / "copy", tmp_path / "out2", validation_fraction=1.0)
+    again = _prepare(tmp_path / "copy", tmp_path, validation_fraction=1.0)
     assert {e["group"] for e in again.datalist["validation"]} == {"sequence_11"}

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from segbundles.datasets import (
@@ -148,7 +149,61 @@ class TestPrepare:
         prepared = prepare(get_data_set("lasc18"), source, tmp_path / "out", validation_cases=["E"])
         assert _names(prepared.datalist["validation"]) == ["B", "E"]
         assert {entry["group"] for entry in prepared.datalist["validation"]} == {"B"}
-        assert prepared.notes == [f"identical {'images' if kind == 'lgemri' else 'labels'}: B, E (one group)"]
+        assert prepared.notes == [
+            f"identical {'images' if kind == 'lgemri' else 'labels'}: B, E (one group)",
+            "validation has 2 cases of 1 group: all cases of one group count as one; with fewer than ten groups there, "
+            "use --folds to score all cases once",
+        ]
+
+    def test_the_same_object_in_another_crop(self, tmp_path, write_nrrd):
+        source = tmp_path / "lasc18"
+        rng = np.random.default_rng(0)
+        inside = (slice(2, 8), slice(3, 8), slice(2, 7))
+
+        def draw(shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            label = np.zeros((16, 16, 12), np.uint8)
+            label[inside] = shape
+            label[2, 3, 2] = label[7, 7, 6] = 255  # so that the box is the same
+            return rng.integers(0, 255, label.shape, dtype=np.uint8), label
+
+        cases = {name: draw(rng.choice([0, 255], (6, 5, 5))) for name in "AC"}
+        cases["B"] = (cases["A"][0][1:15, 2:, :11] // 2, cases["A"][1][1:15, 2:, :11])  # its grey levels differ
+        image, label = (np.roll(array, 3, 0) for array in cases["C"])
+        label[7, 5, 4] = 255 - label[7, 5, 4]
+        cases["D"] = image, label  # its label was corrected
+        cases |= {name: draw(np.full((6, 5, 5), 255)) for name in "EF"}  # boxes, which are equal by chance
+        cases["F"] = cases["F"][0], np.roll(cases["F"][1], 1, 0)
+        for name, arrays in cases.items():
+            for kind, array in zip(("lgemri", "laendo"), arrays, strict=True):
+                write_nrrd(source / name / f"{kind}.nrrd", array, (2.0, 2.0, 2.0))
+        prepared = prepare(get_data_set("lasc18"), source, tmp_path / "out", validation_cases=["B"])
+        assert _names(prepared.datalist["validation"]) == ["A", "B"]
+        groups = {e["case"]: e["group"] for s in ("training", "validation") for e in prepared.datalist[s]}
+        assert groups == {"A": "A", "B": "A", "C": "C", "D": "C", "E": "E", "F": "F"}
+        assert prepared.notes[:2] == [
+            "the same object in another crop: A, B (one group)",
+            "the same object in another crop: C, D (one group)",
+        ]
+
+    def test_what_belongs_to_no_case_is_named(self, lasc18, tmp_path):
+        source = lasc18(3)
+        cases = source / "Training Set"
+        for name in ("readme.txt", "Training Set/A/wall.nrrd", ".hidden", "p5/a/x.nii.gz", "p5/y.nii.gz", "p10/z.nii"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_text("x")
+        split = {"training": ["A"], "validation": ["B"]}
+        prepared = prepare(get_data_set("lasc18"), source, source / "out", split=split)
+        expected = [
+            "5 files belong to no case and are left out: Training Set/A/wall.nrrd, p5/ (2 files), p10/ (1 files), "
+            "readme.txt",
+            "1 cases are in no list of the split and left out: C",
+        ]
+        assert prepared.notes == expected
+        assert prepare(get_data_set("lasc18"), source, source / "out", split=split).notes == expected
+        for index in range(9):
+            (cases / f"{index}.png").write_text("x")
+        notes = prepare(get_data_set("lasc18"), cases, source / "out", split=split).notes
+        assert notes[0] == ("10 files belong to no case and are left out: 0.png, 1.png, 2.png, 3.png, 4.png and 5 more")
 
     def test_many_duplicates_of_the_same_groups_are_one_note(self, tmp_path):
         cases = [Case(f"{g}_{i}", tmp_path / "i", tmp_path / "l", g) for g in "BA" for i in (10, 9, 3, 2, 1)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,9 @@ def isbi(tmp_path):
 
 
 def _prepare(source: Path, tmp_path: Path, invert_labels: bool = False, **options):
-    return prepare(get_data_set("isbi2012", invert_labels=invert_labels), source, tmp_path / "out", **options)
+    prepared = prepare(get_data_set("isbi2012", invert_labels=invert_labels), source, tmp_path / "out", **options)
+    # all of these have few groups
+    return replace(prepared, notes=[note for note in prepared.notes if not note.startswith("validation has ")])
 
 
 def _pages(prepared, split: str) -> list[int]:

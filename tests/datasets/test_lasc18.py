@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from typer.testing import CliRunner
 
+from segbundles.cli import app
 from segbundles.datasets import DataFaults, get_data_set, prepare
 
 SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "real_data" / "samples"
@@ -48,9 +50,27 @@ def test_record_replaces_a_header_of_1_mm_only(lasc18, tmp_path, spacing, record
     assert prepared.facts["spacing (mm)"] == fact
 
 
+def test_only_volumes_like_the_publishers_have_its_spacing(lasc18, tmp_path):
+    source = lasc18(3, slices=87)
+    prepared = prepare(get_data_set("lasc18"), source, tmp_path / "out")
+    assert all("spacing_mm" not in entry for entry in prepared.datalist["training"])
+    assert prepared.facts["spacing (mm)"] == "1 x 1 x 1"
+    assert prepared.notes == [
+        "3 cases have a header of 1 mm and not the 88 slices of the challenge's files, so the header is believed; if "
+        "the voxels have another size, give it with --spacing-mm: A, B, C"
+    ]
+    run = ["prepare", "lasc18", "--source", str(source), "--out", str(tmp_path / "out"), "--spacing-mm"]
+    result = CliRunner().invoke(app, [*run, "0.5", "0.5", "2"])
+    assert result.exit_code == 0
+    assert "spacing (mm): 0.5 x 0.5 x 2" in result.output
+    assert "note" not in result.output
+    result = CliRunner().invoke(app, [*run, "0", "0.5", "2"])
+    assert "spacing_mm must be three numbers above 0 (mm), got 0.0 0.5 2.0" in result.output
+
+
 def test_facts(lasc18, tmp_path):
     facts = prepare(get_data_set("lasc18"), lasc18(1), tmp_path / "out").facts
-    assert facts["size (voxels)"] == "6 x 5 x 4"
+    assert facts["size (voxels)"] == "6 x 5 x 88"
     assert facts["orientation"] == "LPS (1)"
     assert facts["label box (voxels)"] == "4 x 3 x 3"  # voxels 1-3, 1-2, 1-2 and voxel (0, 0, 0)
     assert facts["label box (mm)"] == "2.5 x 1.875 x 1.875"
@@ -61,8 +81,8 @@ OBLIQUE = [[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]]
 
 # what is done to case B: (file, change of its array, geometry), and the fault that must be reported
 CHANGES = {
-    "other size": ("laendo", lambda a: a[:, :, :-1], {}, r"size \(6, 5, 3\).* image lgemri.nrrd has \(6, 5, 4\)"),
-    "other spacing": ("laendo", None, {"spacing": (1, 1, 2)}, r"up to 3 mm .* its image lgemri.nrrd"),
+    "other size": ("laendo", lambda a: a[:, :, :-1], {}, r"size \(6, 5, 87\).* image lgemri.nrrd has \(6, 5, 88\)"),
+    "other spacing": ("laendo", None, {"spacing": (1, 1, 2)}, r"up to 87 mm .* its image lgemri.nrrd"),
     "other origin": ("laendo", None, {"origin": (0, 5, 0)}, r"up to 5 mm .* its image lgemri.nrrd"),
     "other direction": ("laendo", None, {"direction": OBLIQUE}, r"up to 1.81 mm .* its image lgemri.nrrd"),
     "2D": ("lgemri", lambda a: a[:, :, 0], {}, r"has 2 axes \(6, 5\)"),
@@ -98,14 +118,14 @@ def test_all_faults_at_once(lasc18, tmp_path, write_nrrd, capfd):
     _truncate(cases / "C" / "lgemri.nrrd")
     _truncate(cases / "D" / "laendo.nrrd")
     (cases / "E" / "lgemri.nrrd").write_bytes(b"")
-    write_nrrd(cases / "E" / "laendo.nrrd", np.full((6, 5, 4), 3, np.uint8))
+    write_nrrd(cases / "E" / "laendo.nrrd", np.full((6, 5, 88), 3, np.uint8))
     with pytest.raises(DataFaults, match=r"6 faults in .*lasc18, nothing was written") as caught:
         prepare(get_data_set("lasc18"), source, tmp_path / "out")
     found = {caught.value.shown(fault): fault.problem for fault in caught.value.faults}
     assert found["Training Set/A/lgemri.nrrd"] == "has no label: laendo.nrrd is missing next to it"
     assert found["Training Set/B/laendo.nrrd"] == "has no image: lgemri.nrrd is missing next to it"
     assert found["Training Set/C/lgemri.nrrd"].startswith("cannot be read: ")
-    assert "expected 120 bytes" in found["Training Set/C/lgemri.nrrd"]
+    assert "expected 2640 bytes" in found["Training Set/C/lgemri.nrrd"]
     assert found["Training Set/D/laendo.nrrd"].startswith("cannot be read: ")
     assert found["Training Set/E/lgemri.nrrd"].startswith("cannot be read: ")
     assert "label values 3" in found["Training Set/E/laendo.nrrd"]

@@ -16,8 +16,9 @@ from monai.losses import DiceLoss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from segbundles.handlers import EpochLog, LossTerms, OverlayImageHandler, TensorBoardWriter
-from segbundles.handlers.epoch_log import _duration
+from segbundles.handlers import EpochLog, OverlayImageHandler
+from segbundles.handlers.curves import TensorBoardWriter
+from segbundles.handlers.epoch_log import LossTerms, _duration
 from segbundles.losses import HybridLoss
 from segbundles.transforms import LogitsToClassd
 

@@ -354,15 +354,24 @@ def test_all_good_and_the_summary_comes_after_all_other_handlers(tmp_path, caplo
             assert caplog.messages.count(summary) == 1
 
 
-def test_a_single_file_and_an_output_folder_inside_the_data(tmp_path):
-    source = volume(tmp_path / "d/p/a.nrrd")
+@pytest.mark.parametrize("place", ["out", "."])
+def test_results_are_not_segmented_again(tmp_path, place, caplog):
+    """The output folder may be in the data folder, or be that folder; without patterns, a label gets a note."""
+    source, output = volume(tmp_path / "d/p/a.nrrd"), tmp_path / "d" / place
+    mask = np.zeros((3, 3, 3), np.uint8)
+    mask[1] = 255
+    sitk.WriteImage(sitk.GetImageFromArray(mask), str(tmp_path / "d/b.nrrd"))
+    for _ in range(2):
+        cases = FolderImages(tmp_path / "d", output, skip=[])
+        infer(tmp_path / "d", output, cases=cases)[0].run()
+        rows = {row["file"]: row["notes"] for row in table(output)}
+        assert list(rows) == ["b.nrrd", "p/a.nrrd"]
+        assert "only two grey levels: is this a label?" in rows["b.nrrd"]
+        assert rows["p/a.nrrd"] == ""
+        assert outputs(output) == ["b_seg.nrrd", "p/a_seg.nrrd"]
     infer(source, tmp_path / "o")[0].run()
     assert table(tmp_path / "o")[0]["file"] == "a.nrrd"
     assert outputs(tmp_path / "o") == ["a_seg.nrrd"]
-    for _ in range(2):  # the second time there are outputs to be left alone
-        infer(tmp_path / "d", tmp_path / "d/out")[0].run()
-        assert [row["file"] for row in table(tmp_path / "d/out")] == ["p/a.nrrd"]
-        assert outputs(tmp_path / "d/out") == ["p/a_seg.nrrd"]
 
 
 @pytest.mark.parametrize(
@@ -376,8 +385,8 @@ def test_all_bad(tmp_path, bad, message):
     run(infer(tmp_path / "d", tmp_path / "o")[0], message)
     assert [row["status"] for row in table(tmp_path / "o")] == ["failed"] * bad
     log = (tmp_path / "o/inference.log").read_text()
-    assert log.count("images failed: 0.nrrd") == 1
-    assert "Traceback" not in log
+    assert "images failed: 0.nrrd" in log
+    assert "Traceback (most recent call last)" in log  # the screen shows the reason alone and points here
 
 
 def test_the_table_is_written_when_the_run_is_stopped(tmp_path):

@@ -10,7 +10,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from toy_run import SCHEDULES, Freeze, Interrupt, assert_equal, assert_same_run, build, load, train
 
-from segbundles.handlers import EpochSeed
+from segbundles.handlers.training import EpochSeed
 
 
 @pytest.fixture(scope="module")

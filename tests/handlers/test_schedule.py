@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from bundle_runs import ROOT
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, PolynomialLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LinearLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
 from segbundles.handlers.schedule import EarlyStop, LearningRate
 
@@ -95,8 +106,7 @@ def test_a_schedule_of_iterations_is_as_long_as_the_run(make, end, length):
     if length == 6:
         engine.run([0, 0, 0], max_epochs=2)
         return
-    advice = r"set lr_epochs to 2, like max_epochs, and let the schedule count iterations \(lr_every_iteration\)\.$"
-    with pytest.raises(ValueError, match=f"^{end}: {advice}"):
+    with pytest.raises(ValueError, match=rf"^{end}: set lr_epochs to 2, like max_epochs\.$"):
         engine.run([0, 0, 0], max_epochs=2)
 
 
@@ -134,6 +144,50 @@ def test_the_mode_of_a_plateau_schedule():
         LearningRate(plateau, plateau.optimizer, SupervisedEvaluator("cpu", [0], torch.nn.Identity()))
     smaller = SupervisedEvaluator("cpu", [0], torch.nn.Identity(), metric_cmp_fn=lambda new, old: new < old)
     LearningRate(plateau, plateau.optimizer, smaller)
+
+
+@pytest.mark.parametrize("name", ["brain_flair_unet", "em_membrane_unet"])
+@pytest.mark.parametrize(("every_iteration", "steps"), [(False, 4), (True, 12)])
+def test_the_schedules_of_the_bundles_are_as_long_as_lr_epochs(name, every_iteration, steps):
+    """Whether they count epochs or iterations, so that the advice of the message above helps."""
+    config = json.loads((ROOT / "bundles" / name / "configs" / "train.json").read_text())
+    parser = ConfigParser(
+        {
+            **{key: config[key] for key in ("lr_scheduler", "lr_epochs", "lr_every_iteration")},
+            "lr_epochs": 4,
+            "lr_every_iteration": every_iteration,
+            "optimizer": "$__import__('torch').optim.SGD([__import__('torch').nn.Parameter()], lr=1.0)",
+            "train": {"dataloader": [0, 0, 0]},
+        }
+    )
+    schedule = parser.get_parsed_content("lr_scheduler")
+    assert schedule.total_iters == steps
+    seen = rates(schedule.optimizer, engine := trainer(schedule, every_iteration=every_iteration))
+    engine.run([0, 0, 0], max_epochs=4)
+    assert seen[:3] == pytest.approx([0.75**0.9, 0.5**0.9, 0.25**0.9])
+    assert seen[3] == 0
+
+
+def test_a_chained_schedule_is_extended():
+    def chained(length):
+        optimizer = sgd()
+        return ChainedScheduler(
+            [PolynomialLR(optimizer, total_iters=length), LinearLR(optimizer, total_iters=2)], optimizer=optimizer
+        )
+
+    parts = {length: chained(length) for length in (4, 8)}
+    for schedule in parts.values():
+        for _ in range(3):
+            schedule.step()
+    extended = chained(8)
+    part = LearningRate(extended, extended.optimizer, Validator([]))
+    extended.optimizer.load_state_dict(parts[4].optimizer.state_dict())
+    part.load_state_dict(parts[4].state_dict())
+    for _ in range(3):
+        assert extended.get_last_lr() == parts[8].get_last_lr() != parts[4].get_last_lr()
+        assert extended.optimizer.param_groups[0]["lr"] == parts[8].get_last_lr()[0]
+        extended.step()
+        parts[8].step()
 
 
 def test_a_cosine_that_rises_again_is_said(caplog):

@@ -73,12 +73,15 @@ def test_a_trainer_that_runs_again_continues(tmp_path):
 
 
 @pytest.mark.parametrize(("resume", "there", "afresh"), [(True, True, False), (True, False, True), (False, True, True)])
-def test_initial_weights_are_for_runs_that_start_afresh(tmp_path, resume, there, afresh):
+def test_initial_weights_are_for_runs_that_start_afresh(tmp_path, monkeypatch, resume, there, afresh):
     initial = build(tmp_path, 1, seed=9).network
     save_weights(initial, tmp_path / "initial.pt")
     if there:
         train(tmp_path, 1)
-    calls = []
+    calls, shared = [], []
+    monkeypatch.setattr(
+        "segbundles.handlers.training.broadcast", lambda network: shared.append(network[0].weight.clone())
+    )
     made = build(
         tmp_path,
         1,
@@ -89,10 +92,12 @@ def test_initial_weights_are_for_runs_that_start_afresh(tmp_path, resume, there,
     before, started = made.network[0].weight.clone(), []
     made.trainer.add_event_handler(Events.EPOCH_STARTED, lambda _: started.append(made.network[0].weight.clone()))
     made.trainer.run()
-    assert len(calls) == len(started) == int(afresh)
+    assert len(calls) == len(shared) == len(started) == int(afresh)
     if afresh:
         assert torch.equal(calls[0], before)  # before the initial weights
-        assert torch.equal(started[0], initial[0].weight.half().float())
+        # all processes get the first one's weights when all are loaded
+        assert torch.equal(shared[0], initial[0].weight.half().float())
+        assert torch.equal(started[0], shared[0])
 
 
 def test_names_of_another_stage(tmp_path):
@@ -151,7 +156,7 @@ def test_curves(tmp_path):
 
     made.evaluator.add_event_handler(Events.EPOCH_COMPLETED, validated)
     made.trainer.run()
-    scalars, pictures = curves(tmp_path / "output/tensorboard/curves")
+    scalars, pictures = curves(tmp_path / "output/tensorboard/training_curves")
     assert set(scalars) == {"train_loss", "learning_rate", "dice", "val_loss"}
     assert scalars["train_loss"] == [(i, pytest.approx(float(v))) for i, v in enumerate(losses, 1)]
     assert scalars["learning_rate"] == [(i, pytest.approx(v)) for i, v in enumerate(rates, 1)]
@@ -168,12 +173,23 @@ def test_each_training_has_its_curves_and_a_resumed_one_continues_its_own(tmp_pa
     with pytest.raises(SystemExit):
         train(tmp_path, 3, run_name=None, handlers=[Interrupt(3)])
     train(tmp_path, 4, run_name=None, resume=True)
-    train(tmp_path, 1, run_name="mine")
+    for _ in range(3):
+        train(tmp_path, 1, run_name="mine")
+    train(tmp_path, 2, run_name="mine", resume=True)
+    with pytest.raises(SystemExit):  # before there is a state
+        train(tmp_path, 2, run_name="mine", name="locator", handlers=[Interrupt(1)])
+    train(tmp_path, 1, run_name="mine", name="locator", resume=True)
     folder = tmp_path / "output/tensorboard"
-    assert sorted(path.name for path in folder.iterdir()) == ["mine", "training_2030-01-01", "training_2030-01-02"]
     steps = {path.name: [step for step, _ in curves(path)[0]["train_loss"]] for path in folder.iterdir()}
     # the iterations of the epoch that was interrupted are not there twice
-    assert steps == {"mine": [1, 2], "training_2030-01-01": [1, 2], "training_2030-01-02": [*range(1, 9)]}
+    assert steps == {
+        "training_2030-01-01": [1, 2],
+        "training_2030-01-02": [*range(1, 9)],
+        "training_mine": [1, 2],
+        "training_mine_2": [1, 2],
+        "training_mine_3": [1, 2, 3, 4],
+        "locator_mine": [1, 2],
+    }
 
 
 @pytest.mark.parametrize(
@@ -187,7 +203,7 @@ def test_without_a_validation_loss(tmp_path, caplog, loss, message):
     with caplog.at_level(logging.WARNING, "segbundles"):
         made = train(tmp_path, 3, validation_loss=loss)
     assert [text[: len(message)] for text in caplog.messages] == ([message] if message else [])
-    assert "val_loss" not in curves(tmp_path / "output/tensorboard/curves")[0]
+    assert "val_loss" not in curves(tmp_path / "output/tensorboard/training_curves")[0]
     assert_equal(load(made.path), load(train(tmp_path / "with", 3).path))
 
 

@@ -51,12 +51,17 @@ class Voxelwise(nn.Module):
         return 3.0 * weight * x[:, :1] - 1.0
 
 
-def scene(size, *boxes, noise: float = 0.2) -> torch.Tensor:
+def scene(size, *boxes, noise: float = 0.2, affine: torch.Tensor | None = None) -> MetaTensor:
     """An image with bright boxes (first voxels, last voxels plus one), in shape (1, *size)."""
     image = noise * torch.rand(1, *size, generator=torch.Generator().manual_seed(len(size)))
     for start, end in boxes:
         image[(0, *map(slice, start, end))] += 0.8
-    return image
+    return MetaTensor(image, affine=affine)
+
+
+def found_box(out: MetaTensor) -> tuple[tuple[int, ...], ...]:
+    """The box in the metadata of one image: first voxels, last voxels plus one."""
+    return tuple(map(tuple, box_of(out)))
 
 
 def expected(image: torch.Tensor, start, end, channels: int = 1, background: float = 20.0) -> torch.Tensor:
@@ -86,12 +91,12 @@ def make(**kwargs) -> LocatorCropInferer:
     ],
 )
 def test_pastes_back_exactly(size, box, affine, channels):
-    image = scene(size, box)
+    image = scene(size, box, affine=affine)
     spacing = affine[:3, :3].square().sum(0).sqrt()[: len(size)].tolist()
     inferer = make(locator_spacing_mm=spacing)
-    out = inferer(MetaTensor(image[None], affine=affine), Voxelwise(channels))
-    assert inferer.last_boxes == [box]
-    assert inferer.last_notes == [""]
+    out = inferer(image[None], Voxelwise(channels))
+    assert found_box(out) == box
+    assert notes_of(out) == ""
     assert out.dtype == torch.float32
     torch.testing.assert_close(out[0].as_tensor(), expected(image, *box, channels))
     torch.testing.assert_close(out.affine, affine.double())
@@ -109,53 +114,54 @@ def test_pastes_back_exactly(size, box, affine, channels):
     ],
 )
 def test_margin_in_mm_on_anisotropic_voxels(spacing, margin_mm, start, end):
-    image = scene((32, 32, 16), ((12, 16, 8), (20, 28, 12)))
+    affine = torch.diag(torch.tensor([*spacing, 1.0]))
+    image = scene((32, 32, 16), ((12, 16, 8), (20, 28, 12)), affine=affine)
     inferer = make(locator_spacing_mm=spacing, margin_mm=margin_mm)
-    inferer(MetaTensor(image[None], affine=torch.diag(torch.tensor([*spacing, 1.0]))), Voxelwise())
-    assert inferer.last_boxes == [(start, end)]
+    out = inferer(image[None], Voxelwise())
+    assert found_box(out) == (start, end)
 
 
 def test_box_of_a_coarse_locator_covers_the_coarse_voxels():
     # 30 voxels of 1 mm become 8 of 3.75: the object, 11:19, fills coarse voxels 3 and 4, from 11.25 to 18.75
     image = scene((30, 30, 30), ((11, 11, 11), (19, 19, 19)), noise=0.0)
     inferer = make(locator_spacing_mm=4.0)
-    inferer(image[None], Voxelwise())
-    assert inferer.last_boxes == [((11, 11, 11), (19, 19, 19))]
+    out = inferer(image[None], Voxelwise())
+    assert found_box(out) == ((11, 11, 11), (19, 19, 19))
 
 
 def test_follows_the_largest_component():
     large = ((2, 3, 4), (12, 13, 14))
     inferer = make()
-    inferer(scene((32, 32, 32), large, ((20, 20, 20), (25, 25, 25)))[None], Voxelwise())
-    assert inferer.last_boxes == [large]
+    out = inferer(scene((32, 32, 32), large, ((20, 20, 20), (25, 25, 25)))[None], Voxelwise())
+    assert found_box(out) == large
 
 
 def test_locator_of_several_classes_means_any_but_the_background():
     box = ((2, 3, 4), (12, 13, 14))
     inferer = make(locator=Bright(channels=2))
-    inferer(scene((20, 20, 20), box)[None], Voxelwise())
-    assert inferer.last_boxes == [box]
+    out = inferer(scene((20, 20, 20), box)[None], Voxelwise())
+    assert found_box(out) == box
 
 
 @pytest.mark.parametrize(("threshold", "found"), [(0.4, True), (0.6, False)])
 def test_threshold_is_a_probability(threshold, found):
-    image = torch.full((1, 1, 16, 16, 16), 0.0)
+    image = MetaTensor(torch.zeros(1, 1, 16, 16, 16))
     image[..., 4:8, 4:8, 4:8] = 0.5  # logit 0, probability 0.5
     inferer = make(threshold=threshold)
-    inferer(image, Voxelwise())
-    assert (inferer.last_notes == [""]) is found
+    out = inferer(image, Voxelwise())
+    assert (notes_of(out) == "") is found
 
 
 def test_batch_has_a_box_and_a_spacing_for_each_item():
     boxes = [((2, 3, 4), (12, 13, 14)), ((8, 1, 6), (20, 9, 16))]
-    images = [scene((24, 20, 18), box) for box in boxes]
     affines = [torch.eye(4), torch.diag(torch.tensor([0.5, 1.0, 2.0, 1.0]))]
-    batch = list_data_collate([MetaTensor(i, affine=a) for i, a in zip(images, affines, strict=True)])
+    images = [scene((24, 20, 18), box, affine=affine) for box, affine in zip(boxes, affines, strict=True)]
+    batch = list_data_collate(images)
     inferer = make(margin_mm=1.0, locator_spacing_mm=0.5)
     out = inferer(batch, Voxelwise(2))
-    assert inferer.last_boxes == [((1, 2, 3), (13, 14, 15)), ((6, 0, 5), (22, 10, 17))]
-    for item, image, box in zip(out.as_tensor(), images, inferer.last_boxes, strict=True):
-        torch.testing.assert_close(item, expected(image, *box, channels=2))
+    assert [found_box(item) for item in out] == [((1, 2, 3), (13, 14, 15)), ((6, 0, 5), (22, 10, 17))]
+    for item, image in zip(out, images, strict=True):
+        torch.testing.assert_close(item.as_tensor(), expected(image, *found_box(item), channels=2))
 
 
 @pytest.mark.parametrize(
@@ -174,14 +180,14 @@ def test_falls_back_to_the_whole_volume(arguments, box, note, roi_size, caplog):
     network = Voxelwise()
     with caplog.at_level(logging.WARNING):
         out = inferer(image[None], network)
-    assert inferer.last_notes[0].startswith(note)
+    assert notes_of(out).startswith(note)
     assert bool(caplog.records) is bool(note)
     if note:
         box = ((0, 0, 0), (36, 20, 40))
-        assert inferer.last_notes[0].endswith("whole volume segmented")
-        assert caplog.records[0].message == f"image: {inferer.last_notes[0]}."
+        assert notes_of(out).endswith("whole volume segmented")
+        assert caplog.records[0].message == f"image: {notes_of(out)}."
         assert set(network.seen) == {(1, 1, 16, 16, 16) if roi_size == 16 else (1, 1, 48, 32, 48)}
-    assert inferer.last_boxes == [box]
+    assert found_box(out) == box
     torch.testing.assert_close(out[0], expected(image, *box))
 
 
@@ -202,8 +208,8 @@ def test_without_locator_the_box_is_the_whole_volume():
     image = scene((20, 24, 18), ((2, 3, 4), (12, 13, 14)))
     inferer = LocatorCropInferer(roi_size=32)
     out = inferer(image[None], Voxelwise())
-    assert inferer.last_boxes == [((0, 0, 0), (20, 24, 18))]
-    assert inferer.last_notes == [""]
+    assert found_box(out) == ((0, 0, 0), (20, 24, 18))
+    assert notes_of(out) == ""
     torch.testing.assert_close(out[0], expected(image, (0, 0, 0), (20, 24, 18)))
 
 
@@ -249,7 +255,7 @@ def test_memory_beyond_input_and_output_is_that_of_the_crop():
     inferer = make(locator_spacing_mm=4.0, margin_mm=2.0)
     with Allocations() as allocations:
         out = inferer(image, network)
-    assert inferer.last_boxes == [((38, 30, 18), (62, 50, 34))]
+    assert found_box(out) == ((38, 30, 18), (62, 50, 34))
     assert network.seen == [(1, 1, 32, 32, 16)]
     assert allocations.largest(3) == [out.nbytes, image.nbytes, 2 * 4 * 32 * 32 * 16]
 
@@ -270,7 +276,7 @@ def test_network_spacing_with_locator_keeps_the_box_on_the_input_grid():
     box = ((10, 12, 4), (29, 31, 15))
     inferer = make(network_spacing_mm=0.7)
     out = inferer(scene((40, 40, 20), box)[None], Voxelwise())[0, 0]
-    assert inferer.last_boxes == [box]
+    assert found_box(out) == box
     inside = torch.zeros_like(out, dtype=torch.bool)
     inside[tuple(map(slice, *box))] = True
     assert (out[~inside] == -20).all()
@@ -314,7 +320,7 @@ def test_transforms_get_the_locator_grid_and_the_crop_and_leave_the_input_alone(
         crop_transform=NormalizeIntensity(channel_wise=True),  # writes into what it gets
     )
     out = inferer(image[None], network)
-    assert inferer.last_boxes == [box]
+    assert found_box(out) == box
     crop = image[(slice(None), *map(slice, *box))]
     torch.testing.assert_close(seen[0][0], (crop - crop.mean()) / crop.std(unbiased=False))
     torch.testing.assert_close(out[0][(slice(None), *map(slice, *box))], seen[0][0])
@@ -327,7 +333,7 @@ def test_any_input_type_gives_float32(dtype):
     inferer = make(locator_transform=NormalizeIntensity(subtrahend=0.0, divisor=4.0))
     out = inferer(image[None], Voxelwise())
     assert out.dtype == torch.float32
-    assert inferer.last_boxes == [((4, 4, 4), (12, 12, 12))]
+    assert found_box(out) == ((4, 4, 4), (12, 12, 12))
     assert out[0, 0, 5, 5, 5] == 11.0
 
 
@@ -364,7 +370,7 @@ def test_notes_and_boxes_survive_the_evaluator(batch_size):
 def test_single_image_with_a_batch_axis_gets_its_own_note(found):
     # MONAI Label passes image[None], whose affine has no batch axis
     image = scene((20, 20, 20), *([((4, 5, 6), (12, 12, 12))] if found else []))
-    out = make()(MetaTensor(image, affine=torch.eye(4), meta={"original": 1})[None], Voxelwise())[0]
+    out = make()(MetaTensor(image, meta={"original": 1})[None], Voxelwise())[0]
     assert out.meta["original"] == 1
     assert notes_of(out) == ("" if found else "locator found nothing: whole volume segmented")
     assert box_of(out) == (([4, 5, 6], [12, 12, 12]) if found else ([0, 0, 0], [20, 20, 20]))
@@ -372,10 +378,10 @@ def test_single_image_with_a_batch_axis_gets_its_own_note(found):
 
 
 def test_input_spacing_replaces_that_of_the_header():
-    image = MetaTensor(scene((20, 20, 20), ((8, 8, 8), (12, 12, 12)))[None], affine=torch.eye(4))
+    image = scene((20, 20, 20), ((8, 8, 8), (12, 12, 12)))[None]
     inferer = make(input_spacing_mm=0.5, locator_spacing_mm=0.5, margin_mm=1.0)
     out = inferer(image, Voxelwise())
-    assert inferer.last_boxes == [((6, 6, 6), (14, 14, 14))]
+    assert found_box(out) == ((6, 6, 6), (14, 14, 14))
     torch.testing.assert_close(out.affine, image.affine)
 
 

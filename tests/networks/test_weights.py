@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from segbundles.networks import load_weights, read_weights
+from segbundles.networks import load_if_given, load_weights, read_weights, require_weights
 
 
 class Net(nn.Sequential):
@@ -38,6 +38,25 @@ def test_load(tmp_path, half, wrapped):
 def test_device_as_a_string(tmp_path):
     path = saved(tmp_path / "m.pt", Net().state_dict())
     assert next(load_weights(Net(), path, "meta").parameters()).device.type == "meta"
+
+
+def test_optional_weights_are_a_path_or_a_list_of_one(tmp_path):
+    path = saved(tmp_path / "m.pt", (source := Net()).state_dict())
+    for given in (path, str(path), [str(path)]):
+        require_weights(given)
+        assert torch.equal(load_if_given(Net(), given)[0].weight, source[0].weight)
+    for given in (None, []):
+        require_weights(given)
+        assert load_if_given(Net(), given) is None
+    missing = r"^there are no weights at .*none\.pt: train first"
+    for given in (str(tmp_path / "none.pt"), [tmp_path / "none.pt"]):
+        with pytest.raises(ValueError, match=missing):
+            require_weights(given)
+        with pytest.raises(ValueError, match=missing):
+            load_if_given(Net(), given)(torch.zeros(1, 3))
+    for use in (require_weights, lambda given: load_if_given(Net(), given)):
+        with pytest.raises(ValueError, match=r"ensembles are not supported yet, give one file"):
+            use([path, path])
 
 
 class Code:

@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from segbundles.meta import file_name, has_spacing, spacing_of
+from segbundles.meta import file_name, has_spacing, notes_of, spacing_of
 from segbundles.transforms import CheckImaged, LabelToClassd, SetSpacingd
 
 OBLIQUE = np.array([[0.6, -0.8 * 2, 0, 10], [0.8, 0.6 * 2, 0, -20], [0, 0, -3, 5], [0, 0, 0, 1]])
@@ -58,6 +58,14 @@ def test_bad_images(arguments, volume, message, caplog):
     with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match=message):
         CheckImaged("image", **arguments)({"image": volume})
     assert len(caplog.records) == 1
+
+
+def test_an_image_of_two_grey_levels_may_be_a_label():
+    mask, grey = image(1, 4, 4, 4, fill=0.0), image(1, 4, 4, 4)
+    mask[0, 1] = 255
+    for given in (mask, grey, image(1, 4, 4, 4, fill=1.0)):
+        CheckImaged(["image", "label"], allow_constant=True)({"image": given, "label": mask.clone()})
+        assert notes_of(given) == ("only two grey levels: is this a label?" if given is mask else "")
 
 
 def test_any_channels_constants_and_missing_keys_where_asked_for():

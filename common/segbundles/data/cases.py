@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from monai.config import PathLike
@@ -15,8 +17,15 @@ from segbundles.data.dicom import is_dicom_slice
 from segbundles.data.readers import DICOM, SuffixReader, file_stem, file_suffix
 from segbundles.errors import fail
 from segbundles.files import DATALIST_NAME, SPLITS, walk
+from segbundles.leaks import check_leaks
 
 __all__ = ["Datalist", "FolderImages", "image_root"]
+
+logger = logging.getLogger("segbundles")
+
+BY_PATTERN, BY_LABEL = "by the pattern", "as labels"  # reasons that depend on the knob skip
+SLICER_LABEL = ".seg.nrrd"
+RUN_FILES = ("inference.csv", "inference.log", "inferring.config.json")  # what the handlers write beside the results
 
 
 class _LazyCases(Sequence):
@@ -54,7 +63,8 @@ class Datalist(_LazyCases):
         required: whether an empty split is an error.
 
     Raises:
-        ValueError: at first use, when the folder, the list, the split or a file of a case is missing.
+        ValueError: at first use, when the folder, the list, the split or a file of a case is missing, or when two
+            splits of the list have a group, a file or the content of a file in common.
     """
 
     def __init__(
@@ -107,7 +117,17 @@ class Datalist(_LazyCases):
         if faults:
             more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
             fail(f"{path}, {self.split}: {'; '.join(faults[:5])}{more}. Fix it, or run `segbundles prepare` again.")
+        check_leaks(path, self.keys, _is_blank)
         return cases
+
+
+def _is_blank(path: Path) -> bool:
+    """Return whether an image has one value throughout; one that cannot be read has not."""
+    reader = SuffixReader()
+    with suppress(Exception):
+        array, _ = reader.get_data(reader.read(path))
+        return bool(array.min() == array.max())
+    return False
 
 
 def _unlinked(path: PathLike) -> Path:
@@ -127,69 +147,168 @@ class FolderImages(_LazyCases):
 
     A folder of DICOM slices, whatever their names, is one image; ``dataset_dir`` itself can be such a folder.
 
+    The log says what is left out, with one line per reason:
+
+    - what a pattern of ``skip`` matches;
+    - labels: files that a ``datalist.json`` in their folder, or in one above it that is searched, names as labels, and
+      ``*.seg.nrrd`` of 3D Slicer;
+    - hidden files, and files with other suffixes;
+    - what is in ``output_dir``, and what an earlier run wrote according to the ``inference.csv`` there.
+
+    If ``skip`` is empty, no name decides: labels are segmented too, with a warning. So is a single file that is given
+    as ``dataset_dir``.
+
     Args:
         dataset_dir: folder searched with its sub-folders, or a single image.
-        output_dir: not searched when it is inside ``dataset_dir``.
+        output_dir: not searched when it is inside ``dataset_dir``. The two may be the same folder.
         skip: ``fnmatch`` patterns of paths relative to ``dataset_dir`` to leave out (the labels of a publisher's
-            layout, for example), in upper or lower case. Hidden files, ``*_seg.*`` and ``*_cells.*`` are always left
-            out.
+            layout, for example), in upper or lower case.
         suffixes: suffixes of images, ``.dcm`` for folders of DICOM slices; None takes all that can be read.
+        postfixes: ends of the stems of results, as in :class:`segbundles.handlers.InferenceResults`.
 
     Raises:
-        ValueError: at first use, when nothing is found, or when two images would be written to one output name.
+        ValueError: at first use, when nothing is found, when two images would be written to one output name, or when
+            the result of one would replace another.
     """
 
     def __init__(
         self,
         dataset_dir: PathLike,
         output_dir: PathLike | None = None,
-        skip: Sequence[str] = (),
+        skip: Sequence[str] = ("*_seg.*",),
         suffixes: Sequence[str] | None = None,
+        postfixes: Sequence[str] = ("seg",),
     ) -> None:
         self.dataset_dir = dataset_dir
         self.output_dir = output_dir
-        self.skip = (*skip, "*_seg.*", "*_cells.*")
+        self.skip = tuple(skip)
         self.suffixes = tuple(SuffixReader.suffixes() if suffixes is None else suffixes)
+        self.postfixes = tuple(postfixes)
 
     @property
     def root(self) -> Path:
         """Return the folder that output paths mirror, see :func:`image_root`."""
         return image_root(self.dataset_dir)
 
-    def _skipped(self, path: Path) -> bool:
-        relative = path.relative_to(self.root)
-        if any(part.startswith(".") for part in relative.parts):
-            return True
-        output = None if self.output_dir is None else Path(self.output_dir).resolve()
-        if output is not None and output != self.root and output in path.parents:
-            return True
-        text = f"/{relative.as_posix().lower()}"
-        return any(fnmatchcase(text, f"*/{pattern.lower()}") for pattern in self.skip)
-
     def _read(self) -> list[dict[str, Any]]:
         given = _unlinked(self.dataset_dir)
         if given.is_file():
+            labels = _labels([given.parent / DATALIST_NAME])
+            self._warn_of_labels([given] if _is_label(given, labels) else [], "it was given as dataset_dir")
             return [{"image": str(given)}]
         if not given.is_dir():
             fail(f"dataset_dir {str(self.dataset_dir)!r} is neither a folder nor a file: give the images to segment.")
         endings = [suffix for suffix in self.suffixes if suffix not in DICOM]
         series = endings != [*self.suffixes]
-        files = (path for path in walk(given) if series or file_suffix(path) in endings)
-        files = [path for path in files if (path.is_file() or path.is_symlink()) and not self._skipped(path)]
+        files, left_out = self._sorted_out(sorted(walk(given)))
         found = [path for path in files if file_suffix(path) in endings]
-        if series:
-            found += _series_folders(path for path in files if file_suffix(path) not in endings)
+        others = [path for path in files if file_suffix(path) not in endings]
+        folders = _series_folders(others) if series else set()
+        if strange := [path for path in others if path.parent not in folders]:
+            left_out["with another suffix"] = strange
+        found = sorted([*found, *folders])
+        report = [f"{len(paths)} {reason} ({self._names(paths)})" for reason, paths in left_out.items()]
         if not found:
             also = ", or files must be slices of a DICOM series" if series else ""
-            fail(f"no image under {str(given)!r}: names must end in one of {', '.join(endings)}{also}.")
-        by_output: dict[Path, Path] = {}
-        for path in sorted(found):
-            folder = path.parent if path != given else given  # a series in dataset_dir itself
-            name = path.name if path.is_dir() else file_stem(path)
-            twin = by_output.setdefault(folder / name, path)
+            why = f" Left out: {'; '.join(report)}." if report else ""
+            if any(reason == BY_LABEL or reason.startswith(BY_PATTERN) for reason in left_out):
+                why += ' With --skip "[]", no name is left out.'
+            fail(f"no image under {str(given)!r}: names must end in one of {', '.join(endings)}{also}.{why}")
+        self._check_outputs(found)
+        for line in report:
+            logger.info(f"Left out: {line}.")
+        return [{"image": str(path)} for path in found]
+
+    def _sorted_out(self, paths: Sequence[Path]) -> tuple[list[Path], dict[str, list[Path]]]:
+        """Return the files that may be images, and the others by the reason for which they are left out."""
+        root = self.root
+        output = None if self.output_dir is None else Path(self.output_dir).resolve()
+        labels = _labels(path for path in paths if path.name == DATALIST_NAME)
+        patterns = {pattern: f"{BY_PATTERN} {pattern!r} of skip" for pattern in self.skip}
+        results = self._earlier_results(output)
+        files: list[Path] = []
+        left_out: dict[str, list[Path]] = {}
+        for path in paths:
+            text = f"/{path.relative_to(root).as_posix().lower()}"
+            matching = (reason for pattern, reason in patterns.items() if fnmatchcase(text, f"*/{pattern.lower()}"))
+            if output not in (None, root) and output in path.parents:
+                reason = "in the output folder"
+            elif path.parent == output and path.name in RUN_FILES:
+                continue
+            elif path.name.startswith("."):
+                reason = "hidden"
+            elif path.parent / file_stem(path) in results:
+                reason = "as results of an earlier run"
+            elif self.skip and _is_label(path, labels):
+                reason = BY_LABEL
+            elif not (path.is_file() or path.is_symlink()):
+                reason = "that cannot be read like files"
+            else:
+                reason = next(matching, None)
+            if reason is None:
+                files.append(path)
+            else:
+                left_out.setdefault(reason, []).append(path)
+        if not self.skip:
+            self._warn_of_labels([path for path in files if _is_label(path, labels)], "skip is []")
+        return files, left_out
+
+    def _warn_of_labels(self, paths: Sequence[Path], why: str) -> None:
+        if paths:
+            logger.warning(f"Segmented although their names are those of labels, because {why}: {self._names(paths)}.")
+
+    def _names(self, paths: Sequence[Path]) -> str:
+        names = ", ".join(path.relative_to(self.root).as_posix() for path in paths[:3])
+        return names + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+    def _outputs(self, output: Path, names: Iterable[PurePath | str]) -> set[Path]:
+        """Return the results, without suffix, of images whose paths relative to ``dataset_dir`` have no suffix."""
+        return {output / f"{name}_{postfix}" for name in names for postfix in self.postfixes}
+
+    def _earlier_results(self, output: Path | None) -> set[Path]:
+        """Return the results, without suffix, that the table of an earlier run names."""
+        if output is None or not (output / "inference.csv").is_file():
+            return set()
+        with (output / "inference.csv").open(newline="", encoding="utf-8", errors="replace") as table:
+            images = [PurePath(row["file"]) for row in csv.DictReader(table) if row.get("file")]
+        # a row may also be the folder of a DICOM series, which has no suffix
+        return self._outputs(output, {name for path in images for name in (path, path.with_name(file_stem(path)))})
+
+    def _check_outputs(self, found: Sequence[Path]) -> None:
+        root = self.root
+        by_output: dict[PurePath, Path] = {}
+        for path in found:
+            # a series in dataset_dir itself is written inside
+            folder = PurePath() if path == root else path.parent.relative_to(root)
+            name = folder / (path.name if path.is_dir() else file_stem(path))
+            twin = by_output.setdefault(name, path)
             if twin != path:
-                fail(f"{twin} and {path} would both be written as {name}_seg: rename one of them.")
-        return [{"image": str(path)} for path in sorted(found)]
+                fail(f"{twin} and {path} would both be written as {name.name}_seg: rename one of them.")
+        if self.output_dir is None:
+            return
+        written = self._outputs(Path(self.output_dir).resolve(), by_output)
+        for path in found:
+            if path.parent / file_stem(path) in written:
+                fail(f"{path} would be replaced by a result of this run: choose another output_dir.")
+
+
+def _labels(datalists: Iterable[Path]) -> set[Path]:
+    """Return the files that datalists name as labels; a list that cannot be read is named in a warning."""
+    found: set[Path] = set()
+    for path in datalists:
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            entries = [entry for split in SPLITS for entry in content.get(split) or []]
+            found |= {_unlinked(path.parent / entry["label"]) for entry in entries if entry.get("label")}
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            logger.warning(f"{path} cannot be read ({error}), so the labels that it names are not known.")
+    return found
+
+
+def _is_label(path: Path, labels: set[Path]) -> bool:
+    return path in labels or path.name.lower().endswith(SLICER_LABEL)
 
 
 def _series_folders(files: Iterable[Path]) -> set[Path]:

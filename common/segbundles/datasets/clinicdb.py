@@ -10,8 +10,10 @@ from __future__ import annotations
 import csv
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Annotated
 
 from segbundles.errors import fail
 
@@ -27,6 +29,7 @@ _FIRST_FRAMES = (
     *(1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448, 467, 479),
     *(504, 529, 547, 572, 592, 613),
 )
+_SIZE = (384, 288)
 _POLYP = "polyp (%)"
 
 
@@ -36,19 +39,21 @@ def sequence_of(frame: int) -> int | None:
     return number if 1 <= number < len(_FIRST_FRAMES) else None
 
 
-def find_cases(source: Path) -> tuple[list[Case], list[Fault]]:
+def find_cases(source: Path, publisher_sequences: bool = False) -> tuple[list[Case], list[Fault]]:
     """Find the frames, and those without image, mask or sequence.
 
     Args:
         source: folder with ``Original`` and ``Ground Truth``, or a folder above it. A ``sequences.csv`` (columns frame
-            and sequence) in either gives the sequence of each frame; without it the publisher's list is used.
+            and sequence) in either gives the sequence of each frame.
+        publisher_sequences: whether the frames have the publisher's numbers, so that its list gives their sequences if
+            there is no table. All 612 frames of its size are recognised as the publisher's.
 
     Returns:
         The frames, named like their files and grouped as ``sequence_<number>``, and the faults.
 
     Raises:
         DataFaults: when ``sequences.csv`` cannot be read.
-        ValueError: when there is no frame at all.
+        ValueError: when there is no frame at all, or nothing gives their sequences.
     """
     root = next((path for path in (source, *sorted(source.glob("*"))) if _folder(path, MASK_FOLDER)), None)
     if root is None or (image_folder := _folder(root, IMAGE_FOLDER)) is None:
@@ -56,6 +61,12 @@ def find_cases(source: Path) -> tuple[list[Case], list[Fault]]:
     faults: list[Fault] = []
     images, masks = (frames_by_name(folder, faults) for folder in (image_folder, _folder(root, MASK_FOLDER)))
     table = next((path for path in (root / SEQUENCES_FILE, source / SEQUENCES_FILE) if path.is_file()), None)
+    if table is None and images and not (publisher_sequences or _is_complete(images)):
+        fail(
+            f"nothing says which frames in {image_folder} are of one video, and these must stay together: "
+            f"add {root / SEQUENCES_FILE} with the columns frame and sequence (a video, or an examination), or give "
+            "--publisher-sequences if these are frames of CVC-ClinicDB with its publisher's numbers, 1 to 612"
+        )
     if table is None:
         sequences = {name: sequence_of(int(name)) for name in images if name.isdecimal()}
         ungrouped = (
@@ -73,6 +84,21 @@ def find_cases(source: Path) -> tuple[list[Case], list[Fault]]:
     if not cases and not faults:
         fail(f"no case in {source}: {IMAGE_FOLDER} and {MASK_FOLDER} contain no {', '.join(_suffixes())} files")
     return cases, faults
+
+
+def _is_complete(images: Mapping[str, Path]) -> bool:
+    """Return whether the frames are all of the publisher's, by their numbers and the size of the first that opens."""
+    from PIL import Image
+
+    if {*images} != {str(number) for number in range(1, _FIRST_FRAMES[-1])}:
+        return False
+    for path in images.values():
+        try:
+            with Image.open(path) as image:
+                return image.size == _SIZE
+        except OSError:
+            continue
+    return False
 
 
 def _suffixes() -> tuple[str, ...]:
@@ -176,6 +202,15 @@ def review_frames(source: Path, cases: Sequence[Case], checked: Mapping[str, Che
     return [], notes + blank_note("frames", cases, checked)
 
 
+def with_options(
+    publisher_sequences: Annotated[
+        bool, "The frames have the publisher's numbers, 1 to 612, which give their sequences without sequences.csv."
+    ] = False,
+) -> DataSet:
+    """Return the data set with the sequences of the publisher's list, or of ``sequences.csv`` only."""
+    return replace(DATA_SET, find=partial(find_cases, publisher_sequences=publisher_sequences))
+
+
 DATA_SET = DataSet(
     name="clinicdb",
     summary="CVC-ClinicDB, polyps in colonoscopy frames: Original/<frame>.tif and Ground Truth/<frame>.tif.",
@@ -194,4 +229,6 @@ DATA_SET = DataSet(
     check=check_frame,
     review=review_frames,
     units=("frames", "sequences"),
+    further_files=(SEQUENCES_FILE,),
+    options=with_options,
 )

@@ -32,6 +32,7 @@ from .splits import (
     split_runs,
 )
 
+_OBJECT = "the same object in another crop"
 _COUNTS = {"numTraining": "training", "numValidation": "validation", "numTest": "testing"}
 
 
@@ -81,6 +82,8 @@ class Checked:
         faults: all that is wrong; empty for a good case.
         image_hash: hash of the decoded image; cases with equal hashes form one group. None is never compared.
         label_hash: the same for the decoded label.
+        object_hashes: hashes of label and image inside the box around the object, which find it in another crop too;
+            cases that have one in common form one group.
         extra: further keys of the case's datalist entry.
         facts: figures (tuples of numbers, summed up as ranges) and words (counted) that describe the case.
     """
@@ -88,6 +91,7 @@ class Checked:
     faults: list[Fault] = field(default_factory=list)
     image_hash: str | None = None
     label_hash: str | None = None
+    object_hashes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, tuple[float, ...] | str] = field(default_factory=dict)
 
@@ -106,6 +110,7 @@ class DataSet:
         contiguous: whether cases follow one another and neighbours look alike. Validation is then one run of them, and
             groups are the runs of neighbours that the split left together.
         summary: one line about the data set and its layout, for the command line.
+        further_files: names of files and folders in the source that belong to no case but are read or need no note.
         options: takes the data set's own options and returns the data set read with them. Each parameter, annotated
             with its type and help text, becomes an option of ``segbundles prepare <name>``.
     """
@@ -118,6 +123,7 @@ class DataSet:
     units: tuple[str, str] = ("cases", "groups")
     contiguous: bool = False
     summary: str = ""
+    further_files: tuple[str, ...] = ()
     options: Callable[..., DataSet] | None = None
 
 
@@ -176,8 +182,9 @@ def prepare(
 ) -> Prepared:
     """Check a data set and write its datalist.json; files are referenced, never copied.
 
-    Every case is opened and checked before anything is written. Cases with an identical image or an identical label
-    are joined in one group. Entries are in natural order (2 before 10) of group and case.
+    Every case is opened and checked before anything is written. Cases with an identical image or an identical label,
+    or with the same object in another crop, are joined in one group. Files under ``source`` that belong to no case are
+    named in a note. Entries are in natural order (2 before 10) of group and case.
 
     Args:
         data_set: layout and checks, from `get_data_set`.
@@ -209,7 +216,7 @@ def prepare(
 
     cases, faults = data_set.find(source)
     owners = {f.case: f.group or f.case for f in faults} | {c.name: c.group for c in cases}
-    notes = []
+    notes = _left_out(data_set, source, out, cases, faults)
     splits: dict[str, str] = {}
     if split is not None:
         splits = expand(read_split(split), owners, "the split names")
@@ -259,6 +266,7 @@ def prepare(
             entry["page"] = case.page
         datalist[splits[case.name]].append({**entry, "group": groups[case.name], **checked[case.name].extra})
     notes += [f"{name} is empty" for name in ("training", "validation") if not datalist[name]]
+    notes += _few_groups(datalist["validation"], data_set.units)
     path = write_datalist(datalist, out)
     facts = _summarize([checked[c.name].facts for c in cases])
     return Prepared(path, _read_datalist(out), notes, facts, data_set.units)
@@ -376,7 +384,7 @@ def check_out(out: Path, name: str) -> None:
 
 
 def _group(cases: Sequence[Case], checked: Mapping[str, Checked]) -> tuple[dict[str, str], list[str]]:
-    """Join the groups of cases with identical files; return the group of each case, and notes on what was joined."""
+    """Join the groups of cases with identical files or objects; return each case's group, and notes on the joins."""
     parent = {c.group: c.group for c in cases}
 
     def root(group: str) -> str:
@@ -385,20 +393,65 @@ def _group(cases: Sequence[Case], checked: Mapping[str, Checked]) -> tuple[dict[
         return group
 
     notes = []
-    for kind in ("image", "label"):
+    told: list[set[str]] = []
+    kinds: dict[str, Callable[[Checked], Sequence[str | None]]] = {
+        "identical images": lambda found: [found.image_hash],
+        "identical labels": lambda found: [found.label_hash],
+        _OBJECT: lambda found: found.object_hashes,
+    }
+    for kind, hashes in kinds.items():
         same: dict[str, list[Case]] = defaultdict(list)
         for case in cases:
-            if (digest := getattr(checked[case.name], f"{kind}_hash")) is not None:
-                same[digest].append(case)
+            for digest in hashes(checked[case.name]):
+                if digest is not None:
+                    same[digest].append(case)
         across: dict[frozenset[str], list[str]] = defaultdict(list)
         for found in same.values():
             roots = {root(c.group) for c in found}
             for group in roots:
                 parent[group] = min(roots)
+            names = [c.name for c in found]
             if len(own := frozenset(c.group for c in found)) > 1:
-                across[own] += [c.name for c in found]
-        notes += [f"identical {kind}s: {shorten(names)} (one group)" for names in across.values()]
+                if kind != _OBJECT or not any(before >= {*names} for before in told):
+                    across[own] += names
+                told.append({*names})
+        notes += [f"{kind}: {shorten(names)} (one group)" for names in across.values()]
     return {c.name: root(c.group) for c in cases}, notes
+
+
+def _left_out(data_set: DataSet, source: Path, out: Path, cases: Sequence[Case], faults: Sequence[Fault]) -> list[str]:
+    """Return a note on the files under the source that belong to no case; a folder without any case is named once."""
+    used = {p for c in cases for p in (c.image, c.label) if p is not None} | {f.file for f in faults}
+    holding = {parent for path in used for parent in path.parents}
+    skipped = {DATALIST_NAME, *data_set.further_files}
+    left: dict[str, int] = {}
+    for place, folders, files in os.walk(source):
+        root = Path(place)
+        names = [name for name in [*folders, *files] if not name.startswith(".") and name not in skipped]
+        folders[:] = [name for name in folders if name in names and root / name in holding and root / name != out]
+        for path in (root / name for name in names if name not in folders):
+            if path.is_dir() and path not in holding and path != out:
+                count = sum(len(inner) for _, _, inner in os.walk(path))
+                left |= {f"{path.relative_to(source).as_posix()}/ ({count} files)": count} if count else {}
+            elif not path.is_dir() and path not in used:
+                left[path.relative_to(source).as_posix()] = 1
+    if not left:
+        return []
+    named = shorten(sorted(left, key=natural))
+    return [f"{sum(left.values())} files belong to no case and are left out: {named}"]
+
+
+def _few_groups(entries: Sequence[Mapping[str, Any]], units: tuple[str, str]) -> list[str]:
+    """Return a note on a validation whose many cases are of few groups."""
+    groups = len({entry["group"] for entry in entries})
+    if not 0 < groups < min(10, len(entries)):
+        return []
+    cases, several = units
+    one = several.removesuffix("s")
+    return [
+        f"validation has {len(entries)} {cases} of {groups} {one if groups == 1 else several}: all {cases} of one "
+        f"{one} count as one; with fewer than ten {several} there, use --folds to score all {cases} once"
+    ]
 
 
 def _summarize(facts: Sequence[Mapping[str, tuple[float, ...] | str]]) -> dict[str, str]:

@@ -6,19 +6,25 @@ Layout: ``<case>/lgemri.nrrd`` (uint8) and ``<case>/laendo.nrrd`` (0 and 255), w
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from segbundles.errors import fail
 
-from .datalist import Case, DataSet, Fault
+from .datalist import Case, Checked, DataSet, Fault
+from .splits import shorten
 from .volumes import check_volumes
 
 IMAGE_NAME = "lgemri.nrrd"
 LABEL_NAME = "laendo.nrrd"
 LABEL_VALUES = (0, 255)
-# the challenge states 0.625 mm; its files say 1 mm
+# the challenge states 0.625 mm; its files say 1 mm. All have this number of slices; other volumes are not its files
 SPACING_MM = (0.625, 0.625, 0.625)
+SLICES = 88
+_HEADER, _BELIEVED = "header of 1 mm", "believed"
 
 
 def find_cases(source: Path) -> tuple[list[Case], list[Fault]]:
@@ -49,6 +55,58 @@ def find_cases(source: Path) -> tuple[list[Case], list[Fault]]:
     return cases, faults
 
 
+def check_case(case: Case, spacing_mm: Sequence[float] | None = None) -> Checked:
+    """Read image and label of a case and gather all that is wrong with them.
+
+    Args:
+        case: the case.
+        spacing_mm: true spacing of files whose header says 1 mm. None is 0.625 mm for files with the challenge's number
+            of slices; of others the header is believed.
+
+    Returns:
+        As :func:`segbundles.datasets.volumes.check_volumes`.
+    """
+    result = check_volumes(
+        case, LABEL_VALUES, lambda size: spacing_mm or (SPACING_MM if size[2:] == (SLICES,) else None)
+    )
+    if "spacing_mm" in result.extra:
+        result.facts[_HEADER] = "replaced"
+    elif set(result.facts.get("spacing (mm)", ())) == {1}:
+        result.facts[_HEADER] = _BELIEVED
+    return result
+
+
+def review_cases(source: Path, cases: Sequence[Case], checked: Mapping[str, Checked]) -> tuple[list[Fault], list[str]]:
+    """Return no faults, and a note on the cases whose header of 1 mm is believed."""
+    names = [case.name for case in cases if checked[case.name].facts.get(_HEADER) == _BELIEVED]
+    if not names:
+        return [], []
+    return [], [
+        f"{len(names)} cases have a header of 1 mm and not the {SLICES} slices of the challenge's files, so the header "
+        f"is believed; if the voxels have another size, give it with --spacing-mm: {shorten(names)}"
+    ]
+
+
+def with_options(
+    spacing_mm: Annotated[
+        tuple[float, float, float] | None,
+        "Voxel size (width, height, depth) of files whose header says 1 mm. Without it: 0.625 mm for files with the "
+        f"{SLICES} slices of the challenge, and 1 mm for others.",
+    ] = None,
+) -> DataSet:
+    """Return the data set with another spacing for files whose header says 1 mm.
+
+    Args:
+        spacing_mm: three numbers above 0.
+
+    Raises:
+        ValueError: when they are not.
+    """
+    if spacing_mm is not None and not (len(spacing_mm) == 3 and all(value > 0 for value in spacing_mm)):
+        fail(f"spacing_mm must be three numbers above 0 (mm), got {' '.join(map(str, spacing_mm))}")
+    return replace(DATA_SET, check=partial(check_case, spacing_mm=spacing_mm))
+
+
 DATA_SET = DataSet(
     name="lasc18",
     summary="2018 Atrial Segmentation Challenge, LGE-CMR: <case>/lgemri.nrrd and laendo.nrrd.",
@@ -61,5 +119,7 @@ DATA_SET = DataSet(
         "labels": {"0": "background", "1": "left atrium"},
     },
     find=find_cases,
-    check=partial(check_volumes, label_values=LABEL_VALUES, unit_spacing_mm=SPACING_MM),
+    check=check_case,
+    review=review_cases,
+    options=with_options,
 )

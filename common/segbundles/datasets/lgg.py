@@ -181,4 +181,5 @@ DATA_SET = DataSet(
     check=check_slice,
     review=review_slices,
     units=("slices", "patients"),
+    further_files=(_COPY,),  # the review has a note on it
 )

@@ -105,6 +105,7 @@ _BASE = DataSet(
     check=check_frame,
     review=review_frames,
     units=("frames", "groups"),
+    further_files=(PATIENTS_FILE, *_MASKS),
     options=with_masks,
 )
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 KEYS = ("image", "label")
 SIZE = "size (pixels)"
+# an object is compared in another crop if its box has this many voxels, and as many borders between object and
+# background in it: simpler shapes can be equal by chance
+_COMPLEX = 64
+# values that the image must have in that box
+_GREY_LEVELS = 16
 
 
 @dataclass
@@ -68,7 +73,9 @@ class CaseReader:
             Checked(faults),
             *(data and data[key] for data, key in ((image, "image"), (stored, "label"), (label, "label"))),
         )
-        result.checked.image_hash, result.checked.label_hash = _hash(result.image), _hash(result.label)
+        checked = result.checked
+        checked.image_hash, checked.label_hash = _hash(result.image), _hash(result.label)
+        checked.object_hashes = _object_hashes(result.image, result.label)
         return result
 
     @staticmethod
@@ -99,6 +106,37 @@ def _hash(tensor: torch.Tensor | None) -> str | None:
     if array is None or array.min() == array.max():
         return None
     return hashlib.sha256(str(array.shape).encode() + array.tobytes()).hexdigest()
+
+
+def _object_hashes(image: torch.Tensor | None, label: torch.Tensor | None) -> tuple[str, ...]:
+    """Return hashes of label and image inside the box around the object, which do not depend on the crop.
+
+    A shape that is so simple that others are equal by chance has no hash, nor has an image of few values.
+    """
+    import numpy as np
+
+    from segbundles.data import VOID
+
+    if label is None:
+        return ()
+    classes = label[0].numpy(force=True)
+    inside = (classes > 0) & (classes != VOID)
+    if not inside.any():
+        return ()
+    box = []
+    for axis in range(inside.ndim):
+        found = np.flatnonzero(inside.any(tuple(a for a in range(inside.ndim) if a != axis)))
+        box.append(slice(found[0], found[-1] + 1))
+    inside = inside[tuple(box)]
+    borders = sum(np.count_nonzero(np.diff(inside, axis=axis)) for axis in range(inside.ndim))
+    if inside.size < _COMPLEX or borders < _COMPLEX:
+        return ()
+    hashes = [_hash(label[(slice(None), *box)])]
+    if image is not None and image.shape[1:] == label.shape[1:]:
+        crop = image[(slice(None), *box)]
+        if len(np.unique(crop.numpy(force=True))) >= _GREY_LEVELS:
+            hashes.append(_hash(crop))
+    return tuple(text for text in hashes if text is not None)
 
 
 def blank_note(units: str, cases: Sequence[Case], checked: Mapping[str, Checked]) -> list[str]:

@@ -51,9 +51,9 @@ def split_cases(
         if (other := group_split.setdefault(group, split)) != split:
             others = shorten([c for c in members[group] if (fixed or {}).get(c) == other])
             fail(
-                f"case {case} of {split} and {others} of {other} form one group (same patient, or identical images or "
-                f"labels) and cannot be both in {other} and {split}: use --split with a file that lists them in one "
-                "split, or not at all"
+                f"case {case} of {split} and {others} of {other} form one group (same patient, or the same image, "
+                f"label or object) and cannot be both in {other} and {split}: use --split with a file that lists them "
+                "in one split, or not at all"
             )
     free = [g for g in sorted(members) if g not in group_split]
     random.Random(seed).shuffle(free)
@@ -216,7 +216,7 @@ def check_groups(groups: Mapping[str, str], splits: Mapping[str, str]) -> None:
             texts.append(", ".join(f"{shorten(names)} in {split}" for split, names in by_split.items()))
     if texts:
         fail(
-            "groups (same patient, or identical images or labels) cross the split: "
+            "groups (same patient, or the same image, label or object) cross the split: "
             f"{'; '.join(texts[:5])}{'; ...' if len(texts) > 5 else ''}. Put each in one split"
         )
 

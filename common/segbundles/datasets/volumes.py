@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from .datalist import Case, Checked, Fault
@@ -26,14 +26,18 @@ def _reader(label_values: tuple[int, ...]) -> CaseReader:
     )
 
 
-def check_volumes(case: Case, label_values: Sequence[int], unit_spacing_mm: Sequence[float] | None = None) -> Checked:
+def check_volumes(
+    case: Case,
+    label_values: Sequence[int],
+    unit_spacing_mm: Callable[[Sequence[int]], Sequence[float] | None] = lambda size: None,
+) -> Checked:
     """Read image and label of a case and gather all that is wrong with them.
 
     Args:
         case: the case; without a label only the image is checked.
         label_values: values that a label may contain, background first.
-        unit_spacing_mm: true spacing of files whose header says 1 mm; it goes into the entry as ``spacing_mm``. A
-            header that says otherwise is believed.
+        unit_spacing_mm: takes the size of an image whose header says 1 mm, and returns its true spacing, which goes
+            into the entry as ``spacing_mm``, or None. A header that says otherwise is believed.
 
     Returns:
         Faults, hashes, the entry's further keys and facts (sizes in voxels, mm and ml).
@@ -47,9 +51,11 @@ def check_volumes(case: Case, label_values: Sequence[int], unit_spacing_mm: Sequ
     result, image = reading.checked, reading.image
     if image is not None:
         spacing = np.array(spacing_of(image))
-        if unit_spacing_mm is not None and np.allclose(spacing, 1, rtol=0, atol=_TOLERANCE_MM):
-            spacing = np.array(unit_spacing_mm)
-            result.extra["spacing_mm"] = list(unit_spacing_mm)
+        if np.allclose(spacing, 1, rtol=0, atol=_TOLERANCE_MM):
+            true = unit_spacing_mm(tuple(image.shape[1:]))
+            if true is not None:
+                spacing = np.array(true)
+                result.extra["spacing_mm"] = list(true)
         result.facts["size (voxels)"] = tuple(image.shape[1:])
         result.facts["spacing (mm)"] = tuple(np.round(spacing, 4))
         result.facts["orientation"] = "".join(aff2axcodes(image.affine.numpy(force=True)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,15 +201,17 @@ class ValidationLoss:
 class Curves:
     """Write the curves of a training: the loss with its terms, the learning rate, and the validation's.
 
-    Each training has its own folder; a resumed one continues in the folder in which it began.
+    Each training has its own folder, ``<name>_<run_name>``; if there is one already, a number is appended. A resumed
+    training continues in the folder in which it began.
 
     Args:
         folder: where the folder of this training is created.
-        name: name of that folder; the date and time are appended.
-        run_name: name of that folder as it is; None uses ``name``.
+        name: start of that folder's name.
+        run_name: end of that folder's name; None takes the date and time.
         loss: the trainer's loss function.
         optimizer: optimizer whose learning rate is shown.
         validation_loss: see :class:`ValidationLoss`; None leaves that curve out.
+        resume: use a folder that is there already, even if the run was stopped before it had a state.
     """
 
     def __init__(
@@ -219,6 +222,7 @@ class Curves:
         loss: Callable,
         optimizer: Optimizer,
         validation_loss: Callable | None,
+        resume: bool = False,
     ) -> None:
         self.folder = Path(folder)
         self.name, self.run_name = name, run_name
@@ -226,6 +230,7 @@ class Curves:
         self.optimizer = optimizer
         self.writer = TensorBoardWriter(folder)
         self.validation_loss = validation_loss
+        self.resume = resume
         training = TensorBoardStatsHandler(self.writer, output_transform=self.values)
         self.after_iteration, self.after_epoch = training.iteration_completed, training.epoch_completed
 
@@ -242,9 +247,13 @@ class Curves:
 
     def begin(self, engine: Engine) -> None:
         """Choose the folder."""
-        new = self.run_name or f"{self.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        self.writer.log_dir = str(self.folder / resumable(engine).setdefault("curves", str(new)))
-        self.writer.purge_step = engine.state.iteration + 1 if engine.state.iteration else None
+        kept = resumable(engine)
+        if "curves" not in kept:
+            new = f"{self.name}_{self.run_name or format(datetime.now(), '%Y-%m-%d_%H-%M-%S')}"
+            names = chain([new], (f"{new}_{number}" for number in count(2)))
+            kept["curves"] = next(name for name in names if self.resume or not (self.folder / name).exists())
+        self.writer.log_dir = str(self.folder / kept["curves"])
+        self.writer.purge_step = engine.state.iteration + 1 if engine.state.iteration or self.resume else None
 
     def end(self, engine: Engine) -> None:
         """Close the file."""

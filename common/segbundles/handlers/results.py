@@ -160,8 +160,10 @@ class InferenceResults:
         self._write()
         try:
             self._summarize()
-        finally:
-            self._log.release()
+        except ValueError as error:
+            self._log.release(error)
+            raise
+        self._log.release()
 
     def _write(self) -> None:
         with atomic_path(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:

@@ -49,6 +49,10 @@ class LearningRate:
     reached. A run of 60 epochs that is extended to 80 thus continues on the curve of 80 epochs. A schedule that was
     not changed continues bit for bit.
 
+    Every schedule of torch that is defined by numbers can be extended in this way, and so can a ``SequentialLR`` or
+    ``ChainedScheduler`` of such schedules. A plateau schedule takes its new arguments and keeps its count. A schedule
+    that is defined by functions, such as a ``LambdaLR``, goes on with the functions it has now.
+
     Args:
         lr_scheduler: a schedule of torch; None keeps the learning rate.
         optimizer: the optimizer of the schedule.
@@ -94,8 +98,6 @@ class LearningRate:
         steps, unit = (epochs * engine.state.epoch_length, "steps") if self.every_iteration else (epochs, "epochs")
         if length < steps:
             message = f"{end} after {length} {unit}, this run takes {steps}: set lr_epochs to {epochs}, like max_epochs"
-            if self.every_iteration:
-                message += ", and let the schedule count iterations (lr_every_iteration)"
             if isinstance(self.lr_scheduler, CosineAnnealingLR):
                 logger.warning(f"{message}.")
             else:
@@ -141,10 +143,15 @@ class LearningRate:
             group.update(deepcopy(first))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that no optimizer step comes in between
-            for _ in range(state["last_epoch"]):
+            for _ in range(_steps(state)):
                 schedule.step()
         rate = float(self.optimizer.param_groups[0]["lr"])
         logger.info(f"The learning rate schedule was changed: it continues on the new one, at {rate:.2e}.")
+
+
+def _steps(state: Mapping[str, Any]) -> int:
+    """Return the number of steps of a saved schedule; a chained one keeps it only in its parts."""
+    return state["last_epoch"] if "last_epoch" in state else _steps(state["_schedulers"][0])
 
 
 def _arguments(schedule: LRScheduler) -> dict[str, Any]:

@@ -41,15 +41,12 @@ class RunState:
         self.path = Path(path)
         self.objects = objects
 
-    def begin(self, engine: Engine, resume: bool) -> bool:
+    def begin(self, engine: Engine, resume: bool) -> None:
         """Restore the state of a stopped run, or set that of an earlier run aside.
 
         Args:
             engine: trainer.
             resume: whether to restore. If there is no file, the run starts afresh with a warning.
-
-        Returns:
-            Whether the state was restored.
 
         Raises:
             ValueError: when the file is damaged or belongs to another configuration.
@@ -57,14 +54,12 @@ class RunState:
         if not self.path.is_file():
             if resume:
                 logger.warning(f"Nothing to resume at {self.path}: starting from the first epoch.")
-            return False
-        if resume:
+        elif resume:
             self.load(engine)
         elif process_rank() == 0:
             aside = self.path.with_name(f"{self.path.stem}_previous{self.path.suffix}")
             self.path.replace(aside)
             logger.info(f"The state of an earlier run is kept as {aside}; --resume true would have continued that run.")
-        return resume
 
     def load(self, engine: Engine) -> None:
         """Restore everything; ``max_epochs`` stays as it is configured now."""

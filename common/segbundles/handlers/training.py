@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from segbundles.distributed import process_rank
+from segbundles.distributed import broadcast, process_rank
 from segbundles.facts import write_facts
 from segbundles.files import RunLog, check_writable
 from segbundles.handlers.curves import Curves
@@ -72,9 +72,9 @@ class TrainingRun:
     replaces what a ``CheckpointLoader`` has loaded. :meth:`open` has the whole order.
 
     It writes ``<name>.log``, ``<name>.config.json``, ``<name>.ckpt`` (the state of the run, after every epoch) and
-    ``tensorboard/<name>_<date>`` into ``output_dir``, and the best weights with their facts into ``ckpt_dir``. While
-    the run lasts, no other process can train into these folders. A trainer may be run again, as in a federation: it
-    then continues.
+    ``tensorboard/<name>_<run_name>`` into ``output_dir``, and the best weights with their facts into ``ckpt_dir``.
+    While the run lasts, no other process can train into these folders. A trainer may be run again, as in a federation:
+    it then continues.
 
     Args:
         output_dir: folder for everything except the weights.
@@ -89,7 +89,7 @@ class TrainingRun:
         dataset: training data set; its random transforms are seeded, and the facts of the weights describe it.
         seed: seed of the run.
         resume: continue the run of ``<name>.ckpt``. If there is none, the run starts afresh with a warning.
-        run_name: folder of the curves below ``output_dir/tensorboard``; None names it after the date.
+        run_name: end of the name of the curves' folder; None takes the date.
         initial_weights: file of weights with which a run starts afresh.
         fresh_start: called when a run starts afresh, before ``initial_weights`` are loaded.
         lr_every_iteration: step the schedule after each iteration instead of each epoch.
@@ -148,7 +148,7 @@ class TrainingRun:
         if validation_loss == "loss":
             validation_loss = getattr(loss, "region_loss", loss)
         folder = self.output_dir / "tensorboard"
-        self.curves = Curves(folder, name, run_name, loss, optimizer, validation_loss)
+        self.curves = Curves(folder, name, run_name, loss, optimizer, validation_loss, resume)
         self.epoch_log = EpochLog(self.curves.terms, validator, optimizer)
         self._begun = self._opened = False
 
@@ -208,6 +208,8 @@ class TrainingRun:
             if self.fresh_start is not None:
                 self.fresh_start()
             WeightsLoader(self.initial_weights, self.network)()
+            # fresh_start may depend on the data, of which each process has its own
+            broadcast(self.network)
         self.state.begin(engine, self.resume)
         if self.settings is not None:
             self.settings.write(self.output_dir / f"{self.name}.config.json")

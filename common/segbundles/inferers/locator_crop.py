@@ -26,8 +26,6 @@ __all__ = ["LocatorCropInferer"]
 
 logger = logging.getLogger("segbundles")
 
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-
 
 class LocatorCropInferer(Inferer):
     """Find the object with a coarse locator, then run the network on the crop around it.
@@ -45,8 +43,8 @@ class LocatorCropInferer(Inferer):
     If the locator finds nothing, or a box that ``min_size_mm`` or ``max_size_mm`` excludes, the crop is the whole
     volume, and a warning and a note say so. Without a locator it is the whole volume too, without a note.
 
-    The note and the box of each item are in ``last_notes`` and ``last_boxes``, and in the metadata of the output if the
-    input is a :py:class:`monai.data.MetaTensor` (:func:`segbundles.meta.notes_of`, :func:`segbundles.meta.box_of`).
+    If the input is a :py:class:`monai.data.MetaTensor`, the metadata of the output contains the note and the box of
+    each item (:func:`segbundles.meta.notes_of`, :func:`segbundles.meta.box_of`).
 
     Apart from input and output, memory is needed only for the locator's coarse grid and for the crop. No gradients are
     computed. Lengths and axes refer to the input's array, whatever its orientation; a length is one number for all axes
@@ -137,8 +135,6 @@ class LocatorCropInferer(Inferer):
         self.overlap = overlap
         self.mode = mode
         self.background_logit = background_logit
-        self.last_notes: list[str] = []
-        self.last_boxes: list[Box] = []
 
     @torch.no_grad()
     def __call__(self, inputs: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -164,7 +160,8 @@ class LocatorCropInferer(Inferer):
             return logits_of(network, x, *args, **kwargs)
 
         output = None
-        self.last_notes, self.last_boxes = [], []
+        notes: list[str] = []
+        boxes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         for i in range(len(inputs)):
             item = inputs[i]  # of a MetaTensor, with its own metadata
             image, spacing = convert_to_tensor(item, track_meta=False), self._spacing(item, spatial_dims)
@@ -178,9 +175,18 @@ class LocatorCropInferer(Inferer):
                 if len(logits) > 1:
                     output[:, 0] = self.background_logit
             output[i][box] = logits
-            self.last_notes.append(note)
-            self.last_boxes.append((start, end))
-        return self._with_meta(output, inputs) if isinstance(inputs, MetaTensor) else output
+            notes.append(note)
+            boxes.append((start, end))
+        if not isinstance(inputs, MetaTensor):
+            return output
+        output = MetaTensor(output).copy_meta_from(inputs)
+        if not inputs.is_batch and len(inputs) == 1:  # `image[None]`, with the metadata of one image
+            add_note(output, *notes)
+            set_box(output, *boxes[0])
+        else:
+            set_notes(output, notes)
+            set_box(output, *zip(*boxes, strict=True))
+        return output
 
     @torch.no_grad()
     def locate(self, image: torch.Tensor, spacing_mm: Sequence[float]) -> tuple[tuple[int, ...], tuple[int, ...], str]:
@@ -272,16 +278,6 @@ class LocatorCropInferer(Inferer):
         ):
             if getattr(self, name) is not None:
                 per_axis(name, getattr(self, name), spatial_dims)
-
-    def _with_meta(self, output: torch.Tensor, inputs: MetaTensor) -> MetaTensor:
-        output = MetaTensor(output).copy_meta_from(inputs)
-        if not inputs.is_batch and len(inputs) == 1:  # `image[None]`, with the metadata of one image
-            add_note(output, self.last_notes[0])
-            set_box(output, *self.last_boxes[0])
-        else:
-            set_notes(output, self.last_notes)
-            set_box(output, *zip(*self.last_boxes, strict=True))
-        return output
 
 
 def _applied(transform: Callable | None, x: torch.Tensor) -> torch.Tensor:

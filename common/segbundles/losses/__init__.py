@@ -2,6 +2,7 @@
 
 from .boundary import BoundaryLoss
 from .hybrid import HybridLoss
+from .probabilities import FromProbabilities
 from .void import VoidDiceCELoss
 
-__all__ = ["BoundaryLoss", "HybridLoss", "VoidDiceCELoss"]
+__all__ = ["BoundaryLoss", "FromProbabilities", "HybridLoss", "VoidDiceCELoss"]

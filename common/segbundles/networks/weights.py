@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,21 +10,23 @@ from monai.config import PathLike
 from torch import nn
 
 from segbundles.errors import fail
+from segbundles.facts import weights_files
 
 __all__ = ["load_if_given", "load_weights", "read_weights", "require_weights"]
 
 
-def require_weights(path: PathLike | None) -> None:
+def require_weights(weights: PathLike | Sequence[PathLike] | None) -> None:
     """Refuse a missing file of weights, before a run starts.
 
     Args:
-        path: file of the weights; None requires nothing.
+        weights: file of the weights, or a list of one file; None requires nothing.
 
     Raises:
-        ValueError: when there is no such file.
+        ValueError: when there is no such file, or there are several.
     """
-    if path is not None and not Path(path).is_file():
-        fail(f"there are no weights at {path}: train first (`monai.bundle run training`), or give another file.")
+    for path in weights_files(weights):
+        if not path.is_file():
+            fail(f"there are no weights at {path}: train first (`monai.bundle run training`), or give another file.")
 
 
 def read_weights(path: PathLike) -> dict[str, torch.Tensor]:
@@ -72,7 +74,7 @@ def load_weights(network: nn.Module, path: PathLike, device: torch.device | str 
     return (network if device is None else network.to(device)).eval()
 
 
-def load_if_given(network: nn.Module, path: PathLike | None) -> nn.Module | None:
+def load_if_given(network: nn.Module, weights: PathLike | Sequence[PathLike] | None) -> nn.Module | None:
     """Load weights for a config in which they are optional.
 
     The file is read once, when the config is parsed. A config can also be parsed, exported and checked where the file
@@ -80,14 +82,15 @@ def load_if_given(network: nn.Module, path: PathLike | None) -> nn.Module | None
 
     Args:
         network: network whose parameters are replaced.
-        path: file of the weights, see :func:`read_weights`; None returns None instead of the network.
+        weights: file of the weights, see :func:`read_weights`, or a list of one file; None returns None instead of
+            the network.
 
     Raises:
-        ValueError: see :func:`load_weights`.
+        ValueError: when there are several files, and see :func:`load_weights`.
     """
-    if path is None:
-        return None
-    return load_weights(network, path) if Path(path).is_file() else _Missing(path)
+    for path in weights_files(weights):
+        return load_weights(network, path) if path.is_file() else _Missing(path)
+    return None
 
 
 class _Missing(nn.Module):

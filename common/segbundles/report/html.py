@@ -12,16 +12,17 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image, UnidentifiedImageError
 
 from segbundles.errors import fail
+from segbundles.facts import versions
 from segbundles.files import atomic_path
 from segbundles.metrics import higher_is_better
 from segbundles.report.overlay import PREDICTION_COLOURS, TRUTH_COLOURS
@@ -29,7 +30,6 @@ from segbundles.report.plots import distribution_svg
 
 __all__ = ["write_report"]
 
-_PACKAGES = ("segbundles", "monai", "torch", "numpy")
 _UNDEFINED = "\N{EM DASH}"
 _NO_FAILURE = ("ok", "empty", "one class")
 
@@ -106,6 +106,7 @@ def write_report(
     environment.filters["breakable"] = lambda name: escape(name).replace("_", Markup("_<wbr>"))
     script = environment.get_template("report.js.j2").render()
     columns = dict.fromkeys(key for row in rows for key in row if key not in ("case", "status", *per_case))
+    software = {"python": platform.python_version(), **versions(), "numpy": np.__version__}
     page = environment.get_template("report.html.j2").render(
         title=title,
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -124,7 +125,7 @@ def write_report(
         legend=_legend(class_names) if outlines else [],
         settings={
             heading: [[_setting(cell) for cell in row] for row in table]
-            for heading, table in {**(settings or {}), "Versions": _versions().items()}.items()
+            for heading, table in {**(settings or {}), "Versions": software.items()}.items()
         },
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -240,13 +241,3 @@ def _setting(value: Any) -> str:
         parts = (f"({_setting(part)})" if isinstance(part, Mapping) else _setting(part) for part in value.values())
         return ", ".join(f"{key}: {part}" for key, part in zip(value, parts, strict=True))
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -33,7 +33,7 @@ class FrameScorer:
     num_classes: int = 2
 
     def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
-        """Score one frame, see :class:`Scorer`."""
+        """Score a frame over its pixels of known class, and count them for the pooled scores."""
         truth, prediction = class_maps(item)
         counts = confusion_counts(prediction, truth, self.num_classes)
         void = truth == VOID
@@ -46,7 +46,7 @@ class FrameScorer:
         return [CaseRecord(name, row, counts, draw(item, (truth, prediction)) if figures else None)]
 
     def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
-        """Summarize the set and its sequences, see :class:`Scorer`."""
+        """Return the mean scores of the frames, and the pooled scores of the set and of each sequence."""
         pooled = pooled_scores(sum(record.details for record in records))
         sequences = _sequences(records)
         summary = summarize([record.row for record in records])

@@ -41,7 +41,7 @@ class SectionScorer:
     thresholds: Sequence[float] = THRESHOLDS
 
     def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
-        """Score the sections of one image, see :class:`Scorer`."""
+        """Score each section of an image; a stack has one record per page."""
         keys = ("image", "label", "pred", "probability", "cells")
         stacks = [np.asarray(item[key].detach().cpu())[0] for key in keys]
         notes = notes_of(item["image"], item["pred"])
@@ -74,7 +74,7 @@ class SectionScorer:
         return CaseRecord(name, row, threshold_scores(probability, true_cells, self.thresholds), figure)
 
     def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
-        """Choose the best thresholds and summarize all sections, see :class:`Scorer`."""
+        """Choose the best thresholds, and return the mean scores of all sections."""
         means = [
             {"threshold": threshold, **{key: mean_of_defined(r.details[n][key] for r in records) for key in AT_BEST}}
             for n, threshold in enumerate(self.thresholds)

@@ -31,13 +31,13 @@ class VolumeScorer:
     num_classes: int = 2
 
     def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
-        """Score one volume, see :class:`Scorer`."""
+        """Score a volume: overlaps, and distances if its spacing is known."""
         maps = class_maps(item)
         figure = draw(item, maps) if figures else None
         return [CaseRecord(name, _row(item, maps, self.num_classes), figure=figure)]
 
     def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
-        """Summarize all volumes, see :class:`Scorer`."""
+        """Return the mean scores of all volumes, and say which have no distances."""
         summary = summarize([record.row for record in records])
         return Evaluation(summary, dice_line(summary), _spacing_notes(records), outlined_classes=self.num_classes - 1)
 
@@ -61,7 +61,7 @@ class SliceScorer:
     slice_axis: int = 2
 
     def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
-        """Score one volume, see :class:`Scorer`."""
+        """Score a volume as a whole, and each of its slices."""
         truth, prediction = maps = class_maps(item)
         slices = slice_metrics(prediction, truth, self.slice_axis, self.num_classes)
         files = slice_files(item["image"]) if self.slice_axis in (-1, 2) else []
@@ -78,7 +78,7 @@ class SliceScorer:
         return [CaseRecord(name, _row(item, maps, self.num_classes, by_slice), details, figure)]
 
     def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
-        """Summarize all volumes and their slices, see :class:`Scorer`."""
+        """Return the mean scores of all volumes, and the table of all slices."""
         slices = [{"case": record.name, **one} for record in records for one in record.details]
         summary: dict[str, Any] = {}
         for key, value in summarize([record.row for record in records]).items():

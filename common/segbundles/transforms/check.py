@@ -14,7 +14,7 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
 from segbundles.errors import fail
-from segbundles.meta import file_name, set_has_spacing, spacing_of
+from segbundles.meta import add_note, file_name, set_has_spacing, spacing_of
 
 __all__ = ["CheckImaged", "LabelToClassd", "SetSpacingd"]
 
@@ -23,6 +23,8 @@ GRID_TOLERANCE = 1e-3  # of a voxel
 
 class CheckImaged(MapTransform):
     """Refuse images that cannot be used for training or segmentation, before any time is spent on them.
+
+    The first image gets a note if it has only two grey levels, because it may be a label that was taken for an image.
 
     Args:
         keys: images to check, channel first; the others are compared with the first.
@@ -50,7 +52,7 @@ class CheckImaged(MapTransform):
         self.allow_constant = allow_constant
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Check the images and return the data unchanged."""
+        """Check the images and return the data, unchanged but for a note."""
         first: torch.Tensor | None = None
         for key in self.key_iterator(dict(data)):
             image = data[key]
@@ -74,8 +76,12 @@ class CheckImaged(MapTransform):
         if self.channels is not None and image.shape[0] != self.channels:
             repair = "convert colour to grey" if self.channels == 1 else f"give an image with {self.channels}"
             fail(f"{name} has {image.shape[0]} channel(s) but must have {self.channels}: {repair}.")
-        if not self.allow_constant and bool(image.min() == image.max()):
-            fail(f"{name} is constant (every value is {image.flatten()[0].item():g}): leave it out.")
+        low, high = image.min(), image.max()
+        if low == high:
+            if not self.allow_constant:
+                fail(f"{name} is constant (every value is {low.item() + 0:g}): leave it out.")
+        elif bool(((image == low) | (image == high)).all()):
+            add_note(image, "only two grey levels: is this a label?")
 
 
 def _same_grid(image: torch.Tensor, label: torch.Tensor) -> None:
