@@ -9,8 +9,6 @@ say "ruff"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 say "pytest"
-# one thread a process: two processes that each use both cores wait for each other
-export OMP_NUM_THREADS=1
 mkdir -p output
 "$python" -m pytest -n 2 --dist loadfile --junitxml=output/tests.xml "$@"
 say "All passed. Results: $PWD/output/tests.xml"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
+import os
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -49,12 +51,11 @@ def receive(rank: int, folder: Path) -> None:
 
 def test_all_processes_get_the_network_of_the_first(tmp_path: Path) -> None:
     broadcast(network := network_of(0))  # without a group nothing happens
-    processes = [multiprocessing.get_context("fork").Process(target=receive, args=(rank, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    # this file as a script: a fork would inherit torch's threads and could wait for them forever
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in (0, 1)]
+    processes = [subprocess.Popen(command, env=environment) for command in commands]
+    assert [process.wait(120) for process in processes] == [0, 0]
     assert not torch.equal(network_of(1)[0].weight, network[0].weight)
     for rank in (0, 1):
         for name, value in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
@@ -94,3 +95,7 @@ def test_only_the_first_process_shows_its_progress(monkeypatch: pytest.MonkeyPat
         join(torch.device("cpu"))
         shown.append((rank, logging.getLogger("segbundles").level))
     assert shown == [(1, logging.WARNING), (0, logging.INFO)]
+
+
+if __name__ == "__main__":
+    receive(int(sys.argv[1]), Path(sys.argv[2]))

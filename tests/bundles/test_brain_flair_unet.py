@@ -472,8 +472,8 @@ class TestUnusualInput:
         write_slices(data / "my patient", patient[0])
         infer(trained, data, data / "out", **self.MUCH)
         mask = read_slices(data / "out" / "my patient", 6) // 255
-        assert 0.02 < mask.mean() < 0.9
-        assert not np.array_equal(mask, mask[::-1])
+        for axis in range(3):
+            assert not np.array_equal(mask, np.flip(mask, axis))
         return mask
 
     @pytest.mark.parametrize("axes", ["LPS", "RAS", "PSR", "ILA"])
