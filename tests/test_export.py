@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundle_runs import ROOT, root_cause, table
+from bundle_runs import ROOT, table
 from monai.bundle import ConfigParser, load
 from monai.networks import trt_compiler
 from tiny_bundles import TINY_BUNDLES, TinyBundle, command_line
@@ -214,10 +214,8 @@ def test_exported_networks_give_the_masks_of_the_weights_with_the_same_facts(
     for _ in bundle.networks:
         with pytest.raises(InputError) as caught:
             command_line(command)
-        cause = root_cause(caught.value)
-        assert isinstance(cause, ValueError)
         path, export = re.fullmatch(
-            r"there is no exported network at (\S+): this command writes it: (.*)", str(cause)
+            r"there is no exported network at (\S+): this command writes it: (.*)", str(caught.value)
         ).groups()
         command_line(export)
         missing.add(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundle_runs import ROOT, root_cause
+from bundle_runs import ROOT
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -173,10 +173,8 @@ def test_settings_that_stop_a_client(
 ) -> None:
     with caplog.at_level(logging.ERROR, "segbundles"), pytest.raises(InputError) as caught:
         client(TINY_TRAININGS["polyp_fcn8"], tmp_path / "data", tmp_path / "out", **more)
-    cause = root_cause(caught.value)
-    assert caplog.messages == [str(cause)]
-    with pytest.raises(ValueError, match=message):
-        raise cause
+    assert caplog.messages == [str(caught.value)]
+    assert re.search(message, str(caught.value))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,7 +185,7 @@ def test_a_misspelt_setting_of_the_evaluation_stops_a_client() -> None:
     )
     with pytest.raises(InputError) as caught:
         algo.initialize()
-    assert "'splitt' in the configs of polyp_fcn8: did you mean 'split'?" in str(root_cause(caught.value))
+    assert "'splitt' in the configs of polyp_fcn8: did you mean 'split'?" in str(caught.value)
 
 
 def test_the_code_of_the_page_runs(tmp_path: Path) -> None:

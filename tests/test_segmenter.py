@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bundle_runs import root_cause
 from dicom_series import write_series
 from monai.bundle import create_workflow
 from tiny_bundles import AFFINE, TINY_BUNDLES, TinyBundle
@@ -59,7 +57,7 @@ def test_settings_are_those_of_inference_json(tmp_path: Path) -> None:
     assert (plain != small).any()
     with pytest.raises(InputError) as caught:
         Segmenter(root, frame_heigth=20)
-    assert "did you mean 'frame_height'?" in str(root_cause(caught.value))
+    assert "did you mean 'frame_height'?" in str(caught.value)
 
 
 def test_one_segmenter_for_images_of_several_sizes(tmp_path: Path) -> None:
@@ -101,11 +99,8 @@ def test_a_series_of_slices_gives_what_its_array_gives(tmp_path: Path) -> None:
 )
 def test_bad_arrays(name: str, image: np.ndarray, affine: Any, message: str, tmp_path: Path) -> None:
     segment = Segmenter(BY_NAME[name].make(tmp_path))
-    with pytest.raises((ValueError, RuntimeError)) as caught:  # what a transform raises is wrapped by MONAI
+    with pytest.raises(ValueError, match=message):
         segment(image, affine)
-    cause = root_cause(caught.value)
-    assert isinstance(cause, ValueError)
-    assert re.search(message, str(cause))
 
 
 def test_no_bundle_and_no_weights(tmp_path: Path) -> None:
@@ -134,4 +129,4 @@ def test_weights_from_elsewhere_bring_their_facts(tmp_path: Path) -> None:
     assert Segmenter(root, weights=weights, frame_height=40).inferer.height == 40  # as in inference.json
     with pytest.raises(InputError) as caught:
         Segmenter(root, weights=weights, base_channels=2)
-    assert "base_channels is 2, but" in str(root_cause(caught.value))
+    assert "base_channels is 2, but" in str(caught.value)

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from bundle_runs import root_cause
 from monai.bundle import ConfigWorkflow, run
 from tiny_trainings import TINY_TRAININGS, TinyTraining
 
@@ -123,4 +122,4 @@ def test_a_misspelt_setting_stops_a_tracked_run(tmp_path: Path) -> None:
     tiny = TINY_TRAININGS["em_membrane_unet"]
     with pytest.raises(InputError) as caught:
         launch(tiny, "training", "train.json", output_dir=tmp_path, run_nam="x")
-    assert "'run_nam' in the configs of em_membrane_unet" in str(root_cause(caught.value))
+    assert "'run_nam' in the configs of em_membrane_unet" in str(caught.value)

@@ -7,11 +7,12 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["InputError", "fail", "innermost", "refusal_in", "show_reason_last"]
+__all__ = ["InputError", "fail", "innermost", "refusal_in", "show_reason_last", "unwrapped"]
 
 logger = logging.getLogger("segbundles")
 
@@ -51,6 +52,21 @@ def refusal_in(error: BaseException | None) -> InputError | None:
     while error is not None and not isinstance(error, InputError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def unwrapped(method: Callable) -> Callable:
+    """Let a function raise an :class:`InputError` itself, instead of MONAI's ``RuntimeError`` that it caused."""
+
+    @wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except RuntimeError as error:
+            if (refusal := refusal_in(error)) is None:
+                raise
+        raise refusal
+
+    return call
 
 
 def show_reason_last() -> None:

@@ -6,10 +6,9 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import wraps
 from itertools import zip_longest
 from pathlib import Path
 from types import FrameType
@@ -20,7 +19,7 @@ from monai.bundle.config_item import ConfigComponent, ConfigExpression
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.fl.client import MonaiAlgo
 
-from segbundles.errors import fail, innermost, refusal_in
+from segbundles.errors import fail, innermost, unwrapped
 from segbundles.knobs import SCHEMA_NAME, former_names
 
 __all__ = [
@@ -47,24 +46,9 @@ MONAI_KEYS = {
 }
 
 
-def _unwrapped(method: Callable) -> Callable:
-    """Let a refusal of ours leave a config as it is, instead of as the cause of a ``RuntimeError`` about the JSON."""
-
-    @wraps(method)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(self, *args, **kwargs)
-        except RuntimeError as error:
-            if (refusal := refusal_in(error)) is None:
-                raise
-        raise refusal
-
-    return call
-
-
 # MONAI has no place to say so: the configs import this module before anything else is evaluated
-ConfigExpression.evaluate = _unwrapped(ConfigExpression.evaluate)
-ConfigComponent.instantiate = _unwrapped(ConfigComponent.instantiate)
+ConfigExpression.evaluate = unwrapped(ConfigExpression.evaluate)
+ConfigComponent.instantiate = unwrapped(ConfigComponent.instantiate)
 
 #: the value of an entry that the config does not have, or that is an object still to be made
 ABSENT: Any = object()

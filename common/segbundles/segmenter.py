@@ -15,7 +15,7 @@ from monai.transforms import Compose, LoadImaged, Orientationd
 from monai.utils import CommonKeys as Keys
 from monai.utils import MetaKeys
 
-from segbundles.errors import fail
+from segbundles.errors import fail, unwrapped
 from segbundles.handlers import WeightsLoader
 from segbundles.transforms import SaveSegmentationd
 
@@ -72,6 +72,7 @@ class Segmenter:
         self.keys = [key for step in steps if isinstance(step, SaveSegmentationd) for key in step.keys]
         self.postprocessing = Compose([step for step in steps if not isinstance(step, SaveSegmentationd)])
 
+    @unwrapped
     def __call__(self, image: np.ndarray | PathLike, affine: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Segment one image.
 
@@ -87,9 +88,8 @@ class Segmenter:
             and ``"cells"``, numbered from 1, if the bundle finds cells.
 
         Raises:
-            ValueError: when the file cannot be read, the array has another type than the bundle's images, or the affine
-                is missing.
-            RuntimeError: from MONAI, when preprocessing refuses the image; the ``ValueError`` is its cause.
+            ValueError: when the file cannot be read, the array has another type than the bundle's images, the affine is
+                missing, or preprocessing refuses the image.
         """
         if isinstance(image, str | os.PathLike):
             if affine is not None:

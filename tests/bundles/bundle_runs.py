@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
 from monai.bundle import ConfigParser, run
+
+from segbundles.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT.parent / "shared" / "monai_schema" / "meta_schema_20240725.json"
@@ -74,8 +77,10 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The first of a chain of exceptions."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+def refuses_to_start(message: str, folder: Path, caplog: pytest.LogCaptureFixture, train: Callable) -> None:
+    """Check that a training in a folder stops with a message, which is logged, and writes nothing."""
+    with pytest.raises(InputError) as caught:
+        train(folder, folder / "out")
+    assert message in str(caught.value)
+    assert any(record.levelname == "ERROR" and message in record.getMessage() for record in caplog.records)
+    assert not (folder / "out").exists()

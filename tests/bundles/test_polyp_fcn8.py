@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundle_runs import BundleRuns, root_cause, table
+from bundle_runs import BundleRuns, refuses_to_start, table
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, SaveImaged, Transform
@@ -432,7 +432,7 @@ class TestStart:
     def test_a_missing_file_is_refused_before_training(self, phantom: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             train(phantom, tmp_path / "t", vgg16_weights="nowhere.pth")
-        assert "there are no VGG-16 weights at nowhere.pth" in str(root_cause(caught.value))
+        assert "there are no VGG-16 weights at nowhere.pth" in str(caught.value)
         assert not [*tmp_path.rglob("*.ckpt"), *tmp_path.rglob("*.pt")]
 
     def test_imagenet_means_the_published_file(self) -> None:
@@ -504,7 +504,7 @@ class TestConfigs:
     def test_a_loss_without_terms_is_refused(self, phantom: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError) as caught:
             train(phantom, tmp_path, ce_weight=0.0, dice_weight=0.0)
-        assert "dice_weight" in str(root_cause(caught.value))
+        assert "dice_weight" in str(caught.value)
 
     def test_monai_label_gets_a_mask_of_two_dimensions(self) -> None:
         """MONAI Label removes SaveImaged, and saves the result of the other steps."""
@@ -566,14 +566,7 @@ class TestBadInput:
         self, fault: str, message: str, frames: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         write_case(tmp_path, fault, frames)
-        with pytest.raises(InputError) as caught:
-            train(tmp_path, tmp_path / "out")
-        cause = root_cause(caught.value)
-        assert isinstance(cause, ValueError)
-        assert message in str(cause)
-        errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR" and message in r.getMessage()]
-        assert len(errors) == 1
-        assert not (tmp_path / "out").exists()
+        refuses_to_start(message, tmp_path, caplog, train)
 
     def test_bad_frames_do_not_stop_the_others(self, trained: Path, frames: tuple, tmp_path: Path) -> None:
         data = tmp_path / "data with spaces" / "patiente é"
@@ -588,7 +581,7 @@ class TestBadInput:
         (data / "d.bmp").write_bytes(b"")
         with pytest.raises(InputError) as caught:
             infer(trained, data.parent, tmp_path / "out")
-        assert str(root_cause(caught.value)).startswith("4 of 6 images failed: patiente é/a.jpg, ")
+        assert str(caught.value).startswith("4 of 6 images failed: patiente é/a.jpg, ")
         rows = {row["file"]: row for row in table(tmp_path / "out" / "inference.csv")}
         for file, reason in (
             ("a.jpg", "truncated"),

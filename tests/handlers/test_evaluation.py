@@ -141,6 +141,26 @@ def test_names(tmp_path):
     assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/jpeg") == 4
 
 
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ("aabb", "4 cases belong to 2 groups"),
+        ("aaaa", "4 cases belong to 1 group "),
+        ("abcd", ""),
+        (("a", "a", ""), ""),
+    ],
+    ids=["few", "one", "one case each", "not all have one"],
+)
+def test_cases_of_few_groups_are_named_in_log_and_report(tmp_path, groups, said, caplog):
+    cases = [case("a.nrrd", BOX, BOX, group=group) for group in groups]
+    with caplog.at_level(logging.INFO, "segbundles"):
+        evaluate(tmp_path, cases, figures=False)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in (caplog.text, page, (tmp_path / "evaluation.log").read_text()):
+        assert ("are one patient" in text) == bool(said)
+        assert said in text
+
+
 def test_plain_tensors(tmp_path):
     evaluate(tmp_path, [case("", BOX, BOX, meta=False), case("", BOX, OTHER, meta=False)], figures=False)
     rows = table(tmp_path)

@@ -13,13 +13,6 @@ from segbundles.phantoms.brain import make_patient, make_phantom
 SMALL = {"cases": 5, "seed": 3, "size": (40, 48), "slices": 6}
 
 
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    out = tmp_path_factory.mktemp("phantom")
-    make_phantom(out, **SMALL)
-    return out
-
-
 def test_layout_and_split(phantom):
     datalist = json.loads((phantom / "datalist.json").read_text())
     assert sorted(p.name for p in phantom.iterdir()) == ["datalist.json", "kaggle_3m"]

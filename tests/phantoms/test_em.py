@@ -15,13 +15,6 @@ from segbundles.phantoms.em import make_phantom, make_section, make_stack
 SMALL = {"sections": 6, "seed": 3, "size": (40, 48)}
 
 
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    out = tmp_path_factory.mktemp("phantom")
-    make_phantom(out, **SMALL)
-    return out
-
-
 def test_layout_and_split(phantom):
     assert sorted(p.name for p in phantom.iterdir()) == ["datalist.json", "train-labels.tif", "train-volume.tif"]
     datalist = json.loads((phantom / "datalist.json").read_text())

@@ -12,13 +12,6 @@ from segbundles.phantoms.polyp import make_phantom, make_sequence
 SMALL = {"sequences": 5, "frames": 3, "seed": 3, "size": (64, 48)}
 
 
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    out = tmp_path_factory.mktemp("phantom")
-    make_phantom(out, **SMALL)
-    return out
-
-
 def test_layout_and_split(phantom):
     datalist = json.loads((phantom / "datalist.json").read_text())
     assert sorted(p.name for p in phantom.iterdir()) == ["Ground Truth", "Original", "datalist.json", "sequences.csv"]

@@ -29,6 +29,8 @@ __all__ = ["EvaluationReport"]
 
 logger = logging.getLogger("segbundles")
 
+FEW_GROUPS = 10
+
 
 class EvaluationReport:
     """Score every case and write ``metrics.csv``, ``summary.json``, ``report.html`` and the scorer's own tables.
@@ -101,6 +103,7 @@ class EvaluationReport:
             records = self.scorer.score(name, item, self.figures)
             for record in records:
                 record.file = file + record.name.removeprefix(name)
+                record.group = str(batch.get("group") or "")
                 if self.settings and self.settings.notes:
                     record.row["notes"] = join_notes(record.row.get("notes"), *self.settings.notes)
             self._cases.append(records)
@@ -127,6 +130,7 @@ class EvaluationReport:
         for record in records:
             record.row = {key: record.row.get(key, math.nan) for key in columns}
         evaluation = self.scorer.conclude(records)
+        few = _few_groups(records)
         rows = [{"case": record.name, **record.row} for record in records]
         tables = {"metrics.csv": (["case", *columns], rows), **evaluation.tables}
         for file, table in tables.items():
@@ -145,14 +149,15 @@ class EvaluationReport:
             figures={r.name: f for r, f in zip(drawn, limit_figures([r.figure for r in drawn]), strict=True)},
             summary=metrics,
             units={key: unit for key in metrics if (unit := units.get(base_name(key)))},
-            notes=evaluation.notes,
+            notes=[*evaluation.notes, *few],
             settings=_settings_tables(self.settings),
             sort_by=evaluation.sort_by,
             class_names=[classes.get(str(k), f"class {k}") for k in outlined] if len(outlined) > 1 else None,
             outlines=bool(outlined),
         )
-        if evaluation.log:
-            logger.info(evaluation.log)
+        for line in (evaluation.log, *few):
+            if line:
+                logger.info(line)
         logger.info(f"Results: {self.output_dir / 'report.html'}, {', '.join([*tables, 'summary.json'])}")
 
 
@@ -163,6 +168,18 @@ def _make_names_unique(records: Sequence[CaseRecord]) -> None:
         names = (record.name, record.file, f"{record.file} ({number})")
         record.name = next(name for name in names if name not in taken)
         taken.add(record.name)
+
+
+def _few_groups(records: Sequence[CaseRecord]) -> list[str]:
+    """Return a note if the cases belong to fewer than ten groups, several cases to one."""
+    groups = {record.group for record in records}
+    if "" in groups or not len(groups) < min(FEW_GROUPS, len(records)):
+        return []
+    counted = f"{len(groups)} groups" if len(groups) > 1 else "1 group"
+    return [
+        f"These {len(records)} cases belong to {counted} of the datalist, such as patients. Several cases of one "
+        f"patient are one patient: with fewer than {FEW_GROUPS} groups, the figures say little about other patients."
+    ]
 
 
 def _settings_tables(settings: RunSettings | None) -> dict[str, list[tuple[Any, ...]]]:

@@ -28,6 +28,7 @@ class CaseRecord:
         details: what only the scorer itself reads again, such as the rows of slices; it must be picklable.
         figure: picture for the report, JPEG or PNG; None if it is not drawn.
         file: longer name, used if another case has the same one; the report sets it.
+        group: ``group`` of the case in the datalist, such as its patient; the report sets it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class CaseRecord:
     details: Any = None
     figure: bytes | None = None
     file: str = ""
+    group: str = ""
 
 
 @dataclass
