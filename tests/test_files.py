@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from segbundles import files
-from segbundles.files import RunLock, RunLog, atomic_path, check_writable, walk
+from segbundles.files import RunLock, RunLog, atomic_path, check_writable, read_json, read_table, shown, walk
 
 
 def test_file_appears_when_it_is_complete(tmp_path):
@@ -218,3 +218,30 @@ def test_a_log_that_cannot_be_written_shows_no_errors(tmp_path, capsys):
     logging.getLogger("segbundles").warning("one")
     log.release()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_as_spreadsheets_save_them(tmp_path: Path, separator: str, mark: str) -> None:
+    rows = [["frame", "sequence"], ["1", "a b"], ["2", "é"]]
+    (tmp_path / "t.csv").write_text(mark + "\r\n".join(map(separator.join, rows)) + "\r\n", encoding="utf-8")
+    assert list(read_table(tmp_path / "t.csv")) == [
+        {"frame": "1", "sequence": "a b"},
+        {"frame": "2", "sequence": "é"},
+    ]
+    (tmp_path / "t.json").write_text(mark + '{"é": 1}', encoding="utf-8")
+    assert read_json(tmp_path / "t.json") == {"é": 1}
+
+
+def test_a_name_that_is_not_utf_8_is_escaped_and_not_written(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    assert shown(path) == rf"{tmp_path}/caf\xe9.png"
+    assert shown(tmp_path / "café.png") == f"{tmp_path}/café.png"
+    message = r"cannot write .*caf\\xe9.png: its name contains bytes that are not UTF-8"
+    with pytest.raises(ValueError, match=message), atomic_path(path):
+        pass
+    log = RunLog(tmp_path / "run.log")
+    log.take()
+    log._note("INFO", f"{path} was read")  # not through logging: pytest-xdist cannot send what it captures
+    log.release()
+    assert r"caf\udce9.png was read" in (tmp_path / "run.log").read_text(encoding="utf-8")

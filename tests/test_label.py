@@ -23,7 +23,7 @@ import tifffile
 import torch
 from bundle_runs import ROOT
 from monai.bundle import run
-from PIL import Image
+from PIL import ExifTags, Image
 from tiny_bundles import TINY_BUNDLES
 from typer.testing import CliRunner
 
@@ -653,6 +653,16 @@ class TestRealServer:
         answer = served.infer("em_membrane_unet", "polyp1", ".nrrd")
         assert answer.status_code == 500
         assert "polyp1.png has 3 channel(s) but must have 1: convert colour to grey" in answer.json()["detail"]
+        turned = served.studies / "turned.jpg"
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 3
+        Image.open(served.image("polyp1")).convert("RGB").save(turned, exif=exif)
+        try:
+            answer = served.infer("polyp_fcn8", "turned", ".nrrd")
+        finally:
+            turned.unlink()
+        assert answer.status_code == 500
+        assert "turned.jpg has an orientation tag, which 3D Slicer ignores" in answer.json()["detail"]
 
     @pytest.mark.parametrize("bundle", [*(tiny.name for tiny in TINY_BUNDLES), WIDE])
     def test_training_on_what_a_client_drew(self, served: Served, bundle: str) -> None:

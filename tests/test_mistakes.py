@@ -62,7 +62,8 @@ def bad_values(name: str, knob: dict[str, Any]) -> Iterator[Any]:
         if option["type"] in ("integer", "number"):
             yield from _out_of_range(option)
         elif option["type"] == "array":
-            yield from _bad_lists(option)
+            others = {other["items"]["type"] for other in options if other["type"] == "array" and other != option}
+            yield from (value for value in _bad_lists(option) if not {_kind_of(part) for part in value} & others)
         elif option["type"] == "string" and option.get("minLength"):
             yield ""
     if "pattern" in knob:
@@ -78,6 +79,10 @@ def _kinds(knob: dict[str, Any]) -> list[str]:
 
 def _kind(value: Any) -> str:
     return {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}[type(value)]
+
+
+def _kind_of(value: Any) -> str:
+    return "array" if isinstance(value, list) else _kind(value)
 
 
 def _out_of_range(knob: dict[str, Any]) -> Iterator[float]:

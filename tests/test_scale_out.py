@@ -522,7 +522,7 @@ class TestTwoProcesses:
 
     def test_all_end_when_one_of_them_fails(self, scene: Scene) -> None:
         assert scene.code != 0
-        assert "bad.tif cannot be read" in scene.errors["polyp_fcn8 fails.1"]
+        assert "bad.tif: it is truncated or damaged" in scene.errors["polyp_fcn8 fails.1"]
         assert not (scene.folder / "fails" / "metrics.csv").exists()
 
     def test_only_the_first_one_logs_epochs(self, scene: Scene) -> None:

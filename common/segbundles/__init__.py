@@ -5,11 +5,17 @@ Sub-packages are named like MONAI's own. Each is imported at first use, so that 
 
 from __future__ import annotations
 
+import logging
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
 __version__ = "0.2.0"
+
+# MONAI's LoadImage creates all of its readers, and this one complains in every run without NVIDIA's decoder
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import errno
 import json
 import logging
 import os
@@ -24,7 +26,19 @@ try:
 except ImportError:  # Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["DATALIST_NAME", "SPLITS", "RunLock", "RunLog", "atomic_path", "check_writable", "walk", "write_json"]
+__all__ = [
+    "DATALIST_NAME",
+    "SPLITS",
+    "RunLock",
+    "RunLog",
+    "atomic_path",
+    "check_writable",
+    "read_json",
+    "read_table",
+    "shown",
+    "walk",
+    "write_json",
+]
 
 logger = logging.getLogger("segbundles")
 
@@ -35,6 +49,36 @@ _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 _PART = re.compile(rf"\.{_HOST}-(\d+)\.part\.")
 _swept: set[Path] = set()
 _holders: weakref.WeakValueDictionary[str, RunLock] = weakref.WeakValueDictionary()
+
+
+def shown(path: str | os.PathLike) -> str:
+    r"""Return a path as text that can be printed: bytes that are not UTF-8 are escaped, as in ``caf\xe9.png``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read a JSON file in UTF-8, with or without a byte-order mark.
+
+    Raises:
+        ValueError: when it is not JSON.
+    """
+    return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+
+
+def read_table(path: str | os.PathLike) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file in UTF-8, separated by commas, semicolons or tabs, as spreadsheets save them.
+
+    Args:
+        path: the file; its first line names the columns.
+
+    Raises:
+        ValueError: when it is not UTF-8.
+        csv.Error: when it is not CSV.
+    """
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
+        head = file.readline()
+        file.seek(0)
+        yield from csv.DictReader(file, delimiter=max(",;\t", key=head.count))
 
 
 @contextmanager
@@ -51,6 +95,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         ValueError: when the file cannot be written.
     """
     target = Path(path)
+    if shown(target) != str(target):  # the libraries that write images end the process at such a name
+        fail(f"cannot write {shown(target)}: its name contains bytes that are not UTF-8; choose another name.")
     part = target.with_name(f".{_HOST}-{os.getpid()}.part.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +104,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield part
         part.replace(target)
     except (OSError, RuntimeError) as error:  # torch and SimpleITK report a full disk as RuntimeError
-        fail(f"cannot write {target} ({_reason(error, part)}): make room, or choose another folder.")
+        reason, full = _reason(error, part)
+        fail(f"cannot write {shown(target)} ({reason}): {'make room, or ' if full else ''}choose another folder.")
     finally:
         with suppress(OSError):
             part.unlink()
@@ -81,14 +128,16 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
         part.write_text(text + "\n", encoding="utf-8")
 
 
-def _reason(error: Exception, part: Path) -> str:
+def _reason(error: Exception, part: Path) -> tuple[str, bool]:
+    """Return why a file cannot be written, and whether the disk or a quota is full."""
     if isinstance(error, RuntimeError):
         try:  # the libraries do not say what the system said
             with part.open("ab") as file:
                 file.write(bytes(2**16))
         except OSError as cause:
             error = cause
-    return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[-1]
+    reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return reason, getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
 
 
 def _sweep(folder: Path) -> None:
@@ -193,7 +242,7 @@ class RunLock:
         _holders[os.path.realpath(path)] = self
         while True:
             try:
-                file = path.open("a", encoding="utf-8")
+                file = path.open("a", encoding="utf-8", errors="backslashreplace")
             except OSError as error:  # it belongs to another user
                 logger.warning(f"{path} cannot be written ({error.strerror}): the run continues without it.")
                 return None

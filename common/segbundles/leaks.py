@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from segbundles.errors import fail
-from segbundles.files import SPLITS
+from segbundles.files import SPLITS, read_json
 
 __all__ = ["check_leaks"]
 
@@ -79,7 +78,7 @@ def check_leaks(path: Path, keys: Sequence[str], is_blank: Callable[[Path], bool
 
 def _read(path: Path, keys: Sequence[str]) -> list[_File]:
     """Return the files of all splits; what is not an entry with files is left to the reader of its split."""
-    datalist = json.loads(path.read_text(encoding="utf-8"))
+    datalist = read_json(path)
     files = []
     number = 0
     for split in SPLITS:

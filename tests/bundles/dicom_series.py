@@ -1,4 +1,4 @@
-"""Made-up DICOM series, written byte by byte, so that any tag may be wrong or missing."""
+"""Synthetic DICOM series: slices written byte by byte, so that any tag may be wrong or missing, and enhanced files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pydicom
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -38,6 +39,8 @@ TAGS = {
     "BitsStored": (0x0028, 0x0101, "US"),
     "HighBit": (0x0028, 0x0102, "US"),
     "PixelRepresentation": (0x0028, 0x0103, "US"),
+    "PixelPaddingValue": (0x0028, 0x0120, "US"),
+    "PixelPaddingRangeLimit": (0x0028, 0x0121, "US"),
     "RescaleIntercept": (0x0028, 0x1052, "DS"),
     "RescaleSlope": (0x0028, 0x1053, "DS"),
 }
@@ -46,7 +49,7 @@ TAGS = {
 def element(group: int, number: int, kind: str, value: object) -> bytes:
     """One element in explicit little endian."""
     if kind == "US":
-        body = struct.pack("<H", value)
+        body = struct.pack("<H", int(value) & 0xFFFF)
     elif isinstance(value, bytes):
         body = value
     else:
@@ -98,20 +101,80 @@ def write_series(
     folder: Path, volume: np.ndarray, affine: np.ndarray, names: Sequence[str] | None = None, **tags: object
 ) -> list[Path]:
     """Write a volume (x, y, z) whose affine is RAS in mm, a file a slice, named IM0001 .. unless told."""
-    lps = np.diag([-1, -1, 1, 1]) @ affine
-    spacing = np.linalg.norm(lps[:3, :2], axis=0)
-    axes = (lps[:3, :2] / spacing).T.ravel()
+    places = _places(volume, affine)
     return [
         write_slice(
             folder / (names[k] if names else f"IM{k + 1:04}"),
             volume[:, :, k].T,
             **{
                 "InstanceNumber": k + 1,
-                "ImagePositionPatient": lps[:3, 3] + k * lps[:3, 2],
-                "ImageOrientationPatient": axes,
-                "PixelSpacing": spacing[::-1],
+                **place,
                 **tags,
             },
         )
+        for k, place in enumerate(places)
+    ]
+
+
+def _places(volume: np.ndarray, affine: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Tags that say where each slice is."""
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :2], axis=0)
+    axes = (lps[:3, :2] / spacing).T.ravel()
+    return [
+        {
+            "ImagePositionPatient": lps[:3, 3] + k * lps[:3, 2],
+            "ImageOrientationPatient": axes,
+            "PixelSpacing": spacing[::-1],
+        }
         for k in range(volume.shape[2])
     ]
+
+
+def _items(**tags: object) -> pydicom.Sequence:
+    item = pydicom.Dataset()
+    for name, value in tags.items():
+        setattr(item, name, value)
+    return pydicom.Sequence([item])
+
+
+def write_enhanced(
+    path: Path,
+    volume: np.ndarray,
+    affine: np.ndarray,
+    shared: Sequence[str] = ("PlaneOrientationSequence", "PixelMeasuresSequence"),
+    rescale: Sequence[tuple[float, float]] = ((1.0, 0.0),),
+    **tags: object,
+) -> Path:
+    """Write a volume (x, y, z) as one enhanced MR file.
+
+    Args:
+        path: the file.
+        volume: stored values.
+        affine: RAS, in mm.
+        shared: functional groups that are written once, for all frames.
+        rescale: slope and intercept of each frame, or one for all.
+        tags: tags of the file; one that is None is left out.
+    """
+    write_slice(path, np.ascontiguousarray(volume.T), **{"SOPClassUID": f"{MR}.1", "SeriesNumber": 1, **tags})
+    file = pydicom.dcmread(path)
+    everywhere, each = pydicom.Dataset(), []
+    for k, place in enumerate(_places(volume, affine)):
+        slope, intercept = rescale[k % len(rescale)]
+        position, axes, spacing = ([round(float(v), 9) for v in values] for values in place.values())
+        frame = pydicom.Dataset()
+        groups = {
+            "PlanePositionSequence": _items(ImagePositionPatient=position),
+            "PlaneOrientationSequence": _items(ImageOrientationPatient=axes),
+            "PixelMeasuresSequence": _items(PixelSpacing=spacing),
+            "PixelValueTransformationSequence": _items(RescaleSlope=slope, RescaleIntercept=intercept),
+            "FrameContentSequence": _items(TemporalPositionIndex=1 + k // volume.shape[2]),
+        }
+        for name, group in groups.items():
+            setattr(everywhere if name in shared else frame, name, group)
+        each.append(frame)
+    file.FrameOfReferenceUID = "1.2.3.6"
+    file.SharedFunctionalGroupsSequence = pydicom.Sequence([everywhere])
+    file.PerFrameFunctionalGroupsSequence = pydicom.Sequence(each)
+    file.save_as(path)
+    return path

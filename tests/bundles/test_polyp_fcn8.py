@@ -557,9 +557,9 @@ class TestBadInput:
                 "0_mask.png contains the values 7; allowed are the class indices 0, 1, or grey levels with some",
             ),
             ("swapped", "0_mask.png contains 0, 1 and 255: set void_class to 255 if 255 should be ignored"),
-            ("colour mask", "0_mask.png is in colour: a mask must be grey, with one channel"),
-            ("thin", "0.png has 1 x 48 pixels but each side must have at least 16"),
-            ("truncated", "0.png cannot be read: it is truncated or damaged"),
+            ("colour mask", "0_mask.png: it is in colour: a mask must be grey, with one channel"),
+            ("thin", "0.png: it has 1 x 48 pixels but each side must have at least 16"),
+            ("truncated", "0.png: it is truncated or damaged"),
         ],
     )
     def test_training_refuses_it_before_the_first_step(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import re
 from collections.abc import Sequence
@@ -72,6 +73,13 @@ def test_links_of_a_datalist_keep_their_names(tmp_path):
     (case,) = Datalist(tmp_path)
     assert case == {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "d/b.nii.gz")}
     assert file_suffix(case["image"]) == ".nii.gz"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_byte_order_mark_is_no_part_of_a_list(tmp_path, encoding):
+    (make(tmp_path, "") / "datalist.json").write_text(json.dumps({"training": [entry()]}), encoding=encoding)
+    assert len(Datalist(tmp_path)) == 1
+    assert found(FolderImages(tmp_path)) == [str(tmp_path / name) for name in ("a.nrrd", "ü 1/c.nrrd")]
 
 
 def test_datalist_without_labels(tmp_path):
@@ -209,9 +217,10 @@ def test_labels_are_not_segmented_silently(tmp_path, caplog):
     assert caplog.messages[2].startswith(f"{tmp_path}/study/datalist.json cannot be read (")
 
 
-def test_results_in_the_data_folder_are_no_images(tmp_path, caplog):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_results_in_the_data_folder_are_no_images(tmp_path, caplog, encoding):
     tree(tmp_path, "p/a.tif", "p/a_seg.png", "p/a_cells.tif", "1.2.3_seg.png", "c.png", "c_seg.png", "inference.log")
-    (tmp_path / "inference.csv").write_text("file,status\np/a.tif,ok\n1.2.3,ok\n")
+    (tmp_path / "inference.csv").write_text("file,status\np/a.tif,ok\n1.2.3,ok\n", encoding=encoding)
     cases = FolderImages(tmp_path, tmp_path, skip=[], postfixes=["seg", "cells"])
     with pytest.raises(
         ValueError, match=r"c_seg\.png would be replaced by a result of this run: choose another output_d"
@@ -225,6 +234,30 @@ def test_results_in_the_data_folder_are_no_images(tmp_path, caplog):
         "Left out: 3 as results of an earlier run (1.2.3_seg.png, p/a_cells.tif, p/a_seg.png).",
     ]
     assert len(FolderImages(tmp_path, skip=[])) == 5
+
+
+def test_formats_of_images_that_are_not_read_are_a_warning(tmp_path, caplog):
+    tree(tmp_path, "a.png", "b.webp", "p/c.SVS", "p/d.jp2", "p/e.czi", "f.txt")
+    with caplog.at_level(logging.INFO, "segbundles"):
+        assert found(FolderImages(tmp_path)) == [str(tmp_path / "a.png")]
+    formats = "4 in formats that are not read (b.webp, p/c.SVS, p/d.jp2 and 1 more): convert them to"
+    assert caplog.record_tuples == [
+        ("segbundles", logging.WARNING, f"Left out: {formats} PNG or TIFF or NIfTI."),
+        ("segbundles", logging.INFO, "Left out: 1 with another suffix (f.txt)."),
+    ]
+    with pytest.raises(ValueError, match=re.escape(f"2 with another suffix (a.png, f.txt); {formats} NIfTI.")):
+        len(FolderImages(tmp_path, suffixes=[".nii", ".dcm"]))
+
+
+def test_names_that_are_not_utf8(tmp_path, caplog):
+    names = [os.fsdecode(name) for name in (b"caf\xe9.png", b"m\xfcller_seg.png", b"caf\xe9.bmp")]
+    tree(tmp_path, *names[:2])
+    with caplog.at_level(logging.INFO, "segbundles"):
+        assert found(FolderImages(tmp_path)) == [str(tmp_path / names[0])]
+    assert caplog.messages == [r"Left out: 1 by the pattern '*_seg.*' of skip (m\xfcller_seg.png)."]
+    tree(tmp_path, names[2])
+    with pytest.raises(ValueError, match=re.escape(r"caf\xe9.png would both be written as caf\xe9_seg: rename one")):
+        len(FolderImages(tmp_path))
 
 
 def test_patterns_to_skip_are_read_in_capitals_or_not(tmp_path):

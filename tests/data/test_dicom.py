@@ -1,20 +1,28 @@
 from __future__ import annotations
 
+import json
 import locale
 import logging
+import os
 import re
 import threading
+from itertools import permutations, product
 from pathlib import Path
 
+import highdicom
+import imagecodecs
+import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from dicom_series import MR, PATIENT, PATIENT_ID, write_series, write_slice
-from monai.transforms import LoadImage
+from dicom_series import MR, PATIENT, PATIENT_ID, write_enhanced, write_series, write_slice
+from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation
 from scipy.spatial.transform import Rotation
 
-from segbundles.data import DicomReader, FolderImages, StackReader, SuffixReader, is_dicom_slice
+from segbundles.data import Datalist, DicomReader, FolderImages, StackReader, SuffixReader, is_dicom_slice
 from segbundles.itk import quiet_itk
+from segbundles.meta import notes_of
 
 VOLUME = np.random.default_rng(0).integers(-500, 500, (5, 6, 4)).astype(np.int16)
 # sagittal: columns run to the back, rows down, slices to the left, with spacing 0.7, 1.3 and 3
@@ -24,11 +32,20 @@ OBLIQUE[:3, :3] = Rotation.from_euler("xyz", (20, -35, 50), degrees=True).as_mat
 OBLIQUE[:3, 3] = (3, -20, 7)
 
 
-def read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def read(folder: Path, notes: str = "") -> tuple[np.ndarray, np.ndarray]:
     reader = DicomReader()
     array, meta = reader.get_data(reader.read(folder))
-    assert meta.keys() == {"original_affine", "affine", "space", "spatial_shape", "original_channel_dim"}
+    grid = {"original_affine", "affine", "space", "spatial_shape", "original_channel_dim"}
+    assert meta.keys() - {"notes"} == grid
+    assert notes_of(meta) == notes
     return array, meta["affine"]
+
+
+def refusal(path: Path, series: object = None) -> str:
+    reader = DicomReader(series)
+    with pytest.raises(ValueError, match=re.escape(f"cannot read {path}: ")) as caught:
+        reader.get_data(reader.read(path))
+    return str(caught.value)
 
 
 def test_the_tags_of_a_sagittal_series_give_this_affine(tmp_path: Path) -> None:
@@ -87,6 +104,313 @@ def test_values_are_rescaled_slice_by_slice_and_inverted_where_0_is_white(tmp_pa
     np.testing.assert_array_equal(read(tmp_path / "mixed")[0], stored * [3.5, 2.5, 1.5, 0.5] - 10.25)
     write_series(tmp_path / "all", stored, OBLIQUE, PhotometricInterpretation="MONOCHROME1", BitsStored=12, HighBit=11)
     np.testing.assert_array_equal(read(tmp_path / "all")[0], 4095 - stored.astype(np.float32))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("high_bit", [11, 15])
+def test_unused_bits_are_not_part_of_the_image(signed: bool, high_bit: int, tmp_path: Path) -> None:
+    """Older scanners draw in the bits above the pixels' own; pydicom is the reference."""
+    values = np.random.default_rng(2).integers(-2048 * signed, 2048, VOLUME.shape)
+    drawing = np.random.default_rng(3).integers(0, 16, VOLUME.shape)
+    own, unused = (values % 4096, drawing) if high_bit == 11 else (drawing, values % 4096)
+    stored = (own + (unused << (12 if high_bit == 11 else 4))).astype(np.uint16)
+    bits = {"BitsStored": 12, "HighBit": high_bit, "PixelRepresentation": int(signed)}
+    write_series(tmp_path, stored, OBLIQUE, **bits)
+    np.testing.assert_array_equal(read(tmp_path)[0], values)
+    if high_bit == 11:
+        np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "IM0003").pixel_array.T, values[:, :, 2])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits", "padding", "limit", "shown"),
+    [
+        (np.int16, 16, -32768, None, "-32768"),
+        (np.int16, 16, 32768, None, "-32768"),  # written as US, although pixels have a sign
+        (np.int16, 12, -32768, None, "-32768"),  # more bits than the pixels have
+        (np.int16, 16, -2000, -1500, "-2000 to -1500"),
+        (np.int16, 16, -1500, -2000, "-2000 to -1500"),
+        (np.uint16, 16, 65535, None, "65535"),
+        (np.uint16, 12, 4095, 4000, "4000 to 4095"),
+    ],
+)
+@pytest.mark.parametrize("implicit", [False, True])
+def test_padding_gets_the_lowest_other_value(
+    dtype: type, bits: int, padding: int, limit: int | None, shown: str, implicit: bool, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(4).integers(100, 1000, VOLUME.shape)
+    stored = values.copy()
+    stored[:2], stored[3, 2] = padding, padding if limit is None else limit
+    expected = np.where((stored >= 100) & (stored < 1000), values, values[(stored >= 100) & (stored < 1000)].min())
+    tags = {"PixelPaddingValue": padding, "PixelPaddingRangeLimit": limit, "BitsStored": bits, "HighBit": bits - 1}
+    paths = write_series(tmp_path, stored.astype(dtype), OBLIQUE, RescaleSlope=2.0, RescaleIntercept=-5.0, **tags)
+    for path in paths if implicit else ():  # where types are not in the file
+        file = pydicom.dcmread(path)
+        file.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        file.save_as(path, implicit_vr=True, little_endian=True)
+    note = f"padding (PixelPaddingValue {shown}) taken as background"
+    np.testing.assert_array_equal(read(tmp_path, note)[0], expected * 2 - 5)
+
+
+def test_padding_that_is_already_background_stays_as_it_is(tmp_path: Path) -> None:
+    stored = (VOLUME + 501).astype(np.uint16)
+    stored[:2], stored[4, 0, 0] = 0, 1
+    write_series(tmp_path, stored, OBLIQUE, PixelPaddingValue=0)
+    np.testing.assert_array_equal(read(tmp_path)[0], stored)
+    write_series(tmp_path, stored, OBLIQUE, PixelPaddingValue=0, PhotometricInterpretation="MONOCHROME1")
+    found = read(tmp_path, "padding (PixelPaddingValue 0) taken as background")[0]  # white otherwise
+    np.testing.assert_array_equal(found, np.where(stored > 0, 65535 - stored.astype(np.float32), 65535 - stored.max()))
+
+
+def test_all_axis_orders_give_one_image(tmp_path: Path) -> None:
+    """Slices are sorted along the normal x cross y, so left-handed orders are turned round."""
+    chain = Compose([LoadImage(reader=DicomReader), EnsureChannelFirst(), Orientation("RAS", labels=None)])
+    whole = nib.Nifti1Image(VOLUME, np.array([[0.7, 0, 0, 3], [0, 1.3, 0, -20], [0, 0, 2.5, 7], [0, 0, 0, 1]]))
+    orders = [(order, flips) for order in permutations(range(3)) for flips in product((1, -1), repeat=3)]
+    for number, (order, flips) in enumerate(orders):
+        stored = whole.as_reoriented(np.array([*zip(order, flips, strict=True)]))
+        write_series(tmp_path / str(number), np.asarray(stored.dataobj), stored.affine)
+        image = chain(tmp_path / str(number))
+        np.testing.assert_array_equal(image[0], VOLUME)
+        np.testing.assert_allclose(image.affine, whole.affine, atol=1e-6)
+    assert len(orders) == 48
+
+
+class TestEnhanced:
+    """Many slices in one file, with tags that are written once or per frame; highdicom is the reference."""
+
+    RESCALE = ((1.5, 2.0), (2.0, 3.0), (0.5, -1.0), (3.0, 0.0))
+
+    @pytest.mark.parametrize("shared", [(), ("PlaneOrientationSequence", "PixelMeasuresSequence")])
+    def test_it_gives_the_volume_that_its_slices_give(self, shared: tuple, tmp_path: Path) -> None:
+        path = write_enhanced(tmp_path / "a" / "IM1", VOLUME, OBLIQUE, shared, self.RESCALE)
+        array, affine = read(path.parent)
+        np.testing.assert_array_equal(array, VOLUME * [1.5, 2, 0.5, 3] + [2, 3, -1, 0])
+        np.testing.assert_allclose(affine, OBLIQUE, atol=1e-7)
+        np.testing.assert_array_equal(read(path)[0], array)  # the file itself
+        reference = highdicom.imread(path).get_volume()
+        np.testing.assert_array_equal(reference.array[::-1].T, array)  # frames from the other end, (rows, columns)
+        np.testing.assert_allclose((reference.affine @ [3, 0, 0, 1])[:3], affine[:3, 3] * [-1, -1, 1], atol=1e-6)
+        assert FolderImages(tmp_path).cases == [{"image": str(path.parent)}]
+        assert FolderImages(path).cases == [{"image": str(path)}]
+
+    def test_bits_padding_and_lossless_compression(self, tmp_path: Path) -> None:
+        stored = np.random.default_rng(5).integers(0, 1000, (40, 32, 5)).astype(np.uint16)
+        stored[:3] = 4095
+        tags = {"BitsStored": 12, "HighBit": 11, "PixelPaddingValue": 4095}
+        path = write_enhanced(tmp_path / "a", stored | 1 << 13, OBLIQUE, **tags)
+        note = "padding (PixelPaddingValue 4095) taken as background"
+        expected = np.where(stored == 4095, 0, stored)
+        np.testing.assert_array_equal(read(path, note)[0], expected)
+        file = pydicom.dcmread(write_enhanced(path, stored, OBLIQUE, **tags))
+        for syntax, encode in {"90": imagecodecs.jpeg2k_encode, "80": imagecodecs.jpegls_encode}.items():
+            options = {"level": 0, "codecformat": "j2k"} if syntax == "90" else {}
+            file.PixelData = pydicom.encaps.encapsulate([encode(frame, **options) for frame in stored.T])
+            file.file_meta.TransferSyntaxUID = f"1.2.840.10008.1.2.4.{syntax}"
+            file["PixelData"].is_undefined_length = True
+            file.save_as(path)
+            np.testing.assert_array_equal(read(path, note)[0], expected)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"lost": 1},
+                "a slice is missing between IM1 frame 1 and IM1 frame 2, which are 5 mm apart instead of 2.5",
+            ),
+            (
+                {"double": True},
+                "its 8 slices are at 4 positions, for example IM1 frame 1, IM1 frame 5 at the same one: ",
+            ),
+            ({"count": 5}, "IM1 has 5 frames but describes 4 of them"),
+            ({"tilt": 1.0}, "shifted sideways by up to 3 mm (a tilted gantry?)"),
+            ({"groups": False}, "IM1 has 4 frames, but not where each of them is: convert it to NIfTI with dcm2niix"),
+            ({"place": False}, "the ImagePositionPatient of IM1 frame 2 is missing but must have 3 numbers"),
+            ({"cut": True}, "IM1 is truncated or damaged: copy it again."),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_faults(self, change: dict, message: str, tmp_path: Path) -> None:
+        volume = np.tile(VOLUME, (1, 1, 2)) if change.get("double") else VOLUME
+        path = write_enhanced(tmp_path / "IM1", volume, OBLIQUE)
+        file = pydicom.dcmread(path)
+        frames = file.PerFrameFunctionalGroupsSequence
+        if "lost" in change:
+            del frames[change["lost"]]
+            file.NumberOfFrames = 3
+        for k, frame in enumerate(frames):
+            place = frame.PlanePositionSequence[0]
+            if "double" in change:
+                place.ImagePositionPatient = frames[k % 4].PlanePositionSequence[0].ImagePositionPatient
+            if "tilt" in change:
+                axis = np.array(
+                    file.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+                )
+                place.ImagePositionPatient = list(np.round(np.array(place.ImagePositionPatient) + k * axis[:3], 9))
+            if "place" in change and k == 1:
+                del place.ImagePositionPatient
+        if "count" in change:
+            file.NumberOfFrames = 5
+        if "groups" in change:
+            del file.PerFrameFunctionalGroupsSequence
+        file.save_as(path)
+        if "cut" in change:
+            path.write_bytes(path.read_bytes()[:-20])
+        assert message in refusal(path)
+
+
+class TestSeveralSeries:
+    """A folder as a scanner's archive exports it: all series of a study together."""
+
+    @pytest.fixture
+    def study(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "data" / "study"
+        series = [(3, "t1 fl3d", VOLUME), (4, "t1 fl3d + Gd", VOLUME + 1), (5, "FLAIR.3D", VOLUME + 2)]
+        for number, description, volume in series:
+            names = [f"{number}-{k}" for k in range(4)]
+            tags = {"SeriesInstanceUID": f"1.{number}", "SeriesNumber": number, "SeriesDescription": description}
+            write_series(folder, volume, OBLIQUE, names, **tags)
+        for axes in (OBLIQUE, SAGITTAL):
+            name = "a" if axes is SAGITTAL else "b"
+            tags = {"SeriesInstanceUID": "1.1", "SeriesNumber": 1, "SeriesDescription": "localizer"}
+            write_series(folder, VOLUME[:, :, :2], axes, [f"l{name}1", f"l{name}2"], **tags)
+        screen = {"SeriesInstanceUID": "1.99", "ImagePositionPatient": None, "SeriesDescription": "screen"}
+        write_series(folder, VOLUME[:, :, :2], OBLIQUE, ["s1", "s2"], **screen)
+        return folder
+
+    NAMES = ("3_t1_fl3d", "4_t1_fl3d_+_Gd", "5_FLAIR_3D")
+
+    @pytest.mark.parametrize(
+        ("series", "expected"),
+        [
+            (None, NAMES),
+            (3, NAMES[:1]),
+            ("4", NAMES[1:2]),
+            ("T1 FL3D", NAMES[:1]),  # the whole description comes before a part of others
+            ("3d", NAMES),
+            ("gd", NAMES[1:2]),
+            (1, ["1_localizer"]),
+        ],
+    )
+    def test_each_is_an_image_or_the_chosen_ones(
+        self, series: object, expected: list, study: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        root = study.parent
+        with caplog.at_level(logging.INFO, "segbundles"):
+            found = [case["image"] for case in FolderImages(root, series=series)]
+        assert found == [str(study / name) for name in expected]
+        every = ["screen", "1_localizer", *self.NAMES]  # without a number comes first
+        lost = [f"study/{name}" for name in every if name not in expected]
+        names = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        why = "DICOM series that cannot be volumes" if series is None else f"by series {series!r}"
+        assert caplog.messages == [f"Left out: {len(lost)} {why} ({names})."]
+        for path in found if series != 1 else ():
+            name = Path(path).name
+            np.testing.assert_array_equal(read(Path(path))[0], VOLUME + int(name[0]) - 3)
+            assert FolderImages(path).cases == [{"image": path}]
+        if series == 1:
+            assert "differ in orientation (is one a localiser?)" in refusal(study / "1_localizer")
+
+    def test_none_chosen_says_what_there_is(self, study: Path) -> None:
+        with pytest.raises(
+            ValueError, match=r"series is 7, but no DICOM series under '.*' has this number or"
+        ) as caught:
+            len(FolderImages(study, series=7))
+        assert "there are 'screen' of 2 slices, 'localizer' (number 1) of 4 slices, 't1 fl3d' (" in str(caught.value)
+        assert refusal(study / "9_none").endswith("'FLAIR.3D' (number 5) of 4 slices.")
+        assert "there is no series 'T2': the folder contains 'screen'" in refusal(study, "T2")
+
+    def test_the_reader_chooses_in_a_folder(self, study: Path) -> None:
+        reader = DicomReader("flair")
+        np.testing.assert_array_equal(reader.get_data(reader.read(study))[0], VOLUME + 2)
+        message = refusal(study)
+        assert "it contains 5 series, 'screen' of 2 slices, 'localizer' (number 1) of 4 slices" in message
+        assert message.endswith(f"choose one with --series, or give its path, for example {study / 'screen'}.")
+
+    def test_a_broken_series_is_not_left_out(self, study: Path) -> None:
+        (study / "3-1").unlink()
+        assert [Path(case["image"]).name for case in FolderImages(study)] == list(self.NAMES)
+        assert "a slice is missing between 3-0 and 3-2" in refusal(study / "3_t1_fl3d")
+        (study / "3-2").write_bytes((study / "3-2").read_bytes()[:500])
+        assert FolderImages(study).cases == [{"image": str(study)}]  # nothing says which series it is of
+        assert "3-2 is truncated or damaged" in refusal(study)
+
+    def test_a_datalist_may_name_one(self, study: Path) -> None:
+        path = study.parent / "datalist.json"
+        path.write_text(json.dumps({"training": [{"image": f"study/{self.NAMES[0]}"}]}))
+        assert Datalist(path.parent, keys=["image"]).cases == [{"image": str(study / self.NAMES[0])}]
+
+    def test_one_name_for_two(self, study: Path) -> None:
+        tags = {"SeriesInstanceUID": "1.31", "SeriesNumber": 3, "SeriesDescription": "t1/fl3d"}
+        write_series(study, VOLUME, OBLIQUE, list("abcd"), **tags)
+        (study / "5_FLAIR_3D").mkdir()
+        names = [Path(case["image"]).name for case in FolderImages(study)]
+        assert names == ["3_t1_fl3d", "3_t1_fl3d_2", "4_t1_fl3d_+_Gd", "5_FLAIR_3D_2"]
+
+
+class TestChannels:
+    """Three series of one study as one image."""
+
+    def write(self, folder: Path, series: dict[str, np.ndarray], apart: bool, affine: np.ndarray = OBLIQUE) -> None:
+        for number, (description, volume) in enumerate(series.items()):
+            tags = {"SeriesInstanceUID": f"2.{number}", "SeriesDescription": description, "SeriesNumber": number}
+            names = [f"{number}-{k}" for k in range(4)]
+            write_series(folder / f"S{number}" if apart else folder, volume, affine, names, **tags)
+
+    @pytest.mark.parametrize("apart", [False, True])
+    @pytest.mark.parametrize("root", [".", "p1"])
+    @pytest.mark.parametrize("selectors", [["T1", "FLAIR", "T1 Gd"], [2, 1, 3], ["flair", "flair", "Gd"]])
+    def test_in_one_folder_or_in_several(
+        self, selectors: list, root: str, apart: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        series = {"T2": VOLUME, "ax FLAIR": VOLUME + 1, "ax T1": VOLUME + 2, "ax T1 Gd": VOLUME + 3}
+        self.write(tmp_path / "p1", series, apart)
+        with caplog.at_level(logging.INFO, "segbundles"):
+            assert FolderImages(tmp_path / root, series=selectors).cases == [{"image": str(tmp_path / "p1")}]
+        assert "Left out: " in caplog.messages[0]
+        assert "0_T2" in caplog.messages[0] or "S0" in caplog.messages[0]
+        image = LoadImage(reader=DicomReader, series=selectors)(tmp_path / "p1")
+        assert image.meta["original_channel_dim"] == -1
+        np.testing.assert_allclose(image.affine, OBLIQUE, atol=1e-6)
+        first = 1 if selectors[0] == "flair" else 2
+        np.testing.assert_array_equal(image, np.stack([VOLUME + first, VOLUME + 1, VOLUME + 3], -1))
+
+    @pytest.mark.parametrize(
+        ("series", "message"),
+        [
+            (
+                {"T1": VOLUME, "FLAIR": VOLUME},
+                "'T1 Gd' of series fits no series of this study, which has 'T1' (number 0)",
+            ),
+            (
+                {"ax T1": VOLUME, "cor T1": VOLUME, "FLAIR": VOLUME, "T1 Gd": VOLUME},
+                "'T1' of series fits 2 series of this study, which has 'ax T1' (number 0) of 4 slices, 'cor T1'",
+            ),
+            (
+                {"T1": VOLUME, "FLAIR": VOLUME[:4], "T1 Gd": VOLUME},
+                "its series 'T1' (number 0) of 4 slices and 'FLAIR' (number 1) of 4 slices are channels of one image",
+            ),
+        ],
+    )
+    def test_faults_are_of_one_study(self, series: dict, message: str, tmp_path: Path) -> None:
+        good = {"T1": VOLUME, "FLAIR": VOLUME, "T1 Gd": VOLUME}
+        self.write(tmp_path / "good", good, apart=True)
+        self.write(tmp_path / "bad", series, apart=False)
+        selectors = ["T1", "FLAIR", "T1 Gd"]
+        given = [str(tmp_path / name) for name in ("bad", "good")]
+        assert [case["image"] for case in FolderImages(tmp_path, series=selectors)] == given
+        assert message in refusal(tmp_path / "bad", selectors)
+        assert DicomReader(selectors).get_data((tmp_path / "good", {}))[0].shape == (5, 6, 4, 3)
+
+    @pytest.mark.parametrize(
+        ("tags", "shift", "message"),
+        [({}, 0.2, "differ in size or position: resample them"), ({"PatientID": "x"}, 0, "are of different patients")],
+    )
+    def test_other_positions_and_other_patients(self, tags: dict, shift: float, message: str, tmp_path: Path) -> None:
+        affine = OBLIQUE.copy()
+        affine[0, 3] += shift
+        self.write(tmp_path, {"T1": VOLUME}, apart=False)
+        write_series(tmp_path, VOLUME, affine, list("abcd"), SeriesInstanceUID="3", SeriesDescription="FLAIR", **tags)
+        assert message in refusal(tmp_path, ["T1", "FLAIR"])
 
 
 @pytest.mark.parametrize(("compressor", "syntax"), [("JPEG", "4.70"), ("JPEG2000", "4.90")])
@@ -157,7 +481,7 @@ class TestFaults:
     """Each makes the volume something else than what was scanned, and is refused by the folder's name."""
 
     def refused(self, folder: Path, caplog: pytest.LogCaptureFixture) -> str:
-        with pytest.raises(ValueError, match=re.escape(f"cannot read {folder} as a DICOM series: ")) as caught:
+        with pytest.raises(ValueError, match=re.escape(f"cannot read {folder}: ")) as caught:
             SuffixReader().get_data((folder, {}))
         message = str(caught.value)
         assert [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR] == [message]
@@ -170,7 +494,7 @@ class TestFaults:
         write_series(tmp_path, VOLUME[:, :, :1], SAGITTAL, ["loc"], SeriesInstanceUID="1.9", SeriesDescription="scout")
         message = self.refused(tmp_path, caplog)
         assert (
-            "it contains 2 series, 't1 fl3d' (number 4) of 4 slices, 'scout' of 1 slice: put each into its own folder"
+            "it contains 2 series, 'scout' of 1 slice, 't1 fl3d' (number 4) of 4 slices: choose one with --series"
             in message
         )
 
@@ -277,7 +601,7 @@ class TestFaults:
 
     def test_several_frames_a_file(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         write_slice(tmp_path / "enhanced.dcm", VOLUME.T, SOPClassUID=f"{MR}.1")
-        message = "enhanced.dcm has 4 frames, but multi-frame (enhanced) DICOM is not supported: convert it to NIfTI"
+        message = "enhanced.dcm has 4 frames, but not where each of them is: convert it to NIfTI with dcm2niix"
         assert message in self.refused(tmp_path, caplog)
 
     def test_one_slice(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -292,6 +616,14 @@ class TestFaults:
         path = write_series(tmp_path, VOLUME, SAGITTAL)[0]
         with pytest.raises(ValueError, match=r"it is one slice of a DICOM series; give the folder with the whole"):
             SuffixReader().get_data((path, {}))
+
+
+def test_names_of_slices_that_are_not_utf8(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, VOLUME, OBLIQUE)
+    paths[2] = paths[2].rename(tmp_path / os.fsdecode(b"\xe9.dcm"))
+    np.testing.assert_array_equal(read(tmp_path)[0], VOLUME)
+    paths[2].write_bytes(paths[2].read_bytes()[:-20])
+    assert r": \xe9.dcm is truncated or damaged: copy it again." in refusal(tmp_path)
 
 
 def test_positions_written_with_one_decimal_are_even_enough(tmp_path: Path) -> None:

@@ -45,6 +45,19 @@ def test_every_frame_is_read_as_rgb(name: str, array, expected, notes: list[str]
     assert found == notes
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize(("most", "bits"), [(255, 8), (1000, 10), (4095, 12), (4096, 14), (60000, 16)])
+def test_bits_of_a_camera_stored_in_16_are_scaled_to_8(suffix: str, most: int, bits: int, tmp_path: Path) -> None:
+    wide = np.random.default_rng(1).integers(0, most, (20, 30), np.uint16, endpoint=True)
+    wide[3, 4] = most
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(wide).save(path)
+    pixels, notes = read_frame(path)
+    np.testing.assert_array_equal(pixels[..., 1], np.rint(wide * 255.0 / (2**bits - 1)))
+    stored = "16 bits" if bits == 16 else f"{bits} bits stored in 16"
+    assert notes == [f"{stored}: scaled to 8", "grey: used for all 3 colours"]
+
+
 @pytest.mark.parametrize(("mode", "suffix"), [("P", "png"), ("P", "tif"), ("CMYK", "jpg"), ("CMYK", "tif")])
 def test_palette_and_cmyk_are_converted(mode: str, suffix: str, tmp_path: Path) -> None:
     flat = np.zeros((20, 30, 3), np.uint8)
@@ -68,7 +81,7 @@ def test_tiff_whose_zero_is_white(dtype, tmp_path: Path) -> None:
 def test_tiff_of_palettes_must_have_one_page_too(tmp_path: Path) -> None:
     page = Image.fromarray(RGB).quantize(4)
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
-    with pytest.raises(ValueError, match="has 3 pages: give one image per file"):
+    with pytest.raises(ValueError, match=r"^it has 3 pages: give one image per file"):
         read_frame(tmp_path / "a.tif")
 
 
@@ -88,14 +101,14 @@ def test_reader_gives_first_axis_x_and_notes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("a.png", RGB[:, :1], r"a.png has 1 x 20 pixels but each side must have at least 16\."),
-        ("a.png", b"", "a.png cannot be read: it is truncated or damaged"),
-        ("a.jpg", b"\xff\xd8\xff\xe0 nothing", "a.jpg cannot be read: it is truncated or damaged"),
-        ("a.tif", b"II*\0", "a.tif cannot be read: it is truncated or damaged"),
-        ("a.nii.gz", b"x", r"cannot be read: its name must end in one of \.tif, \.tiff, \.png"),
-        ("a.tif", np.zeros((3, 20, 30), np.uint8), "a.tif has 3 pages: give one image per file"),
-        ("a.tif", np.zeros((20, 30), np.float32), "a.tif has float32 values but must have 8 or 16 bits without sign"),
-        ("a.png", None, "a.png cannot be read: there is no such file"),
+        ("a.png", RGB[:, :1], r"a.png: it has 1 x 20 pixels but each side must have at least 16\."),
+        ("a.png", b"", "a.png: it is truncated or damaged"),
+        ("a.jpg", b"\xff\xd8\xff\xe0 nothing", "a.jpg: it is truncated or damaged"),
+        ("a.tif", b"II*\0", "a.tif: it is truncated or damaged"),
+        ("a.nii.gz", b"x", r"cannot read .*: its name must end in one of \.tif, \.tiff, \.png"),
+        ("a.tif", np.zeros((3, 20, 30), np.uint8), "a.tif: it has 3 pages: give one image per file"),
+        ("a.tif", np.zeros((20, 30), np.float32), "a.tif: it has float32 values but must have 8 or 16 bits"),
+        ("a.png", None, "a.png: there is no such file"),
     ],
 )
 def test_what_is_no_frame_is_refused_by_name(reader, name: str, array, message: str, tmp_path: Path) -> None:
@@ -139,8 +152,47 @@ def test_mask_of_16_bits_and_of_a_palette(tmp_path: Path) -> None:
 
 def test_a_mask_in_colour_is_refused(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "m.png")
-    with pytest.raises(ValueError, match="is in colour: a mask must be grey, with one channel"):
+    with pytest.raises(ValueError, match=r"^it is in colour: a mask must be grey, with one channel"):
         read_mask(tmp_path / "m.png")
+
+
+VOC = [(0, 0, 0), (128, 0, 0), (0, 128, 0), *[(224, 224, 192)] * 253]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+@pytest.mark.parametrize(
+    ("colours", "stored", "values"),
+    [
+        (VOC, [0, 1, 2, 255], [0, 1, 2, 255]),  # of PASCAL VOC: the indices are classes
+        ([(0, 0, 0), (255, 0, 0)], [0, 1], [0, 1]),
+        ([(255, 0, 0), (0, 0, 0)], [0, 1], [255, 0]),
+        ([(255, 0, 0), (0, 0, 0), (0, 9, 0)], [1, 2], [0, 255]),
+        ([(255, 255, 255), (0, 0, 0)], [0, 1], [255, 0]),
+        ([(0, 0, 0), (127, 127, 127), (254, 254, 254)], [0, 1, 2], [0, 127, 254]),
+    ],
+)
+def test_masks_with_a_palette(suffix: str, colours, stored, values, tmp_path: Path) -> None:
+    choice = np.random.default_rng(2).integers(0, len(stored), (20, 30))
+    mask = Image.fromarray(np.array(stored, np.uint8)[choice], mode="P")
+    mask.putpalette(np.array(colours, np.uint8).ravel().tolist())
+    mask.save(tmp_path / f"m{suffix}")
+    np.testing.assert_array_equal(read_mask(tmp_path / f"m{suffix}"), np.array(values)[choice])
+
+
+@pytest.mark.parametrize("colours", [[(9, 0, 0), (0, 0, 0), (0, 9, 0)], [(9, 0, 0), (0, 9, 0), (0, 0, 9)]])
+def test_other_coloured_palettes_are_refused(colours, tmp_path: Path) -> None:
+    mask = Image.fromarray(GREY % 3, mode="P")
+    mask.putpalette(np.array(colours, np.uint8).ravel().tolist())
+    mask.save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match=r"m\.png: it has a coloured palette that does not start with black: save it"):
+        MaskReader().get_data(([tmp_path / "m.png"], {}))
+
+
+@pytest.mark.parametrize("reader", [FrameReader, MaskReader])
+def test_a_frame_or_mask_is_one_file(reader, tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(path := tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png is one of 2 files of one image: a frame and a mask are one file"):
+        reader().get_data(reader().read([path, path]))
 
 
 @pytest.mark.parametrize(

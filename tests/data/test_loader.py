@@ -157,6 +157,16 @@ def test_a_stack_that_fails_although_its_slices_do_not():
     assert failures == [(file, "out of memory.") for file in ("1_3", "2_3", "3_3")]
 
 
+def test_channels_are_not_taken_for_slices():
+    """They make one image, which goes by its first file."""
+
+    def differ(_):
+        fail("a.nii and b.nii differ in size.")
+
+    batches, failures = load([{"image": ["a.nii", "b.nii", "c.nii"]}], differ)
+    assert (batches, failures) == ([], [("a.nii", "a.nii and b.nii differ in size.")])
+
+
 def test_one_error_is_logged_for_a_stack(caplog):
     load([{"image": ["1_3", "bad", "2_3", "3_4", "4_3"]}], read_stack)
     assert [record.message for record in caplog.records] == ["cannot read bad: it is damaged."]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import tifffile
-from monai.data import DataLoader, decollate_batch
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
+from dicom_series import write_series
+from monai.transforms import EnsureChannelFirstd, LoadImaged
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from segbundles.data import SimpleITKReader, StackReader, SuffixReader, TiffReader, file_stem, file_suffix
+from segbundles.data import SimpleITKReader, SuffixReader, TiffReader, file_stem, file_suffix
 from segbundles.data.readers import NiftiReader
 
 SIZE = (5, 4, 3)
@@ -104,7 +104,7 @@ def test_itk_formats_against_simpleitks_own_points(tmp_path, suffix, channels):
         assert image[(slice(None), *corner)].tolist() == list(value if channels > 1 else (value,))
 
 
-def test_itk_2d_and_4d(tmp_path):
+def test_itk_2d_is_read_and_4d_refused(tmp_path):
     flat = sitk.GetImageFromArray(VOLUME[..., 0].T)
     flat.SetSpacing([0.5, 2.0])
     flat.SetOrigin([3.0, 4.0])
@@ -114,7 +114,10 @@ def test_itk_2d_and_4d(tmp_path):
     np.testing.assert_array_equal(meta["affine"], [[-0.5, 0, -3], [0, -2, -4], [0, 0, 1]])
     series = sitk.JoinSeries([sitk.GetImageFromArray(VOLUME.T)] * 2)
     sitk.WriteImage(series, str(tmp_path / "series.nrrd"))
-    assert load(tmp_path / "series.nrrd").shape == (1, *SIZE, 2)
+    with pytest.raises(
+        ValueError, match=r"series\.nrrd: its header says 'sizes: 5 4 3 2', but a file must contain one"
+    ):
+        load_error(tmp_path / "series.nrrd")
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
@@ -248,6 +251,24 @@ def test_nifti_2d(tmp_path):
         (turned(33), turned(33.1), {}, "its sform puts voxel (4, 3, 0) at (4.34114, -66.7772, 0.775044) mm"),
         (RAS, RAS, {"xyzt_units": 1}, "its header is in metres (xyzt_units), not mm: rescale affine and pixdim"),
         (RAS, None, {"xyzt_units": 3 + 8}, "its header is in micrometres (xyzt_units), not mm"),
+        (
+            None,
+            None,
+            {"pixdim": (1, np.nan, 2, 3, 1, 1, 1, 1)},
+            "its qform has spacing (nan, 2, 3) mm, its pixdim (nan",
+        ),
+        (
+            [[2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]],
+            None,
+            {"pixdim": (1, 2, 2, 3, 1, 1, 1, 1)},
+            "its affine is (2, 2, 0, 0) (0, 0, 0, 0) (0, 0, 3, 0), but its axes must not be in one plane: correct",
+        ),
+        (
+            [[1, 0, 0, np.inf], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+            None,
+            {"pixdim": np.ones(8)},
+            "its affine is (1, 0, 0, inf) (0, 1, 0, 0) (0, 0, 1, 0), but each value must be finite: correct",
+        ),
     ],
 )
 def test_nifti_that_contradicts_itself_is_refused(tmp_path, sform, qform, fields, message, caplog):
@@ -285,6 +306,56 @@ def test_nifti_of_integers_stays_so_unless_it_is_scaled(tmp_path):
     np.testing.assert_allclose(array, values / 8, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (108, b"\0\0\0\0", "its vox_offset is 0, but must be at least 352."),  # nibabel reads the header as values
+        (40, b"\7\0\5\0\4\0\3\0\0\0", "its dim is (7, 5, 4, 3, 0, 1, 1, 1), but an image has at least two axes"),
+        (40, b"\1\0", "its dim is (1, 5, 4, 3, 1, 1, 1, 1), but an image has at least two axes"),
+        (80, b"\0\0\0\0", "its sform has spacing (0.7, 0.8, 1.6) mm, its pixdim (0, 0.8, 1.6) mm: correct the header"),
+        (254, b"\x4d", "its sform_code is 77, which NIfTI does not define: correct the header"),
+        (344, b"\0", "it is truncated or damaged (Cannot work out file type"),  # Analyze
+        (40, b"\3\0" + b"\xff\x7f" * 3, "it "),  # 35 terabytes
+    ],
+)
+def test_nifti_of_odd_layout_is_refused(tmp_path, place, value, message):
+    path = nifti(tmp_path / "a.nii", RAS)
+    whole = bytearray(path.read_bytes())
+    whole[place : place + len(value)] = value
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=f"^{re.escape(f'cannot read {path}: {message}')}"):
+        load_error(path)
+
+
+def test_nifti_with_seven_axes_of_which_three_count(tmp_path):
+    image = load(nifti(tmp_path / "a.nii", RAS, data=VOLUME.reshape(*SIZE, 1, 1, 1, 1)))
+    np.testing.assert_array_equal(image.numpy(), VOLUME[None])
+
+
+@pytest.mark.parametrize("colours", ["RGB", "RGBA"])
+def test_nifti_colours_are_channels(tmp_path, colours):
+    data = np.zeros(SIZE, [(name, "u1") for name in colours])
+    for k, name in enumerate(colours):
+        data[name] = VOLUME // (k + 1)
+    image = load(nifti(tmp_path / "a.nii.gz", RAS, data=data))
+    assert image.shape == (len(colours), *SIZE)
+    np.testing.assert_array_equal(image.numpy(), [VOLUME // (k + 1) for k in range(len(colours))])
+    np.testing.assert_allclose(image.affine, RAS, rtol=0, atol=1e-5)
+
+
+def test_nifti_of_complex_numbers_is_refused(tmp_path):
+    path = nifti(tmp_path / "a.nii", RAS, data=VOLUME.astype(np.complex64))
+    with pytest.raises(ValueError, match=r"a\.nii: it contains complex numbers: save the magnitude\.$"):
+        load_error(path)
+
+
+def test_nifti_with_sheared_axes_gets_a_note(tmp_path):
+    affine = np.array([[2, 0.5, 0, 0], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1]])
+    _, meta = read(nifti(tmp_path / "a.nii", affine, pixdim=(1, 2, np.sqrt(4.25), 3, 1, 1, 1, 1)))
+    np.testing.assert_array_equal(meta["affine"], affine)
+    assert meta["notes"] == "axes at 76 degrees instead of 90: lengths and volumes are approximate"
+
+
 @pytest.mark.parametrize(("shape", "channels"), [((*SIZE, 2), 2), ((*SIZE, 1), 1), ((*SIZE, 1, 3), None)])
 def test_nifti_channels_are_the_last_axis(tmp_path, shape, channels):
     data = RNG.integers(0, 255, shape, dtype=np.uint8)
@@ -294,109 +365,6 @@ def test_nifti_channels_are_the_last_axis(tmp_path, shape, channels):
     np.testing.assert_array_equal(array, data)
     if channels:
         np.testing.assert_array_equal(load(tmp_path / "a.nii.gz").numpy(), np.moveaxis(data, -1, 0))
-
-
-@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".TIF"])
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [
-        ((1, 4, 5), (1, 5, 4)),  # pages, rows, columns -> channels, x, y
-        ((3, 4, 5), (1, 5, 4, 3)),
-        ((2, 4, 3), (1, 3, 4, 2)),
-        ((7, 4, 5), (1, 5, 4, 7)),
-    ],
-)
-def test_tiff_pages(tmp_path, shape, expected, suffix):
-    pages = RNG.integers(0, 65535, shape, dtype=np.uint16)
-    tifffile.imwrite(tmp_path / f"a{suffix}", pages, photometric="minisblack")
-    image = load(tmp_path / f"a{suffix}")
-    assert image.shape == expected
-    assert tuple(image.meta["spatial_shape"]) == expected[1:]
-    np.testing.assert_array_equal(image.numpy().reshape(expected[1:]), pages.T.reshape(expected[1:]))
-
-
-@pytest.mark.parametrize("planar", ["contig", "separate"])
-@pytest.mark.parametrize("pages", [1, 2])
-def test_tiff_colour(tmp_path, planar, pages):
-    rgb = RNG.integers(0, 255, (pages, 4, 5, 3), dtype=np.uint8)
-    stored = rgb if planar == "contig" else np.moveaxis(rgb, -1, 1)
-    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-        for page in stored:
-            file.write(page, photometric="rgb", planarconfig=planar)
-    image = load(tmp_path / "a.tif").numpy()
-    expected = rgb.transpose(3, 2, 1, 0)  # channel, x, y, page
-    np.testing.assert_array_equal(image, expected[..., 0] if pages == 1 else expected)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("pages", [1, 2])
-def test_tiff_whose_zero_is_white_is_inverted(tmp_path, dtype, pages):
-    grey = RNG.integers(0, 255, (pages, 4, 5), dtype=dtype)
-    stored = np.iinfo(dtype).max - grey
-    tifffile.imwrite(tmp_path / "a.tif", stored[0] if pages == 1 else stored, photometric="miniswhite")
-    image = load(tmp_path / "a.tif").numpy()[0]
-    np.testing.assert_array_equal(image, grey[0].T if pages == 1 else grey.T)
-
-
-def test_tiff_of_one_bit_whose_zero_is_white_is_inverted(tmp_path):
-    lit = RNG.integers(0, 2, (4, 16)).astype(bool)
-    tifffile.imwrite(tmp_path / "a.tif", ~lit, photometric="miniswhite")
-    np.testing.assert_array_equal(TiffReader().read(tmp_path / "a.tif")[0], lit)
-
-
-def test_tiff_that_does_not_say_what_zero_is_has_it_black(tmp_path):
-    grey = RNG.integers(0, 255, (4, 5), dtype=np.uint8)
-    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="minisblack")
-    stored = bytearray((tmp_path / "a.tif").read_bytes())
-    with tifffile.TiffFile(tmp_path / "a.tif") as file:
-        tag = file.pages[0].tags["PhotometricInterpretation"]
-    stored[tag.offset : tag.offset + 2] = (65000).to_bytes(2, "little")  # a private tag takes its place
-    (tmp_path / "a.tif").write_bytes(stored)
-    np.testing.assert_array_equal(load(tmp_path / "a.tif").numpy()[0].T, grey)
-
-
-@pytest.mark.parametrize("kind", ["PALETTE", "SEPARATED"])
-def test_tiff_that_is_neither_grey_nor_rgb_is_refused(tmp_path, kind):
-    image = Image.new("RGB", (5, 4), (200, 40, 90))
-    (image.quantize(2) if kind == "PALETTE" else image.convert("CMYK")).save(tmp_path / "a.tif")
-    message = rf"cannot read .*a\.tif: its pixels are {kind}: convert it to grey or RGB"
-    with pytest.raises(ValueError, match=message) as caught:
-        load_error(tmp_path / "a.tif")
-    assert "damaged" not in str(caught.value)
-
-
-def test_tiff_pages_of_different_size(tmp_path):
-    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-        for rows in (4, 5):
-            file.write(np.zeros((rows, 6), np.uint8))
-    with pytest.raises(ValueError, match=r"a\.tif has pages of different sizes, \[\(4, 6\), \(5, 6\)\]"):
-        TiffReader().read(tmp_path / "a.tif")
-
-
-def test_tiff_of_a_compression_that_is_not_installed_is_not_called_damaged(tmp_path, monkeypatch):
-    tifffile.imwrite(tmp_path / "a.tif", VOLUME[..., 0])
-
-    def asarray(self):
-        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
-
-    monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
-    with pytest.raises(ValueError, match=r"cannot read .*a\.tif: its compression needs `pip install imagecodecs`"):
-        load_error(tmp_path / "a.tif")
-
-
-@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)])
-def test_one_picture_gives_one_array_in_every_format(tmp_path, shape):
-    picture = RNG.integers(0, 255, shape, dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    Image.fromarray(picture).save(tmp_path / "a.bmp")
-    Image.fromarray(picture).save(tmp_path / "b.tif")
-    tifffile.imwrite(tmp_path / "a.tif", picture)
-    images = [load(tmp_path / name) for name in ("a.png", "a.bmp", "b.tif", "a.tif")]
-    for image in images:
-        assert image.shape == (1 if len(shape) == 2 else 3, 6, 4)
-        np.testing.assert_array_equal(image.numpy(), picture[None].T.reshape(image.shape))
-        np.testing.assert_array_equal(image.affine.numpy(), images[0].affine.numpy())
-        assert tuple(image.meta["spatial_shape"]) == (6, 4)
 
 
 def load_error(path):
@@ -450,9 +418,81 @@ def test_missing_file(tmp_path):
         load_error(tmp_path / "a.nrrd")
 
 
-def test_several_files_for_one_image(tmp_path):
-    with pytest.raises(ValueError, match=r"an image must be one file, got 2: stack the channels"):
-        SuffixReader().read([tmp_path / "a.nrrd", tmp_path / "b.nrrd"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_several_files_are_channels(tmp_path, suffix):
+    affine = np.diag([2.0, 3, 4, 1])
+    paths = []
+    for k in range(3):
+        paths.append(tmp_path / f"{k}{suffix}")
+        data = (VOLUME // (k + 1)).astype([np.uint8, np.int16, np.float32][k])
+        if suffix == ".mha":
+            written = sitk.GetImageFromArray(data.T)
+            written.SetSpacing((2, 3, 4))
+            written.SetOrigin((0, 0, 0.1 * k))  # less than a tenth of a voxel
+            sitk.WriteImage(written, str(paths[k]))
+        else:
+            nifti(paths[k], affine, data=data[..., None] if k == 1 else data)
+    image = load(paths)
+    assert image.shape == (3, *SIZE)
+    np.testing.assert_array_equal(image.numpy(), [VOLUME // (k + 1) for k in range(3)])
+    np.testing.assert_array_equal(np.abs(image.affine), affine)
+    assert tuple(image.meta["spatial_shape"]) == SIZE
+    assert image.meta["filename_or_obj"] == str(paths[0])
+
+
+@pytest.mark.parametrize(
+    ("data", "affine", "message"),
+    [
+        (VOLUME[1:], RAS, "/b.nii and .*/a.nii are channels of one image but differ in size or position: resample"),
+        (VOLUME, RAS + np.diag([0, 0, 0.1, 0]), "/b.nii and .*/a.nii are channels of one image but differ in size or"),
+        (VOLUME, LAS, "/b.nii and .*/a.nii are channels of one image but differ in size or position"),
+        (np.stack([VOLUME] * 2, -1), RAS, "/b.nii has 2 channels but is one of 2 files, one per channel"),
+    ],
+)
+def test_channels_on_different_grids_are_refused(tmp_path, data, affine, message):
+    paths = [nifti(tmp_path / "a.nii", RAS), nifti(tmp_path / "b.nii", affine, data=data)]
+    reader = SuffixReader()
+    with pytest.raises(ValueError, match=message):
+        reader.get_data(reader.read(paths))
+
+
+def test_channels_keep_all_notes(tmp_path):
+    paths = [
+        write_nrrd(tmp_path / f"{k}.nrrd", f"space: {k}D-right-handed", vectors(np.eye(3).tolist())) for k in (3, 3)
+    ]
+    write_nrrd(tmp_path / "b.nrrd", "space dimension: 3", vectors(np.eye(3).tolist()))
+    reader = SuffixReader()
+    _, meta = reader.get_data(reader.read([paths[0], tmp_path / "b.nrrd"]))
+    said = "the header does not relate its axes to the patient (space: {}): read as LPS"
+    assert meta["notes"] == f"{said.format('3D-right-handed')}; {said.format('none')}"
+
+
+def damaged_tiff(folder):
+    tifffile.imwrite(folder / "a.tif", RNG.integers(0, 255, (40, 50), dtype=np.uint8))
+    (folder / "a.tif").write_bytes((folder / "a.tif").read_bytes()[:1500])
+    return folder / "a.tif"
+
+
+def series_with_a_gap(folder):
+    write_series(folder / "series", VOLUME.astype(np.int16).repeat(2, axis=2), RAS)
+    sorted((folder / "series").iterdir())[2].unlink()
+    return folder / "series"
+
+
+@pytest.mark.parametrize(
+    ("reader", "make", "message"),
+    [
+        ("TiffReader", damaged_tiff, "it"),
+        ("DicomReader", series_with_a_gap, "a slice is missing"),
+        ("NiftiReader", lambda folder: nifti(folder / "a.nii", RAS, LAS), "its sform puts voxel"),
+        ("SimpleITKReader", lambda folder: write_nrrd(folder / "a.nrrd", "spacings: 1 1 nan"), "its header says"),
+    ],
+)
+def test_monais_own_readers_are_not_tried(tmp_path, reader, make, message):
+    path = make(tmp_path)
+    load = LoadImaged("image", reader=f"segbundles.data.{reader}")
+    with pytest.raises(ValueError, match=f"^{re.escape(f'cannot read {path}: ')}.*{message}"):
+        load({"image": str(path)})
 
 
 def test_verify_suffix():
@@ -481,105 +521,3 @@ def test_loadimage_logs_no_error_for_a_good_file(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load(big(tmp_path / "a.nii.gz"))
     assert not caplog.records
-
-
-def load_stack(paths):
-    item = LoadImaged("image", reader="segbundles.data.StackReader")({"image": paths})
-    item = Compose([EnsureChannelFirstd("image"), Orientationd("image", "LPS")])(item)
-    return item["image"]
-
-
-PICTURES = RNG.integers(0, 255, (3, 4, 5, 3), dtype=np.uint8)  # slices, rows, columns, colours
-
-
-@pytest.mark.parametrize("suffixes", [(".tif",) * 3, (".png",) * 3, (".bmp", ".tiff", ".png")])
-@pytest.mark.parametrize("colour", [True, False])
-@pytest.mark.parametrize("number", [3, 1])
-def test_stack_of_2d_images(tmp_path, suffixes, colour, number):
-    pictures = PICTURES if colour else PICTURES[..., 0]
-    paths = [tmp_path / f"ü {10 - i}{suffix}" for i, suffix in enumerate(suffixes)][:number]
-    for picture, path in zip(pictures, paths, strict=False):
-        Image.fromarray(picture).save(path)
-    for given in (paths, *([paths[0], str(paths[0])] if number == 1 else [])):
-        image = load_stack(given)
-        expected = pictures[:number].reshape(number, 4, 5, -1).transpose(3, 2, 1, 0)  # channel, x, y, slice
-        assert image.shape == (3 if colour else 1, 5, 4, number)
-        np.testing.assert_array_equal(image.numpy(), expected)
-        for affine in (image.affine, image.meta["original_affine"]):
-            np.testing.assert_array_equal(affine, np.diag([-1.0, -1, 1, 1]))
-        assert tuple(image.meta["spatial_shape"]) == (5, 4, number)
-        assert image.meta["slices"] == "\n".join(map(str, paths))
-        assert image.meta["filename_or_obj"] == str(paths[0])
-        assert image.meta["has_spacing"] is False
-
-
-def test_stack_and_volume_survive_a_batch(tmp_path):
-    for name in ("a_1.png", "a_2.png"):
-        Image.fromarray(PICTURES[0]).save(tmp_path / name)
-    nib.save(nib.Nifti1Image(np.zeros((5, 4, 2, 3), np.uint8), np.eye(4)), tmp_path / "b.nii")
-    stack = load_stack([tmp_path / "a_1.png", tmp_path / "a_2.png"])
-    (batch,) = DataLoader([{"image": stack}, {"image": stack}], batch_size=2)
-    assert [item["image"].meta["slices"] for item in decollate_batch(batch)] == [stack.meta["slices"]] * 2
-    (batch,) = DataLoader([{"image": stack}, {"image": load_stack(tmp_path / "b.nii")}], batch_size=2)
-    assert batch["image"].shape == (2, 3, 5, 4, 2)
-
-
-@pytest.mark.parametrize("colour", [True, False])
-def test_pages_of_a_tiff_are_slices(tmp_path, colour):
-    pages = PICTURES if colour else PICTURES[..., 0]
-    tifffile.imwrite(tmp_path / "a.tif", pages, photometric="rgb" if colour else "minisblack")
-    image = load_stack(tmp_path / "a.tif")
-    np.testing.assert_array_equal(image.numpy(), pages.reshape(3, 4, 5, -1).transpose(3, 2, 1, 0))
-    np.testing.assert_array_equal(image.meta["original_affine"], np.diag([-1.0, -1, 1, 1]))
-    assert tuple(image.meta["spatial_shape"]) == (5, 4, 3)
-    assert image.meta["has_spacing"] is False
-    assert "slices" not in image.meta
-
-
-@pytest.mark.parametrize("layout", ["4D", "5D", "3D", "nrrd", "nrrd vector"])
-def test_volume_files_through_the_stack_reader(tmp_path, layout):
-    channels = 1 if layout in ("3D", "nrrd") else 3
-    data = RNG.integers(0, 255, (*SIZE, channels), dtype=np.uint8)
-    path = tmp_path / ("a.nrrd" if "nrrd" in layout else "a.nii.gz")
-    if "nrrd" in layout:
-        picture = sitk.GetImageFromArray(data.transpose(2, 1, 0, 3), isVector=True)
-        picture = picture if channels > 1 else sitk.VectorIndexSelectionCast(picture, 0)
-        picture.SetSpacing([0.5, 0.75, 2.0])
-        sitk.WriteImage(picture, str(path))
-    else:
-        shape = {"3D": SIZE, "4D": (*SIZE, 3), "5D": (*SIZE, 1, 3)}[layout]
-        nifti(path, np.diag([-0.5, -0.75, 2, 1]), data=data.reshape(shape))
-    image = load_stack(path)
-    assert image.shape == (channels, *SIZE)
-    np.testing.assert_array_equal(image.numpy(), np.moveaxis(data, -1, 0))
-    np.testing.assert_array_equal(image.affine.numpy(), np.diag([-0.5, -0.75, 2, 1]))
-    np.testing.assert_array_equal(image.meta["original_affine"], np.diag([-0.5, -0.75, 2, 1]))
-    assert tuple(image.meta["spatial_shape"]) == SIZE
-    assert image.meta["has_spacing"] is True
-    assert "slices" not in image.meta
-
-
-def test_stack_errors(tmp_path, caplog):
-    Image.fromarray(PICTURES[0]).save(tmp_path / "a_1.png")
-    Image.fromarray(PICTURES[0][:3]).save(tmp_path / "low.png")
-    Image.fromarray(PICTURES[0][..., 0]).save(tmp_path / "grey.tif")
-    tifffile.imwrite(tmp_path / "pages.tif", PICTURES[..., 0], photometric="minisblack")
-    nib.save(nib.Nifti1Image(VOLUME, np.eye(4)), tmp_path / "v.nii")
-    (tmp_path / "bad.png").write_bytes((tmp_path / "a_1.png").read_bytes()[:30])
-    first = tmp_path / "a_1.png"
-    several = "but is one of several slices: give it alone, or as 2D images."
-    for name, message in {
-        "low.png": f"{tmp_path}/low.png is 5 x 3 with 3 channel(s) but {first} of the same stack is 5 x 4",
-        "grey.tif": f"{tmp_path}/grey.tif is 5 x 4 with 1 channel(s) but {first} of the same stack is 5 x 4 with 3",
-        "bad.png": f"cannot read {tmp_path}/bad.png: it is truncated or damaged",
-        "no.png": f"cannot read {tmp_path}/no.png: there is no such file.",
-        "pages.tif": f"{tmp_path}/pages.tif has size (5, 4, 3) {several}",
-        "v.nii": f"{tmp_path}/v.nii has size (5, 4, 3) {several}",
-    }.items():
-        caplog.clear()
-        reader = StackReader()
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-            reader.get_data(reader.read([first, tmp_path / name]))
-        assert len(caplog.records) == 1
-    with pytest.raises(ValueError, match=f"^{re.escape(f'{tmp_path}/v.nii has size')}"):
-        reader.get_data(reader.read([tmp_path / "v.nii", first]))

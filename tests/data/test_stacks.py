@@ -116,10 +116,23 @@ def test_volumes_and_tiffs_of_several_pages_pass_as_they_are(tmp_path):
         {"image": str(tmp_path / "m_1.tif"), "group": "p"},
         {"image": ["a.png", "b.png"], "group": "p"},
     ]
+    tifffile.imwrite(
+        tmp_path / "m_3.tif", np.zeros((2, 4, 4), np.uint8), imagej=True, metadata={"axes": "ZYX"}, truncate=True
+    )
+    entries.append({"image": str(tmp_path / "m_3.tif"), "group": "p"})  # two pages, one directory
     page = {"image": str(tmp_path / "m_2.tif"), "group": "p"}
     stacks = SliceStacks([*entries, page]).cases
-    assert stacks[:4] == entries
-    assert stacks[4]["image"] == [page["image"]]
+    assert stacks[:5] == entries
+    assert stacks[5]["image"] == [page["image"]]
+
+
+def test_channels_and_thumbnails_are_not_slices(tmp_path):
+    tifffile.imwrite(tmp_path / "p_1.tif", np.zeros((3, 8, 8), np.uint8), imagej=True, metadata={"axes": "CYX"})
+    with tifffile.TiffWriter(tmp_path / "p_2.tif") as file:
+        file.write(np.zeros((8, 8), np.uint8))
+        file.write(np.zeros((4, 4), np.uint8), subfiletype=1)
+    (stack,) = SliceStacks(FolderImages(tmp_path))
+    assert stack["image"] == [str(tmp_path / "p_1.tif"), str(tmp_path / "p_2.tif")]
 
 
 def test_files_are_read_at_first_use_only(tmp_path):

@@ -116,7 +116,7 @@ def test_a_table_of_sequences_goes_before_the_list(clinicdb, tmp_path, where):
     source = clinicdb(frames=(1, 2, 700), root="top/CVC-ClinicDB")
     for folder in ("Original", "Ground Truth"):
         (source / folder / "2.tif").rename(source / folder / "a b.tif")
-    (source.parent / where / "sequences.csv").write_text("frame,sequence\n1,7\na b,x\n700,x\n")
+    (source.parent / where / "sequences.csv").write_text("\ufeffframe;sequence\n1;7\na b;x\n700;x\n")
     entries = _prepare(source.parent, tmp_path, validation_fraction=0).datalist["training"]
     assert [(e["case"], e["group"]) for e in entries] == [
         ("1", "sequence_7"), ("700", "sequence_x"), ("a b", "sequence_x")

@@ -347,6 +347,33 @@ def test_empty_folder(tmp_path):
         _prepare(tmp_path, tmp_path)
 
 
+def test_stacks_of_one_directory_have_all_their_pages(isbi, tmp_path):
+    source = isbi()
+    expected = _prepare(source, tmp_path).datalist
+    for name in (VOLUME, LABELS):
+        stack = tifffile.imread(source / name)
+        tifffile.imwrite(source / name, stack, imagej=True, metadata={"axes": "ZYX"}, truncate=True)
+    (tmp_path / "out").rename(tmp_path / "before")
+    assert _prepare(source, tmp_path).datalist == expected
+
+
+def test_palettes_of_images_and_labels_are_expanded(tmp_path):
+    datalists = []
+    for palette in (False, True):
+        source = tmp_path / ("palette" if palette else "plain")
+        for folder, stack in zip(("image", "label"), _stacks(4), strict=True):
+            (source / folder).mkdir(parents=True)
+            for number, grey in enumerate(stack):
+                image = Image.fromarray(255 - grey, mode="P") if palette else Image.fromarray(grey)
+                if palette:
+                    image.putpalette(np.arange(255, -1, -1).repeat(3).tolist())
+                image.save(source / folder / f"{number}.png")
+        prepared = prepare(get_data_set("isbi2012"), source, tmp_path / f"out_{palette}")
+        assert prepared.facts["labels"] == "membrane is dark or rare, as expected (4)"
+        datalists.append([entry["membrane_fraction"] for entry in prepared.datalist["training"]])
+    assert datalists[0] == datalists[1]
+
+
 def test_merge_keeps_every_page(isbi, tmp_path):
     for name in ("a", "b"):
         prepare(get_data_set("isbi2012"), isbi(root=f"{name}_source"), tmp_path / name)

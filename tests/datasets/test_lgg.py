@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -294,3 +295,15 @@ def test_samples(tmp_path):
     assert prepared.facts["size (pixels)"] == "256 x 256"
     assert prepared.facts["slices"] == "without lesion (23), with lesion (17)"
     assert len(prepared.notes) == 2  # on the patient in validation, and on the other data sets in that folder
+
+
+def test_a_patient_whose_name_is_not_utf_8_is_left_out_by_name(lgg, tmp_path):
+    source = lgg(patients=("A", "B"), slices=2)
+    (source / "B").rename(source / os.fsdecode(b"M\xfcller"))
+    prepared = _prepare(source, tmp_path)
+    assert {entry["group"] for entry in prepared.datalist["training"]} == {"A"}
+    left_out = "2 slices are left out, because their names contain bytes that are not UTF-8 (rename them)"
+    assert f"{left_out}: M\\xfcller_1, M\\xfcller_2" in prepared.notes
+    shutil.rmtree(source / "A")
+    with pytest.raises(ValueError, match=r"no case is left in .*rename them\): M\\xfcller_1"):
+        _prepare(source, tmp_path)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,25 @@ def test_a_row_a_slice(tmp_path, batch_size, num_workers, caplog):
         *("p3/p_1.tif and 1 more of its stack", "v.nii.gz"),
     ]
     assert messages[2].endswith(f"s ({GREY})")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_names_that_are_not_utf8(tmp_path, num_workers):
+    """They fail by name, in the table as on the screen, and nothing else does."""
+    volume(tmp_path / "d/a.nrrd").rename(tmp_path / "d" / os.fsdecode(b"m\xfcller.nrrd"))
+    volume(tmp_path / "d/b.nrrd")
+    files = stack(tmp_path / "d/p", 3)
+    name = str(Path(files[1]).rename(tmp_path / "d/p" / os.fsdecode(b"p_\xe9.tif")))
+    cases = [*FolderImages(tmp_path / "d", suffixes=[".nrrd"]), {"image": [files[0], name, files[2]]}]
+    evaluator, _ = infer(tmp_path / "d", tmp_path / "o", First(), cases, channels=3, num_workers=num_workers)
+    run(evaluator, r"^2 of 5 images failed: m\\xfcller\.nrrd, p/p_\\xe9\.tif\. See")
+    rows = {row["file"]: row for row in table(tmp_path / "o")}
+    good = ["b.nrrd", "p/p_1.tif", "p/p_3.tif"]
+    assert sorted(rows) == sorted([*good, r"m\xfcller.nrrd", r"p/p_\xe9.tif"])
+    assert [file for file, row in rows.items() if row["status"] == "ok"] == good
+    message = r"d/m\xfcller.nrrd: its name contains bytes that are not UTF-8; rename it."
+    assert rows[r"m\xfcller.nrrd"]["notes"].endswith(message)
+    assert outputs(tmp_path / "o") == ["b_seg.nrrd", "p/p_1_seg.png", "p/p_3_seg.png"]
 
 
 class NotTooBright(First):

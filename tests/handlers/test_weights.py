@@ -246,7 +246,7 @@ def test_a_write_that_fails_keeps_both_files(tmp_path, monkeypatch):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(ValueError, match=r"cannot write .*model\.pt \(PytorchStreamWriter failed.*make room"):
+    with pytest.raises(ValueError, match=r"cannot write .*model\.pt \(PytorchStreamWriter failed.*choose another"):
         save_weights(Shift(), tmp_path / "models/model.pt", keep_previous=True)
     assert (weight(tmp_path), weight(tmp_path, "model_previous.pt")) == (2, 1)
     assert names(tmp_path) == ["model.pt", "model_previous.pt"]

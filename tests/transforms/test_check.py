@@ -216,6 +216,7 @@ def test_label_to_class(arguments, values, expected, dtype, plain):
         ({"num_classes": 3}, (0, 3, 4, 5, 6, 7, 8, -1), r"label values -1, 3, 4, 5, 6; allowed are 0, 1, 2"),
         ({"values": [0, 255]}, (0, 1), r"label values 1; allowed are 0, 255"),
         ({}, (0, float("nan")), r"label values nan"),
+        ({}, (0, 0.9989), r"label values 0\.9989; allowed are 0, 1"),
     ],
 )
 def test_label_values_outside_the_set(arguments, values, message):

@@ -242,6 +242,16 @@ def test_a_single_linked_image_is_mirrored_from_its_own_folder(tmp_path):
     assert save.output_path(tmp_path / "archive/d/a.nrrd") == tmp_path / "out/a_seg.nrrd"
 
 
+@pytest.mark.parametrize("name", ["IM1", "IM1.dcm", "1.2.840.5", "3_t1_fl3d"])
+def test_a_dicom_series_gives_nifti(tmp_path, name):
+    """A folder, an enhanced file, or the name of a series in a folder, where there is no such file."""
+    save = SaveSegmentationd("pred", tmp_path / "out", tmp_path)
+    made = tmp_path / "out/study" / f"{name.removesuffix('.dcm')}_seg.nii.gz"
+    assert save.output_path(tmp_path / "study" / name) == made
+    (tmp_path / "study" / name).mkdir(parents=True)
+    assert save.output_path(tmp_path / "study" / name).name == f"{name}_seg.nii.gz"
+
+
 def test_postfix():
     path = SaveSegmentationd("pred", "out", "d", output_postfix="cells").output_path("d/x/a.tif", pages=True)
     assert path.as_posix() == "out/x/a_cells.tif"
@@ -298,7 +308,9 @@ def test_missing_keys(tmp_path):
 def test_output_folder_that_is_a_file(tmp_path, suffix):
     (tmp_path / "out").touch()
     data = pred(np.zeros((4, 4, 4) if suffix != ".png" else (4, 4)), tmp_path / f"a{suffix}")
-    with pytest.raises(ValueError, match=f"cannot write {re.escape(str(tmp_path))}/out/a_seg{suffix}.*make room"):
+    with pytest.raises(
+        ValueError, match=f"cannot write {re.escape(str(tmp_path))}/out/a_seg{suffix}.*: choose another folder"
+    ):
         SaveSegmentationd("pred", tmp_path / "out")(data)
 
 

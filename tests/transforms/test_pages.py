@@ -63,10 +63,10 @@ def test_another_entry_may_name_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "message"),
     [
-        (3, "{0}/a.tif has 3 pages, so there is no page 3: pages count from 0."),
-        (-1, "{0}/a.tif has 3 pages, so there is no page -1"),
-        ("1", "{0}/a.tif has 3 pages, so there is no page '1'"),
-        (True, "{0}/a.tif has 3 pages, so there is no page True"),
+        (3, "cannot read {0}/a.tif: it has 3 pages, so there is no page 3: pages count from 0."),
+        (-1, "cannot read {0}/a.tif: it has 3 pages, so there is no page -1"),
+        ("1", "cannot read {0}/a.tif: it has 3 pages, so there is no page '1'"),
+        (True, "cannot read {0}/a.tif: it has 3 pages, so there is no page True"),
         (0, "{0}/b.tif has 2 pages but {0}/a.tif has 3: both must have one per section."),
     ],
 )

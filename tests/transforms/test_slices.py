@@ -7,6 +7,7 @@ from monai.data import MetaTensor
 from monai.transforms import NormalizeIntensity, ScaleIntensity
 
 from segbundles.transforms import NormalizeSlicesd, ScaleSlicesd
+from segbundles.transforms.slices import flat_border
 
 # two channels, (W, H) = (1, 2), three slices
 VOLUME = [[[[0, 5, 7], [10, 5, 7]]], [[[20, 5, 9], [40, 5, 11]]]]
@@ -77,3 +78,49 @@ def test_normalization_against_monai_on_each_slice_alone():
 def test_a_deviation_of_zero_is_refused():
     with pytest.raises(ValueError, match=r"std must be positive, got 0"):
         NormalizeSlicesd("image", std=0)
+
+
+def section(size: tuple[int, int] = (120, 100)) -> np.ndarray:
+    return np.random.default_rng(0).normal(120, 30, size).clip(0, 255).round().astype(np.float32)
+
+
+BORDERS = {
+    "black half": (slice(0, 60), slice(None)),
+    "edge": (slice(None), slice(90, 100)),
+    "corner": (slice(0, 40), slice(70, 100)),
+}
+
+
+@pytest.mark.parametrize("grey", [0, 255, 128])
+@pytest.mark.parametrize("name", BORDERS)
+def test_a_flat_border_is_left_out_of_the_normalization(name: str, grey: float) -> None:
+    image = section()
+    image[BORDERS[name]] = grey
+    known = np.ones(image.shape, bool)
+    known[BORDERS[name]] = False
+    expected = np.full(image.shape, 0.5, np.float32)
+    expected[known] = (image[known] - image[known].mean()) / image[known].std() * 0.17 + 0.5
+    volume = MetaTensor(torch.from_numpy(np.stack([image, section()], -1)[None]))
+    out = NormalizeSlicesd("image", 0.5, 0.17)({"image": volume})["image"]
+    np.testing.assert_allclose(out[0, ..., 0].numpy(), expected, rtol=0, atol=1e-5)
+    plain = NormalizeSlicesd("image", 0.5, 0.17)({"image": volume[..., 1:]})["image"]
+    assert torch.equal(out[..., 1:], plain)
+    assert out.meta["notes"] == "flat border: left out of the normalisation"
+    assert "notes" not in plain.meta
+
+
+def test_a_border_of_a_jpeg_and_of_a_turned_section_is_found_but_no_hole_inside() -> None:
+    image, turned = section(), section()
+    image[:50] = np.random.default_rng(1).integers(0, 2, (50, 100))
+    x, y = np.mgrid[:120, :100]
+    turned[x + y < 60] = 0
+    border = flat_border(turned)
+    assert border is not None
+    assert not border[x + y >= 60].any()
+    assert border.sum() >= 0.8 * (x + y < 60).sum()
+    np.testing.assert_array_equal(flat_border(image).nonzero()[0].max(), 49)
+    image = section()
+    image[40:80, 30:60] = 0
+    assert flat_border(image) is None
+    assert flat_border(section()) is None
+    assert flat_border(np.zeros((40, 40), np.float32)) is None

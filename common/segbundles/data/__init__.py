@@ -1,11 +1,14 @@
 """Reading and writing images, lists of cases, volumes slice by slice, and loading images of which some may be bad."""
 
+from .base import file_stem, file_suffix
 from .cases import Datalist, FolderImages, image_root
 from .dicom import DicomReader, is_dicom_slice
 from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
 from .loader import Failure, SharedDataLoader, TolerantDataLoader, validation_sampler
-from .readers import SimpleITKReader, StackReader, SuffixReader, TiffReader, file_stem, file_suffix
+from .pictures import PictureReader, TiffReader
+from .readers import StackReader, SuffixReader
 from .stacks import SliceDataset, SliceStacks, lesion_weights, slice_sampler
+from .volumes import NiftiReader, SimpleITKReader
 from .writers import SimpleITKWriter, TiffWriter
 
 __all__ = [
@@ -16,6 +19,8 @@ __all__ = [
     "FolderImages",
     "FrameReader",
     "MaskReader",
+    "NiftiReader",
+    "PictureReader",
     "SharedDataLoader",
     "SimpleITKReader",
     "SimpleITKWriter",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -13,10 +14,19 @@ from typing import Any
 
 from monai.config import PathLike
 
-from segbundles.data.dicom import is_dicom_slice
-from segbundles.data.readers import DICOM, SuffixReader, file_stem, file_suffix
-from segbundles.errors import fail
-from segbundles.files import DATALIST_NAME, SPLITS, walk
+from segbundles.data.base import DICOM, file_stem, file_suffix
+from segbundles.data.dicom import (
+    Series,
+    channel_series,
+    chosen_series,
+    is_dicom,
+    is_dicom_slice,
+    list_series,
+    may_be_volume,
+)
+from segbundles.data.readers import SuffixReader
+from segbundles.errors import InputError, fail
+from segbundles.files import DATALIST_NAME, SPLITS, shown, walk
 from segbundles.leaks import check_leaks
 
 __all__ = ["Datalist", "FolderImages", "image_root"]
@@ -25,6 +35,13 @@ logger = logging.getLogger("segbundles")
 
 BY_PATTERN, BY_LABEL = "by the pattern", "as labels"  # reasons that depend on the knob skip
 SLICER_LABEL = ".seg.nrrd"
+# formats of images that are not read, although a person may expect it
+NOT_READ = (
+    *(".webp", ".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".heic", ".heif", ".avif", ".psd", ".pgm", ".ppm", ".svg"),
+    *(".svs", ".ndpi", ".scn", ".mrxs", ".vsi", ".czi", ".lif", ".lsm", ".nd2", ".oib", ".oif", ".dm3", ".dm4", ".mrc"),
+    *(".ima", ".par", ".rec", ".img", ".hdr", ".mgz", ".mgh", ".mnc", ".vtk", ".vti", ".npy", ".npz", ".h5", ".mat"),
+)
+CONVERTIBLE = {"PNG": ".png", "TIFF": ".tif", "NIfTI": ".nii"}
 RUN_FILES = ("inference.csv", "inference.log", "inferring.config.json")  # what the handlers write beside the results
 
 
@@ -90,7 +107,7 @@ class Datalist(_LazyCases):
         if self.split not in SPLITS:
             fail(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}.")
         try:
-            entries = json.loads(path.read_text(encoding="utf-8")).get(self.split) or []
+            entries = json.loads(path.read_text(encoding="utf-8-sig")).get(self.split) or []
         except (ValueError, AttributeError) as error:
             fail(f"{path} is not a datalist in JSON ({error}): {prepare}.")
         if not entries and self.required:
@@ -103,7 +120,7 @@ class Datalist(_LazyCases):
             for key in self.keys:
                 if not entry.get(key):
                     faults.append(f"entry {number} ({entry.get('image', '?')}) has no {key}")
-                elif not (root / entry[key]).exists():
+                elif not (root / entry[key]).exists() and not is_dicom(root / entry[key]):
                     faults.append(f"{key} {entry[key]} does not exist")
                 else:
                     case[key] = str(_unlinked(root / entry[key]))
@@ -122,7 +139,7 @@ class Datalist(_LazyCases):
 
 
 def _is_blank(path: Path) -> bool:
-    """Return whether an image has one value throughout; one that cannot be read has not."""
+    """Return whether an image has one value throughout; an image that cannot be read is not blank."""
     reader = SuffixReader()
     with suppress(Exception):
         array, _ = reader.get_data(reader.read(path))
@@ -145,14 +162,18 @@ def image_root(dataset_dir: PathLike) -> Path:
 class FolderImages(_LazyCases):
     """List every image under a folder, or one file, as ``{"image": path}``.
 
-    A folder of DICOM slices, whatever their names, is one image; ``dataset_dir`` itself can be such a folder.
+    A folder of DICOM slices, whatever their names, is one image; ``dataset_dir`` itself can be such a folder. If it
+    contains several series, each is an image, whose path is that of the folder and the name of the series, see
+    :class:`segbundles.data.DicomReader`. Series that cannot be volumes are then left out: one slice, slices in several
+    orientations (localisers), colours, and images without a position.
 
     The log says what is left out, with one line per reason:
 
     - what a pattern of ``skip`` matches;
     - labels: files that a ``datalist.json`` in their folder, or in one above it that is searched, names as labels, and
       ``*.seg.nrrd`` of 3D Slicer;
-    - hidden files, and files with other suffixes;
+    - hidden files, and files with other suffixes; if these are formats of images, this is a warning;
+    - DICOM series that ``series`` does not choose, or that cannot be volumes;
     - what is in ``output_dir``, and what an earlier run wrote according to the ``inference.csv`` there.
 
     If ``skip`` is empty, no name decides: labels are segmented too, with a warning. So is a single file that is given
@@ -165,10 +186,13 @@ class FolderImages(_LazyCases):
             layout, for example), in upper or lower case.
         suffixes: suffixes of images, ``.dcm`` for folders of DICOM slices; None takes all that can be read.
         postfixes: ends of the stems of results, as in :class:`segbundles.handlers.InferenceResults`.
+        series: number or description of the DICOM series to take; None takes all, each as an image. With a list, the
+            series of a study are the channels of one image, one per item; its path is the folder that contains the
+            series, or the folders with one series each. The reader of the images must have the same ``series``.
 
     Raises:
-        ValueError: at first use, when nothing is found, when two images would be written to one output name, or when
-            the result of one would replace another.
+        ValueError: at first use, when nothing is found, when no DICOM series is the chosen one, when two images would
+            be written to one output name, or when the result of one would replace another.
     """
 
     def __init__(
@@ -178,12 +202,14 @@ class FolderImages(_LazyCases):
         skip: Sequence[str] = ("*_seg.*",),
         suffixes: Sequence[str] | None = None,
         postfixes: Sequence[str] = ("seg",),
+        series: int | str | Sequence[int | str] | None = None,
     ) -> None:
         self.dataset_dir = dataset_dir
         self.output_dir = output_dir
         self.skip = tuple(skip)
         self.suffixes = tuple(SuffixReader.suffixes() if suffixes is None else suffixes)
         self.postfixes = tuple(postfixes)
+        self.series = series
 
     @property
     def root(self) -> Path:
@@ -196,6 +222,8 @@ class FolderImages(_LazyCases):
             labels = _labels([given.parent / DATALIST_NAME])
             self._warn_of_labels([given] if _is_label(given, labels) else [], "it was given as dataset_dir")
             return [{"image": str(given)}]
+        if not given.is_dir() and is_dicom(given):  # the name of a series in a folder
+            return [{"image": str(given)}]
         if not given.is_dir():
             fail(f"dataset_dir {str(self.dataset_dir)!r} is neither a folder nor a file: give the images to segment.")
         endings = [suffix for suffix in self.suffixes if suffix not in DICOM]
@@ -204,20 +232,75 @@ class FolderImages(_LazyCases):
         found = [path for path in files if file_suffix(path) in endings]
         others = [path for path in files if file_suffix(path) not in endings]
         folders = _series_folders(others) if series else set()
-        if strange := [path for path in others if path.parent not in folders]:
-            left_out["with another suffix"] = strange
-        found = sorted([*found, *folders])
+        strange = [path for path in others if path.parent not in folders]
+        images = [path for path in strange if file_suffix(path) in NOT_READ]
+        if len(strange) > len(images):
+            left_out["with another suffix"] = [path for path in strange if path not in images]
+        found = sorted([*found, *self._scans(folders, left_out)])
         report = [f"{len(paths)} {reason} ({self._names(paths)})" for reason, paths in left_out.items()]
+        if images:
+            kinds = " or ".join(kind for kind, suffix in CONVERTIBLE.items() if suffix in endings)
+            unread = f"{len(images)} in formats that are not read ({self._names(images)}): convert them to {kinds}"
+            logger.warning(f"Left out: {unread}.")
         if not found:
             also = ", or files must be slices of a DICOM series" if series else ""
+            report += [unread] if images else []
             why = f" Left out: {'; '.join(report)}." if report else ""
             if any(reason == BY_LABEL or reason.startswith(BY_PATTERN) for reason in left_out):
                 why += ' With --skip "[]", no name is left out.'
-            fail(f"no image under {str(given)!r}: names must end in one of {', '.join(endings)}{also}.{why}")
+            fail(f"no image under {shown(given)!r}: names must end in one of {', '.join(endings)}{also}.{why}")
         self._check_outputs(found)
         for line in report:
             logger.info(f"Left out: {line}.")
         return [{"image": str(path)} for path in found]
+
+    def _scans(self, folders: Iterable[Path], left_out: dict[str, list[Path]]) -> list[Path]:
+        """Return the paths of the images in folders of DICOM slices, and add the series that are left out."""
+        by_folder: dict[Path, list[Series]] = {}
+        found = []
+        for folder in sorted(folders):
+            try:
+                by_folder[folder] = list_series(folder)
+            except (InputError, OSError):  # the reader says what is wrong
+                found.append(folder)
+        if isinstance(self.series, list | tuple):
+            return [*found, *self._studies(by_folder, left_out)]
+        chosen: list[Series] = []
+        for series in by_folder.values():
+            if self.series is not None:
+                chosen += chosen_series(series, self.series)
+            elif len(series) > 1:
+                chosen += [one for one in series if may_be_volume(one)] or series
+            else:
+                chosen += series
+        every = [one for series in by_folder.values() for one in series]
+        if every and not chosen:
+            more = f" and {len(every) - 10} more" if len(every) > 10 else ""
+            fail(
+                f"series is {self.series!r}, but no DICOM series under {shown(self.dataset_dir)!r} has this number or "
+                f"description; there are {', '.join(map(str, every[:10]))}{more}."
+            )
+        self._leave_out(every, chosen, left_out)
+        return [*found, *(one.path for one in chosen)]
+
+    def _leave_out(self, series: Sequence[Series], chosen: Sequence[Series], left_out: dict[str, list[Path]]) -> None:
+        others = [one.path for one in series if one not in chosen]
+        if others:
+            reason = "DICOM series that cannot be volumes" if self.series is None else f"by series {self.series!r}"
+            left_out.setdefault(reason, []).extend(others)
+
+    def _studies(self, by_folder: dict[Path, list[Series]], left_out: dict[str, list[Path]]) -> list[Path]:
+        """Return the folders of the studies whose series are the channels of one image."""
+        studies: dict[Path, list[Series]] = {}
+        single = [folder for folder, series in by_folder.items() if len(series) == 1 and folder != self.root]
+        parents = Counter(folder.parent for folder in single)
+        for folder, series in by_folder.items():
+            with_siblings = folder in single and parents[folder.parent] > 1
+            studies.setdefault(folder.parent if with_siblings else folder, []).extend(series)
+        for series in studies.values():
+            with suppress(InputError):  # the reader says what is missing
+                self._leave_out(series, channel_series(series, self.series), left_out)
+        return list(studies)
 
     def _sorted_out(self, paths: Sequence[Path]) -> tuple[list[Path], dict[str, list[Path]]]:
         """Return the files that may be images, and the others by the reason for which they are left out."""
@@ -258,7 +341,7 @@ class FolderImages(_LazyCases):
             logger.warning(f"Segmented although their names are those of labels, because {why}: {self._names(paths)}.")
 
     def _names(self, paths: Sequence[Path]) -> str:
-        names = ", ".join(path.relative_to(self.root).as_posix() for path in paths[:3])
+        names = ", ".join(shown(path.relative_to(self.root).as_posix()) for path in paths[:3])
         return names + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
     def _outputs(self, output: Path, names: Iterable[PurePath | str]) -> set[Path]:
@@ -269,7 +352,7 @@ class FolderImages(_LazyCases):
         """Return the results, without suffix, that the table of an earlier run names."""
         if output is None or not (output / "inference.csv").is_file():
             return set()
-        with (output / "inference.csv").open(newline="", encoding="utf-8", errors="replace") as table:
+        with (output / "inference.csv").open(newline="", encoding="utf-8-sig", errors="replace") as table:
             images = [PurePath(row["file"]) for row in csv.DictReader(table) if row.get("file")]
         # a row may also be the folder of a DICOM series, which has no suffix
         return self._outputs(output, {name for path in images for name in (path, path.with_name(file_stem(path)))})
@@ -283,13 +366,16 @@ class FolderImages(_LazyCases):
             name = folder / (path.name if path.is_dir() else file_stem(path))
             twin = by_output.setdefault(name, path)
             if twin != path:
-                fail(f"{twin} and {path} would both be written as {name.name}_seg: rename one of them.")
+                fail(
+                    f"{shown(twin)} and {shown(path)} would both be written as {shown(name.name)}_seg: rename one "
+                    "of them."
+                )
         if self.output_dir is None:
             return
         written = self._outputs(Path(self.output_dir).resolve(), by_output)
         for path in found:
             if path.parent / file_stem(path) in written:
-                fail(f"{path} would be replaced by a result of this run: choose another output_dir.")
+                fail(f"{shown(path)} would be replaced by a result of this run: choose another output_dir.")
 
 
 def _labels(datalists: Iterable[Path]) -> set[Path]:
@@ -299,11 +385,11 @@ def _labels(datalists: Iterable[Path]) -> set[Path]:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
             entries = [entry for split in SPLITS for entry in content.get(split) or []]
             found |= {_unlinked(path.parent / entry["label"]) for entry in entries if entry.get("label")}
         except (OSError, ValueError, AttributeError, TypeError) as error:
-            logger.warning(f"{path} cannot be read ({error}), so the labels that it names are not known.")
+            logger.warning(f"{shown(path)} cannot be read ({error}), so the labels that it names are not known.")
     return found
 
 

@@ -1,231 +1,342 @@
-"""Reading a folder of DICOM slices as one volume, and recognising slices among other files."""
+"""Reading a DICOM series as one volume: a folder of slices, one series of several in a folder, or an enhanced file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 from monai.config import PathLike
-from monai.data import ImageReader
 from monai.data.utils import orientation_ras_lps
 from monai.utils import ensure_tuple
 
+from segbundles.data.base import FileReader
+from segbundles.data.dicom_files import (
+    COSINE_TOLERANCE,
+    REPEATS,
+    Frame,
+    NotPlacedError,
+    SeriesTags,
+    format_numbers,
+    is_dicom_slice,
+    read_frames,
+    read_pixels,
+    read_series_tags,
+)
 from segbundles.errors import InputError
-from segbundles.itk import quiet_itk
-from segbundles.meta import image_meta
+from segbundles.files import shown
+from segbundles.meta import add_note, image_meta
 
-__all__ = ["DicomReader", "format_numbers", "is_dicom_slice"]
+__all__ = [
+    "DicomReader",
+    "Series",
+    "channel_series",
+    "chosen_series",
+    "format_numbers",
+    "is_dicom",
+    "is_dicom_slice",
+    "list_series",
+    "may_be_volume",
+    "slice_files",
+]
 
-STORAGE = "1.2.840.10008.5.1.4.1.1."
-# waveforms, presentation states, registrations and segmentations, reports, documents, radiotherapy, spectra
-NOT_SCANS = ("9.", "11.", "66", "88.", "104.", "481.", "4.2")
 SAME_PLACE_MM = 0.01
 GRID_TOLERANCE = 0.1  # of a voxel, because positions are written with few decimals
-COSINE_TOLERANCE = 1e-3
-# tags that may differ between slices at the same place
-REPEATS = {
-    "EchoTime": "0018|0081",
-    "InversionTime": "0018|0082",
-    "TriggerTime": "0018|1060",
-    "DiffusionBValue": "0018|9087",
-    "TemporalPositionIdentifier": "0020|0100",
-    "ImageType": "0008|0008",
-    "AcquisitionNumber": "0020|0012",
-}
-
-
-def is_dicom_slice(path: PathLike) -> bool:
-    """Return whether a file is a DICOM image, whatever its name; a damaged file that ends in ``.dcm`` counts as one.
-
-    DICOMDIR, reports, presentation states and other objects that are not scans do not count.
-    """
-    with Path(path).open("rb") as file:
-        head = file.read(1024)
-    if head[128:132] != b"DICM":
-        return Path(path).suffix.lower() == ".dcm"
-    kind = _uid(head, 2)
-    return not kind or (kind.startswith(STORAGE) and not kind.removeprefix(STORAGE).startswith(NOT_SCANS))
-
-
-def _uid(head: bytes, element: int) -> str:
-    """Return an identifier of group 2, which is always in explicit little endian."""
-    found = re.search(rb"\x02\x00" + bytes([element]) + rb"\x00UI..([\d.]+)", head[132:], re.DOTALL)
-    return found[1].decode() if found else ""
+NEAR = 0.05  # of the range of the grey levels: padding that near to the background is left as it is
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """The parts of a slice's header that are needed; nothing that identifies the patient."""
+class Series:
+    """A series in a folder.
 
-    name: str
-    series: str
-    description: str
-    columns_rows: tuple[int, ...]
-    grey: bool
-    position: np.ndarray
-    axes: np.ndarray
-    spacing: np.ndarray
-    repeat: dict[str, str]
-
-
-class DicomReader(ImageReader):
-    """Read a folder with one DICOM series, one file per slice, with SimpleITK.
-
-    The array has axes (x, y, z): columns, rows, and slices sorted by their positions along the normal x cross y,
-    whatever the file names. Values are float32, rescaled as each header says, with low values dark. The affine is RAS,
-    in mm. Sub-folders and files that are not DICOM images are ignored. The metadata only contains the grid, nothing
-    about the patient or the study.
+    Args:
+        folder: the folder.
+        name: text that stands for the series, without dots, such as ``4_t1_fl3d``; no other in the folder has it.
+        tags: tags of its first file.
+        files: its files.
+        frames: number of slices.
+        alone: whether the folder contains no other series.
     """
 
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return whether every path is a folder."""
-        return all(Path(name).is_dir() for name in ensure_tuple(filename))
+    folder: Path
+    name: str
+    tags: SeriesTags
+    files: tuple[Path, ...]
+    frames: int
+    alone: bool
 
-    def read(self, data: Sequence[PathLike] | PathLike) -> tuple[np.ndarray, np.ndarray]:
-        """Return the array and affine of one folder.
+    @property
+    def path(self) -> Path:
+        """Path that :class:`DicomReader` reads: the folder, or the name in it where the folder has several series."""
+        return self.folder if self.alone else self.folder / self.name
 
-        Args:
-            data: path of the folder.
-
-        Raises:
-            ValueError: when the folder does not contain exactly one series, when slices are missing, are at the same
-                place, differ in size, spacing or orientation, or cannot be decoded.
-        """
-        (folder,) = map(Path, ensure_tuple(data))
-        try:
-            return _read_series(folder)
-        except InputError as error:
-            raise InputError(f"cannot read {folder} as a DICOM series: {error}") from None
-
-    def get_data(self, img: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, dict]:
-        """Return array and metadata of what ``read`` returned."""
-        array, affine = img
-        return array, image_meta(affine, array.shape)
+    def __str__(self) -> str:
+        number = "" if self.tags.number is None else f" (number {self.tags.number})"
+        return f"{self.tags.description!r}{number} of {self.frames} slice{'s'[: self.frames > 1]}"
 
 
-def _read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def slice_files(folder: Path) -> list[Path]:
+    """Return the DICOM images in a folder, without its sub-folders.
+
+    Raises:
+        ValueError: when a file like them is empty.
+    """
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     paths = [path for path in files if is_dicom_slice(path)]
-    if not paths:
-        raise InputError("it contains no DICOM image: give the folder that contains the slices.")
     suffixes = {path.suffix for path in paths}
     empty = next((path.name for path in files if path.suffix in suffixes and not path.stat().st_size), None)
     if empty:
-        raise InputError(f"{empty} is empty: copy it again.")
-    with quiet_itk():
-        slices = [_read_header(path) for path in paths]
-        _check_one_series(slices)
-        _check_alike(slices)
-        axes, spacing = slices[0].axes, slices[0].spacing
-        normal = np.cross(*axes)
-        slices.sort(key=lambda one: one.position @ normal)
-        step = _check_positions(slices, normal)
-        array = np.stack([_read_pixels(folder / one.name) for one in slices], axis=2)
+        raise InputError(f"{shown(empty)} is empty: copy it again.")
+    return paths
+
+
+def list_series(folder: Path) -> list[Series]:
+    """Return the series in a folder, sorted by their numbers.
+
+    Raises:
+        ValueError: when there is none, or a file is damaged.
+    """
+    by_uid: dict[str, list[tuple[Path, SeriesTags]]] = {}
+    for path in slice_files(folder):
+        tags = read_series_tags(path)
+        by_uid.setdefault(tags.uid, []).append((path, tags))
+    if not by_uid:
+        raise InputError("it contains no DICOM image: give the folder that contains the slices.")
+    found: list[Series] = []
+    for files in sorted(by_uid.values(), key=lambda files: (files[0][1].number or 0, files[0][1].uid)):
+        paths, tags = zip(*files, strict=True)
+        frames = sum(one.frames for one in tags)
+        name = _series_name(tags[0], folder, {one.name for one in found})
+        found.append(Series(folder, name, tags[0], paths, frames, len(by_uid) == 1))
+    return found
+
+
+def _series_name(tags: SeriesTags, folder: Path, taken: set[str]) -> str:
+    number = "" if tags.number is None else str(tags.number)
+    description = re.sub(r"[^\w+-]+", "_", tags.description).strip("_")
+    name = "_".join(part for part in (number, description) if part) or "series"
+    copies = (name if k == 1 else f"{name}_{k}" for k in range(1, len(taken) + 1000))
+    return next(copy for copy in copies if copy not in taken and not (folder / copy).exists())
+
+
+def chosen_series(series: Sequence[Series], selector: int | str | None) -> list[Series]:
+    """Return the series that a selector stands for.
+
+    Args:
+        series: series to choose from.
+        selector: a series number, or a text: the whole description of a series, or else a part of it, in upper or lower
+            case. None chooses all.
+    """
+    if selector is None:
+        return list(series)
+    text = str(selector).strip()
+    if re.fullmatch(r"\d+", text):
+        return [one for one in series if one.tags.number == int(text)]
+    descriptions = [one.tags.description.casefold() for one in series]
+    text = text.casefold()
+    whole = [one for one, description in zip(series, descriptions, strict=True) if description == text]
+    return whole or [one for one, description in zip(series, descriptions, strict=True) if text in description]
+
+
+def channel_series(series: Sequence[Series], selectors: Sequence[int | str]) -> list[Series]:
+    """Return one series per selector; where a selector fits several, those that another one needs do not count.
+
+    Args:
+        series: series of one study.
+        selectors: see :func:`chosen_series`.
+
+    Raises:
+        ValueError: when a selector fits no series or several, or the series are of different patients.
+    """
+    fitting = {selector: chosen_series(series, selector) for selector in selectors}
+    for _ in selectors:
+        sure = {id(found[0]) for found in fitting.values() if len(found) == 1}
+        for selector, found in fitting.items():
+            if len(found) > 1:
+                fitting[selector] = [one for one in found if id(one) not in sure] or found
+    for selector, found in fitting.items():
+        if len(found) != 1:
+            raise InputError(
+                f"{selector!r} of series fits {len(found) or 'no'} series of this study, which has {_listed(series)}: "
+                "give the number or the description of one series per channel."
+            )
+    chosen = [fitting[selector][0] for selector in selectors]
+    if len({one.tags.patient for one in chosen}) > 1:
+        raise InputError(f"its series {_listed(chosen)} are of different patients: sort them into folders.")
+    return chosen
+
+
+def _listed(series: Sequence[Series]) -> str:
+    more = f" and {len(series) - 10} more" if len(series) > 10 else ""
+    return ", ".join(map(str, series[:10])) + more
+
+
+def may_be_volume(series: Series) -> bool:
+    """Return whether a series is of the kind that a person wants to segment.
+
+    One slice, slices in several orientations (a localiser), colours, and images without a position are not. A damaged
+    series counts as a volume, so that reading it says what is wrong.
+    """
+    frames: list[Frame] = []
+    for path in series.files:
+        try:
+            frames += read_frames(path)
+        except NotPlacedError:
+            continue
+        except InputError:
+            return True
+    apart = (np.abs(frame.axes - frames[0].axes).max() > COSINE_TOLERANCE for frame in frames)
+    return len(frames) > 1 and all(frame.grey for frame in frames) and not any(apart)
+
+
+def is_dicom(path: PathLike) -> bool:
+    """Return whether :class:`DicomReader` is to read a path: a folder, a DICOM image, or a series by its name."""
+    path = Path(path)
+    if path.is_dir():
+        return True
+    if path.exists():
+        return path.is_file() and is_dicom_slice(path)
+    with suppress(InputError, OSError):
+        return not path.suffix and path.parent.is_dir() and bool(slice_files(path.parent))
+    return False
+
+
+class DicomReader(FileReader):
+    """Read a DICOM series, one slice per file or many (enhanced, multi-frame).
+
+    A path is one of these:
+
+    - a folder with one series. Sub-folders and files that are not DICOM images are ignored;
+    - a folder with several series, if ``series`` says which to read;
+    - a folder with several series, followed by the name of one, as in ``study/4_t1_fl3d``, which is its number and its
+      description; see :class:`Series`;
+    - an enhanced file.
+
+    The array has axes (x, y, z): columns, rows, and slices sorted by their positions along the normal x cross y,
+    whatever the file names. Values are float32, rescaled as each header says, with low values dark. Padding outside the
+    field of view (PixelPaddingValue) gets the lowest other value, with a note. The affine is RAS, in mm. The metadata
+    only contains the grid, nothing about the patient or the study.
+
+    Args:
+        series: number or description of the series to read (:func:`chosen_series`). A list reads one series per channel
+            from a folder, or from the folders in it; the array then has a last axis of channels. None reads the only
+            series.
+    """
+
+    def __init__(self, series: int | str | Sequence[int | str] | None = None) -> None:
+        super().__init__()
+        self.series = series
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Return whether every path is a folder, a DICOM image, or a series in a folder."""
+        return all(map(is_dicom, ensure_tuple(filename)))
+
+    def exists(self, path: Path) -> bool:
+        """Return whether there is such a file, folder or series."""
+        return path.exists() or is_dicom(path)
+
+    def decode(self, path: Path, **kwargs: Any) -> tuple[np.ndarray, dict]:
+        """Return array and metadata of one series, or of the series that are the channels of one image.
+
+        Raises:
+            ValueError: when the path does not give exactly one series, when slices are missing, are at the same place,
+                differ in size, spacing or orientation, or cannot be decoded, and when channels differ in size or
+                position.
+        """
+        if path.is_file():
+            frames = read_frames(path)
+            if len(frames) == 1:
+                raise InputError("it is one slice of a DICOM series; give the folder with the whole series.")
+            return _volume(frames)
+        if not path.is_dir():
+            return _read_series(_only([one for one in list_series(path.parent) if one.name == path.name], path.parent))
+        if isinstance(self.series, list | tuple):
+            return _read_channels(channel_series(_study_series(path), self.series))
+        return _read_series(_only(chosen_series(list_series(path), self.series), path, self.series))
+
+
+def _only(found: Sequence[Series], folder: Path, selector: int | str | None = None) -> Series:
+    if not found:
+        sought = "such series" if selector is None else f"series {selector!r}"
+        raise InputError(f"there is no {sought}: the folder contains {_listed(list_series(folder))}.")
+    if len(found) > 1:
+        raise InputError(
+            f"it contains {len(found)} series, {_listed(found)}: choose one with --series, or give its path, for "
+            f"example {shown(found[0].path)}."
+        )
+    return found[0]
+
+
+def _study_series(folder: Path) -> list[Series]:
+    """Return the series in a folder; if there is none, those in the folders in it."""
+    if slice_files(folder):
+        return list_series(folder)
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    found = [one for inner in folders if slice_files(inner) for one in list_series(inner)]
+    return found or list_series(folder)
+
+
+def _read_series(series: Series) -> tuple[np.ndarray, dict]:
+    return _volume([frame for path in series.files for frame in read_frames(path)])
+
+
+def _read_channels(series: Sequence[Series]) -> tuple[np.ndarray, dict]:
+    arrays, metas = zip(*map(_read_series, series), strict=True)
+    affine, size = metas[0]["affine"], arrays[0].shape
+    tolerance = GRID_TOLERANCE * np.linalg.norm(affine[:3, :3], axis=0).min()
+    for one, array, meta in zip(series, arrays, metas, strict=True):
+        apart = np.abs(meta["affine"] - affine)[:3] @ [*size, 1]
+        if array.shape != size or apart.max() > tolerance:
+            raise InputError(
+                f"its series {series[0]} and {one} are channels of one image but differ in size or position: resample "
+                "them to one grid beforehand."
+            )
+    meta = image_meta(affine, size, channels_last=True)
+    add_note(meta, *(other.get("notes", "") for other in metas))
+    return np.stack(arrays, axis=-1), meta
+
+
+def _volume(frames: Sequence[Frame]) -> tuple[np.ndarray, dict]:
+    if len(frames) == 1:
+        raise InputError(f"it contains only one slice, {frames[0].name}: give the whole series.")
+    _check_alike(frames)
+    axes, spacing = frames[0].axes, frames[0].spacing
+    normal = np.cross(*axes)
+    frames = sorted(frames, key=lambda one: one.position @ normal)
+    step = _check_positions(frames, normal)
+    planes, padded = zip(*read_pixels(frames), strict=True)
+    array = np.stack(planes, axis=2)
     affine = np.eye(4)
     affine[:3, :3] = np.stack([axes[0] * spacing[0], axes[1] * spacing[1], normal * step], axis=1)
-    affine[:3, 3] = slices[0].position
-    return array, orientation_ras_lps(affine)
+    affine[:3, 3] = frames[0].position
+    meta = image_meta(orientation_ras_lps(affine), array.shape)
+    if any(plane is not None and plane.any() for plane in padded):
+        nowhere = np.zeros(array.shape[:2], bool)
+        here = np.stack([nowhere if plane is None else plane for plane in padded], axis=2)
+        add_note(meta, *_without_padding(array, here, frames))
+    return array, meta
 
 
-def _open(path: Path) -> sitk.ImageFileReader:
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise InputError(_why_not(path)) from None
-    return reader
+def _without_padding(array: np.ndarray, padded: np.ndarray, frames: Sequence[Frame]) -> list[str]:
+    """Give padding the lowest other value, in place, and return the note on it."""
+    others = array[~padded]
+    if not others.size:
+        return []
+    low, high = float(others.min()), float(others.max())
+    there = array[padded]
+    if low - NEAR * (high - low) <= there.min() and there.max() <= low:
+        return []
+    array[padded] = low
+    first, last = next(frame.padding for frame in frames if frame.padding is not None)
+    values = f"{first}" if first == last else f"{first} to {last}"
+    return [f"padding (PixelPaddingValue {values}) taken as background"]
 
 
-def _why_not(path: Path) -> str:
-    """Describe why a slice cannot be decoded, judging by the beginning of its file."""
-    with path.open("rb") as file:
-        syntax = _uid(file.read(1024), 16)
-    if syntax.startswith("1.2.840.10008.1.2.") and syntax.removeprefix("1.2.840.10008.1.2.") not in ("1", "2"):
-        return (
-            f"{path.name} has an unsupported compression (transfer syntax {syntax}), or is damaged: "
-            "export it uncompressed, or convert it with `gdcmconv --raw`."
-        )
-    return f"{path.name} is truncated or damaged: copy it again."
-
-
-def _tag(reader: sitk.ImageFileReader, tag: str) -> str:
-    return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
-
-
-def _read_header(path: Path) -> _Slice:
-    reader = _open(path)
-    if reader.GetSize()[2:] > (1,):
-        raise InputError(
-            f"{path.name} has {reader.GetSize()[2]} frames, but multi-frame (enhanced) DICOM is not supported: convert "
-            "it to NIfTI with dcm2niix, or export it as single slices."
-        )
-
-    def numbers(name: str, tag: str, count: int) -> np.ndarray:
-        text = _tag(reader, tag)
-        try:
-            values = np.array([float(part) for part in text.split("\\")])
-        except ValueError:
-            values = np.empty(0)
-        if len(values) != count or not np.isfinite(values).all():
-            raise InputError(
-                f"the {name} of {path.name} is {text or 'missing'} but must have {count} numbers: the file is not a "
-                "slice of a volume, or its anonymisation removed too much; leave it out, or export it again."
-            )
-        return values
-
-    axes = numbers("ImageOrientationPatient", "0020|0037", 6).reshape(2, 3)
-    if np.abs(axes @ axes.T - np.eye(2)).max() > COSINE_TOLERANCE:
-        raise InputError(
-            f"{path.name} has axes {format_numbers(axes.ravel())}, which are not perpendicular and of length 1: export "
-            "it again."
-        )
-    spacing = numbers("PixelSpacing", "0028|0030", 2)[::-1]  # rows come first
-    if not (spacing > 0).all():
-        raise InputError(
-            f"the PixelSpacing of {path.name} is {format_numbers(spacing[::-1])} but must be two positive numbers "
-            "(mm): export it again."
-        )
-    number = _tag(reader, "0020|0011")
-    description = _tag(reader, "0008|103e")
-    return _Slice(
-        name=path.name,
-        series=_tag(reader, "0020|000e"),
-        description=f"{description!r}" + (f" (number {number})" if number else ""),
-        columns_rows=reader.GetSize()[:2],
-        grey=_tag(reader, "0028|0004") in ("", "MONOCHROME1", "MONOCHROME2"),
-        position=numbers("ImagePositionPatient", "0020|0032", 3),
-        axes=axes / np.linalg.norm(axes, axis=1, keepdims=True),
-        spacing=spacing,
-        repeat={name: _tag(reader, tag) for name, tag in REPEATS.items()},
-    )
-
-
-def _check_one_series(slices: Sequence[_Slice]) -> None:
-    by_series: dict[str, list[_Slice]] = {}
-    for one in slices:
-        by_series.setdefault(one.series, []).append(one)
-    if len(by_series) > 1:
-        held = [f"{series[0].description} of {_count(series)}" for series in by_series.values()]
-        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
-        raise InputError(
-            f"it contains {len(held)} series, {', '.join(held[:5])}{more}: put each into its own folder, and leave out "
-            "those that you do not want to segment."
-        )
-    if len(slices) == 1:
-        raise InputError(f"it contains only one slice, {slices[0].name}: give the whole series.")
-
-
-def _count(slices: Sequence[_Slice]) -> str:
-    return f"{len(slices)} slice{'s'[: len(slices) > 1]}"
-
-
-def _check_alike(slices: Sequence[_Slice]) -> None:
+def _check_alike(slices: Sequence[Frame]) -> None:
     first = slices[0]
     for one in slices:
         if not one.grey:
@@ -241,7 +352,7 @@ def _check_alike(slices: Sequence[_Slice]) -> None:
             raise InputError(f"{pair} differ in spacing, {spacings} mm: sort them into folders.")
 
 
-def _check_positions(slices: Sequence[_Slice], normal: np.ndarray) -> float:
+def _check_positions(slices: Sequence[Frame], normal: np.ndarray) -> float:
     """Return the distance in mm between slices, which are sorted along the normal."""
     positions = np.stack([one.position for one in slices])
     along = (positions - positions[0]) @ normal
@@ -271,7 +382,7 @@ def _check_positions(slices: Sequence[_Slice], normal: np.ndarray) -> float:
     return step
 
 
-def _check_repeats(slices: Sequence[_Slice], gaps: np.ndarray) -> None:
+def _check_repeats(slices: Sequence[Frame], gaps: np.ndarray) -> None:
     if gaps.min() > SAME_PLACE_MM:
         return
     start = int(np.argmin(gaps > SAME_PLACE_MM))
@@ -294,18 +405,3 @@ def _check_repeats(slices: Sequence[_Slice], gaps: np.ndarray) -> None:
         f"its {len(slices)} slices are at {places} position{'s'[: places > 1]}, for example "
         f"{', '.join(one.name for one in here[:4])} at the same one: {kind}."
     )
-
-
-def _read_pixels(path: Path) -> np.ndarray:
-    """Return the grey levels (columns, rows) of a slice; ITK rescales them, and inverts them if 0 is white."""
-    reader = _open(path)
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    try:
-        return sitk.GetArrayFromImage(reader.Execute())[0].T
-    except RuntimeError:
-        raise InputError(_why_not(path)) from None
-
-
-def format_numbers(values: Iterable[float]) -> str:
-    """Write numbers with up to six digits, such as ``(0.5, 0.5, 2)``."""
-    return f"({', '.join(f'{value:.6g}' for value in values)})"

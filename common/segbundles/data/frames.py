@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 from monai.config import PathLike
-from monai.data import ImageReader
 from monai.utils import ensure_tuple
-from PIL import Image
 
-from segbundles.data.readers import PIL, TIFF, TiffReader, file_suffix, shows_stored_values
+from segbundles.data.base import PIL, TIFF, FileReader, file_suffix
+from segbundles.data.pictures import Picture, read_picture
 from segbundles.errors import InputError, fail
 from segbundles.meta import add_note, image_meta, set_has_spacing
 
@@ -23,13 +22,14 @@ VOID = 255
 _SMALLEST_SIDE = 16  # pixels
 _THRESHOLD = 127
 _COLOURLESS = 32  # grey levels by which the channels of a JPEG mask may differ
+_DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras, stored in 16
 
 
 def read_frame(path: PathLike) -> tuple[np.ndarray, list[str]]:
     """Read a frame (TIFF, PNG, BMP, JPEG) as 8-bit RGB.
 
-    Grey becomes three equal channels (a TIFF with 0 as white is inverted), an alpha channel is dropped, 16 bits are
-    scaled to 8, and palettes, CMYK, YCbCr and 1-bit images are converted.
+    Grey becomes three equal channels, an alpha channel is dropped, and 16 bits are scaled to 8, from the smallest of
+    8, 10, 12, 14 and 16 bits that has room for the largest value. Palettes, CMYK, YCbCr and 1-bit images are converted.
 
     Args:
         path: the file.
@@ -38,28 +38,27 @@ def read_frame(path: PathLike) -> tuple[np.ndarray, list[str]]:
         Pixels (H, W, 3), uint8, and notes on the conversions.
 
     Raises:
-        ValueError: when the file cannot be decoded, is not a single 2D image of 8 or 16 bits, or has a side shorter
-            than 16 pixels.
+        ValueError: as for :func:`segbundles.data.pictures.read_picture`, and when the file is not a single 2D image of
+            8 or 16 bits, grey or RGB, with sides of 16 pixels or more.
     """
-    array = _open(path, indices=False)
-    notes = []
-    if array.dtype == np.uint16:
-        array = np.rint(array / 257).astype(np.uint8)
-        notes.append("16 bits: scaled to 8")
-    channels = array.shape[2]
-    if channels in (2, 4):
-        array = array[..., :-1]
-        notes.append("alpha channel dropped")
-    if channels in (1, 2):
-        array = np.repeat(array, 3, 2)
+    pixels, notes = _one_image(read_picture(path).expanded())
+    if pixels.dtype == bool:
+        pixels = pixels * np.uint8(255)
+    elif pixels.dtype == np.uint16:
+        pixels, bits = _in_8_bits(pixels)
+        notes.append("16 bits: scaled to 8" if bits == 16 else f"{bits} bits stored in 16: scaled to 8")
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, 2)
         notes.append("grey: used for all 3 colours")
-    return np.ascontiguousarray(array), notes
+    return np.ascontiguousarray(pixels), notes
 
 
 def read_mask(path: PathLike) -> np.ndarray:
-    """Read the stored values of a mask, (H, W), uint8; for a palette, the indices.
+    """Read the stored values of a mask, (H, W), uint8.
 
-    Three equal channels become one, an alpha channel is dropped, and 16 bits are scaled to 8 if a value exceeds 255.
+    Three equal channels become one, an alpha channel is dropped, and 16 bits are scaled to 8 if a value exceeds 255. A
+    grey palette gives its grey levels. A coloured palette that starts with black gives its indices, as in PASCAL VOC;
+    with black and one other colour, black is 0 and the other 255.
 
     Args:
         path: the file.
@@ -67,15 +66,54 @@ def read_mask(path: PathLike) -> np.ndarray:
     Raises:
         ValueError: as for :func:`read_frame`, and when the mask is in colour.
     """
-    array = _open(path, indices=True)
-    if array.dtype == np.uint16:
-        array = (array if array.max() <= 255 else np.rint(array / 257)).astype(np.uint8)
-    if array.shape[2] in (2, 4):
-        array = array[..., :-1]
-    spread = int((array.max(2).astype(int) - array.min(2)).max())
+    pixels, _ = _one_image(_without_colours(read_picture(path)))
+    if pixels.dtype == np.uint16:
+        pixels, _ = _in_8_bits(pixels)
+    pixels = pixels.astype(np.uint8)
+    spread = int((pixels.max(2).astype(int) - pixels.min(2)).max())
     if spread > _COLOURLESS:
-        raise InputError("is in colour: a mask must be grey, with one channel")
-    return array[..., 0]
+        raise InputError("it is in colour: a mask must be grey, with one channel.")
+    return pixels[..., 0]
+
+
+def _one_image(picture: Picture) -> tuple[np.ndarray, list[str]]:
+    """Return the pixels without alpha, (H, W, 1 or 3), of 1, 8 or 16 bits, and notes."""
+    pages, height, width, _ = picture.pixels.shape
+    if pages > 1:
+        raise InputError(f"it has {pages} pages: give one image per file.")
+    pixels = picture.pixels[0]
+    if pixels.dtype not in (bool, np.uint8, np.uint16):
+        raise InputError(f"it has {pixels.dtype} values but must have 8 or 16 bits without sign: convert it.")
+    if min(height, width) < _SMALLEST_SIDE:
+        raise InputError(f"it has {width} x {height} pixels but each side must have at least {_SMALLEST_SIDE}.")
+    pixels = pixels[..., :-1] if picture.alpha else pixels
+    if pixels.shape[2] not in (1, 3):
+        raise InputError(f"it has {pixels.shape[2]} channels but must have 1 (grey) or 3 (RGB), and may have alpha.")
+    return pixels, ["alpha channel dropped"] if picture.alpha else []
+
+
+def _in_8_bits(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Scale 16 bits to 8, and return the bits that the values need."""
+    bits = next(bits for bits in _DEPTHS if int(pixels.max()) < 2**bits)
+    return np.rint(pixels / ((2**bits - 1) / 255)).astype(np.uint8), bits
+
+
+def _without_colours(picture: Picture) -> Picture:
+    """Replace the indices of a mask with a palette by grey levels, or take them as classes."""
+    if not picture.palettes or len(picture.pixels) > 1:
+        return picture
+    (palette,) = picture.palettes
+    colours = palette[:, :3]
+    if (colours == colours[:, :1]).all():
+        return picture._replace(palettes=[np.c_[colours, np.full(len(colours), 255, np.uint8)]]).expanded()
+    if not colours[0].any():
+        return picture._replace(palettes=())
+    used = np.unique(colours[np.unique(picture.pixels)], axis=0)
+    if len(used) > 2 or used[0].any():
+        raise InputError(
+            "it has a coloured palette that does not start with black: save it as class indices, or as black and white."
+        )
+    return picture._replace(pixels=colours[picture.pixels[..., 0]].any(-1, keepdims=True) * np.uint8(255), palettes=())
 
 
 def mask_classes(values: np.ndarray, num_classes: int = 2, void_class: int | None = None) -> np.ndarray:
@@ -127,52 +165,7 @@ def mask_classes(values: np.ndarray, num_classes: int = 2, void_class: int | Non
     return classes
 
 
-def _open(path: PathLike, indices: bool) -> np.ndarray:
-    """Return the pixels (H, W, channels), of 8 or 16 bits."""
-    suffix = file_suffix(path)
-    if suffix not in FrameReader.suffixes():
-        raise InputError(f"cannot be read: its name must end in one of {', '.join(FrameReader.suffixes())}")
-    if not Path(path).is_file():
-        raise InputError("cannot be read: there is no such file")
-    try:
-        if suffix in TIFF and shows_stored_values(path):
-            array, colour = TiffReader().read(path)
-            pages = 1 if array.ndim - colour == 2 else len(array)
-        else:
-            with Image.open(path) as image:
-                pages = getattr(image, "n_frames", 1)
-                array = np.asarray(_plain(image, indices))
-            colour = array.ndim == 3
-    except Exception as error:  # PIL raises anything from SyntaxError to OSError on a broken file
-        if "imagecodecs" in str(error):
-            raise InputError("cannot be read: its compression needs `pip install imagecodecs`") from None
-        raise InputError(f"cannot be read: it is truncated or damaged ({error})") from None
-    if pages > 1:
-        raise InputError(f"has {pages} pages: give one image per file")
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * np.uint8(1 if indices else 255)
-    if array.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"has {array.dtype} values but must have 8 or 16 bits without sign: convert it")
-    height, width = array.shape[:2]
-    if min(height, width) < _SMALLEST_SIDE:
-        raise InputError(f"has {width} x {height} pixels but each side must have at least {_SMALLEST_SIDE}")
-    array = array if colour else array[..., None]
-    if array.shape[2] > 4:
-        raise InputError(f"has {array.shape[2]} channels but must have 1 to 4 (grey or RGB, with or without alpha)")
-    return array
-
-
-def _plain(image: Image.Image, indices: bool) -> Image.Image:
-    """Return an image whose values are grey levels or RGB (for a palette: the indices, if wanted)."""
-    if image.mode == "P":
-        transparent = "transparency" in image.info
-        return image if indices else image.convert("RGBA" if transparent else "RGB")
-    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "PA", "La", "RGBa"):
-        return image.convert("RGB")
-    return image
-
-
-class FrameReader(ImageReader):
+class FrameReader(FileReader):
     """Read a frame of any format, depth and number of channels as RGB, (W, H, 3), uint8, see :func:`read_frame`.
 
     The metadata says that the spacing is not known, and has notes if the file was not 8-bit RGB, see
@@ -188,20 +181,22 @@ class FrameReader(ImageReader):
         """Return whether every file has a readable suffix."""
         return all(file_suffix(name) in self.suffixes() for name in ensure_tuple(filename))
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Path:
-        """Take one file; ``get_data`` reads it, because ``LoadImage`` hides the errors of ``read``."""
-        return Path(ensure_tuple(data)[0])
-
-    def get_data(self, img: Path) -> tuple[np.ndarray, dict]:
+    def get_data(self, img: tuple[Sequence[Path], dict[str, Any]]) -> tuple[np.ndarray, dict]:
         """Return array and metadata of the file that ``read`` took.
 
         Raises:
-            ValueError: as for :func:`read_frame`, with the name of the file.
+            ValueError: as for :func:`read_frame`, with the name of the file; and when there are several files.
         """
-        try:
-            array, notes = self._pixels(img)
-        except InputError as error:
-            fail(f"{img} {error}.")
+        paths = ensure_tuple(img[0])
+        if len(paths) > 1:
+            fail(f"{paths[0]} is one of {len(paths)} files of one image: a frame and a mask are one file each.")
+        return super().get_data(img)
+
+    def decode(self, path: Path) -> tuple[np.ndarray, dict]:
+        """Return array and metadata of one file."""
+        if file_suffix(path) not in self.suffixes():
+            raise InputError(f"its name must end in one of {', '.join(self.suffixes())}.")
+        array, notes = self._pixels(path)
         array = np.swapaxes(array, 0, 1)
         meta = image_meta(np.eye(4), array.shape[:2], array.ndim == 3)
         set_has_spacing(meta, False)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from monai.data import DataLoader, Dataset, list_data_collate
 from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
 
+from segbundles.data.base import ITK, NIFTI, file_suffix
 from segbundles.distributed import process_count, share
 from segbundles.errors import fail, innermost
 from segbundles.meta import DEFAULTS, add_note
@@ -48,8 +50,8 @@ class _Guarded(torch.utils.data.Dataset):
         except Exception as error:
             entry, reason = self.dataset.data[index], innermost(error)
         files = [str(file) for file in ensure_tuple(entry[Keys.IMAGE])]
-        if len(files) == 1:
-            return [Failure(files, reason)]
+        if len(files) == 1 or _are_channels(files):
+            return [Failure(files[:1], reason)]
         with _quiet():  # attempts may fail: the reasons that count are returned
             return self._split(entry, files)
 
@@ -85,6 +87,11 @@ class _Guarded(torch.utils.data.Dataset):
             return Dataset([part], self.dataset.transform)[0]
         except Exception as error:
             return Failure([str(file) for file in part[Keys.IMAGE]], innermost(error))
+
+
+def _are_channels(files: Sequence[str]) -> bool:
+    """Return whether the files of one image are volumes, not slices; an image of channels goes by its first file."""
+    return any(file_suffix(file) in (*NIFTI, *ITK) or Path(file).is_dir() for file in files)
 
 
 def _part(entry: Mapping[str, Any], slices: Sequence[int]) -> dict[str, Any]:

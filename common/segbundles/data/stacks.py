@@ -7,12 +7,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from monai.config import PathLike
 from monai.data import DistributedSampler, DistributedWeightedRandomSampler, MetaTensor
@@ -20,8 +20,9 @@ from monai.transforms import Compose
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset, RandomSampler, Sampler, WeightedRandomSampler
 
+from segbundles.data.base import PIL, TIFF, file_stem, file_suffix
 from segbundles.data.cases import _LazyCases
-from segbundles.data.readers import PIL, TIFF, file_stem, file_suffix
+from segbundles.data.pictures import page_count
 from segbundles.distributed import process_count
 from segbundles.errors import fail
 from segbundles.meta import FILE, file_name, slice_files
@@ -107,11 +108,9 @@ def _is_slice(path: PathLike) -> bool:
     """Return whether a file contains one 2D image."""
     if file_suffix(path) not in TIFF:
         return file_suffix(path) in PIL
-    try:
-        with tifffile.TiffFile(path) as file:
-            return len(file.pages) < 2
-    except Exception:  # StackReader will refuse the file by name later
-        return True
+    with suppress(Exception):  # StackReader will refuse the file by name later
+        return page_count(path) < 2
+    return True
 
 
 def _numbers(entries: Sequence[Mapping[str, Any]], image: str) -> list[Any]:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import tifffile
+import torch
 from monai.config import DtypeLike, NdarrayOrTensor, PathLike
 from monai.data import ImageWriter
 from monai.data.utils import orientation_ras_lps, to_affine_nd
-from monai.utils import MetaKeys, convert_data_type
+from monai.utils import convert_data_type
 
 from segbundles.errors import fail
 
@@ -19,7 +20,7 @@ __all__ = ["SimpleITKWriter", "TiffWriter"]
 
 
 class _ArrayWriter(ImageWriter):
-    """Base of the two writers: one channel, no resampling."""
+    """Base of the two writers: one channel, resampled to the grid of its file as MONAI's ``NibabelWriter`` does."""
 
     def __init__(self, output_dtype: DtypeLike = np.uint8, **kwargs: Any) -> None:
         super().__init__(output_dtype=output_dtype, affine=None, **kwargs)
@@ -40,13 +41,36 @@ class _ArrayWriter(ImageWriter):
             if array.shape[channel_dim] != 1:
                 fail(f"a class map must have one channel, got shape {array.shape}: take the argmax beforehand.")
             array = array.squeeze(channel_dim)
-        self.data_obj = array.astype(self.output_dtype)
+        self.data_obj = array
 
-    def set_metadata(self, meta_dict: Mapping | None, **options: Any) -> None:
-        """Take the ``affine`` (RAS, mm) of the array."""
-        affine = (meta_dict or {}).get(MetaKeys.AFFINE)
-        if affine is not None:
-            self.affine = convert_data_type(affine, np.ndarray, dtype=np.float64)[0]
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
+        """Take the ``affine`` (RAS, mm) of the array, and resample the array to the grid of its file.
+
+        Args:
+            meta_dict: has ``affine``; for resampling also ``original_affine`` and ``spatial_shape``.
+            resample: whether to resample if the array is on another grid.
+            options: ``mode``, ``padding_mode``, ``align_corners`` and ``dtype`` of MONAI's ``resample_if_needed``.
+
+        Raises:
+            ValueError: when the size is not ``spatial_shape`` and there is no ``original_affine``.
+        """
+        original, affine, shape = (
+            None if value is None else np.asarray(torch.as_tensor(value).cpu(), dtype=np.float64)
+            for value in self.get_meta_info(meta_dict)
+        )
+        self.affine = affine
+        size = None if shape is None else tuple(int(n) for n in shape)
+        if not resample:
+            return
+        if original is None:
+            if size not in (None, self.data_obj.shape):
+                fail(f"the array has size {self.data_obj.shape} but its file {size}: invert spatial transforms first.")
+            return
+        rank = self.data_obj.ndim
+        here = np.eye(rank + 1) if affine is None else to_affine_nd(rank, affine)
+        if size in (None, self.data_obj.shape) and np.array_equal(here, to_affine_nd(rank, original)):
+            return  # resampling would make float32 of it
+        self.data_obj, self.affine = self.resample_if_needed(self.data_obj, affine, original, size, **options)
 
 
 class SimpleITKWriter(_ArrayWriter):
@@ -56,7 +80,8 @@ class SimpleITKWriter(_ArrayWriter):
         """Write the file, compressed."""
         super().write(filename, verbose=verbose)
         rank = self.data_obj.ndim
-        image = sitk.GetImageFromArray(np.ascontiguousarray(self.data_obj.transpose()))
+        array = self.data_obj.astype(self.output_dtype, copy=False)
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose()))
         affine = np.eye(rank + 1) if self.affine is None else orientation_ras_lps(to_affine_nd(rank, self.affine))
         spacing = np.linalg.norm(affine[:rank, :rank], axis=0)
         image.SetSpacing(spacing.tolist())
@@ -71,4 +96,5 @@ class TiffWriter(_ArrayWriter):
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, compressed."""
         super().write(filename, verbose=verbose)
-        tifffile.imwrite(filename, self.data_obj.transpose(), photometric="minisblack", compression="deflate")
+        array = self.data_obj.astype(self.output_dtype, copy=False)
+        tifffile.imwrite(filename, array.transpose(), photometric="minisblack", compression="deflate")

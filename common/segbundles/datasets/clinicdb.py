@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 from segbundles.errors import fail
+from segbundles.files import read_table
 
 from .datalist import Case, Checked, DataFaults, DataSet, Fault
 from .layout import files_by_name, pair
@@ -134,8 +135,7 @@ def read_sequences(path: Path, source: Path) -> dict[str, str]:
         DataFaults: when it cannot be read.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return {row["frame"].strip(): row["sequence"].strip() for row in csv.DictReader(file)}
+        return {row["frame"].strip(): row["sequence"].strip() for row in read_table(path)}
     except (OSError, ValueError, KeyError, AttributeError, csv.Error) as error:
         problem = f"cannot be read ({error}): it needs the columns frame and sequence"
         raise DataFaults([Fault(path.name, path, problem)], source) from error

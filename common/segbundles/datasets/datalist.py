@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from segbundles.errors import InputError, fail
-from segbundles.files import DATALIST_NAME, atomic_path
+from segbundles.files import DATALIST_NAME, atomic_path, read_json, shown
 
 from .splits import (
     SPLITS,
@@ -165,7 +165,7 @@ class DataFaults(InputError):  # noqa: N818
 
     def shown(self, fault: Fault) -> str:
         """Return the file of a fault as a path relative to the source."""
-        return os.path.relpath(fault.file, self.source)
+        return shown(os.path.relpath(fault.file, self.source))
 
 
 def prepare(
@@ -217,6 +217,14 @@ def prepare(
     cases, faults = data_set.find(source)
     owners = {f.case: f.group or f.case for f in faults} | {c.name: c.group for c in cases}
     notes = _left_out(data_set, source, out, cases, faults)
+    if unnamed := [c.name for c in cases if any(p is not None and shown(p) != str(p) for p in (c.image, c.label))]:
+        notes.append(
+            f"{len(unnamed)} {data_set.units[0]} are left out, because their names contain bytes that are not UTF-8 "
+            f"(rename them): {shorten([shown(name) for name in unnamed])}"
+        )
+        cases = [c for c in cases if c.name not in unnamed]
+        if not cases:
+            fail(f"no case is left in {source}: {notes[-1]}")
     splits: dict[str, str] = {}
     if split is not None:
         splits = expand(read_split(split), owners, "the split names")
@@ -375,7 +383,7 @@ def check_out(out: Path, name: str) -> None:
     if not path.exists():
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["name"]
+        found = read_json(path)["name"]
     except (OSError, ValueError, KeyError, TypeError):
         found = None
     if found != name:
@@ -432,9 +440,9 @@ def _left_out(data_set: DataSet, source: Path, out: Path, cases: Sequence[Case],
         for path in (root / name for name in names if name not in folders):
             if path.is_dir() and path not in holding and path != out:
                 count = sum(len(inner) for _, _, inner in os.walk(path))
-                left |= {f"{path.relative_to(source).as_posix()}/ ({count} files)": count} if count else {}
+                left |= {f"{shown(path.relative_to(source).as_posix())}/ ({count} files)": count} if count else {}
             elif not path.is_dir() and path not in used:
-                left[path.relative_to(source).as_posix()] = 1
+                left[shown(path.relative_to(source).as_posix())] = 1
     if not left:
         return []
     named = shorten(sorted(left, key=natural))
@@ -475,7 +483,7 @@ def _read_datalist(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         fail(f"{path} is missing: make it with `segbundles prepare`")
     try:
-        datalist = json.loads(path.read_text(encoding="utf-8"))
+        datalist = read_json(path)
         entries = [entry for split in SPLITS for entry in datalist.get(split, [])]
         complete = isinstance(datalist["name"], str) and all({"image", "group"} <= set(e) for e in entries)
         if not entries or not complete:

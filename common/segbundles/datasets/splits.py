@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import random
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from segbundles.errors import fail
-from segbundles.files import SPLITS
+from segbundles.files import SPLITS, read_json
 
 
 def split_cases(
@@ -164,7 +162,7 @@ def read_split(split: str | os.PathLike | Mapping[str, Sequence[str]]) -> dict[s
     """Read an exact split, a JSON file or a dictionary of lists; return the split of each name in it."""
     if not isinstance(split, Mapping):
         try:
-            split = json.loads(Path(split).read_text(encoding="utf-8"))
+            split = read_json(split)
         except (OSError, ValueError) as error:
             fail(f"cannot read the split {split}: {error}")
     if not isinstance(split, Mapping) or not set(split) <= set(SPLITS) or not any(split.values()):

@@ -16,7 +16,7 @@ from segbundles.data import image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import InferenceEvents
 from segbundles.errors import fail
-from segbundles.files import RunLog, atomic_path, check_writable
+from segbundles.files import RunLog, atomic_path, check_writable, shown
 from segbundles.meta import join_notes
 from segbundles.transforms import SaveSegmentationd
 
@@ -101,7 +101,7 @@ class InferenceResults:
     def _read(self) -> dict[str, dict[str, str]]:
         if not self.path.is_file():
             return {}
-        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+        with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
             return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}
 
     def finished(self, files: Sequence[str]) -> bool:
@@ -183,5 +183,5 @@ class InferenceResults:
     def _name(self, file: str) -> str:
         path = Path(file)
         if path == self.root:  # a DICOM series
-            return path.name
-        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+            return shown(path.name)
+        return shown(path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path)

@@ -12,12 +12,13 @@ import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer, sliding_window_inference
-from monai.transforms.utils import generate_spatial_bounding_box, get_largest_connected_component_mask
+from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch.nn import functional as F
 
 from segbundles.errors import fail
 from segbundles.meta import add_note, file_name, set_box, set_notes
+from segbundles.transforms.component import largest_component
 from segbundles.transforms.resample import per_axis, resample, resampled_size
 
 from .mirror import logits_of
@@ -208,7 +209,7 @@ class LocatorCropInferer(Inferer):
         mask = self._locator_mask(image, spacing_mm)
         if not mask.any():
             return *whole, "locator found nothing: whole volume segmented"
-        first, last = generate_spatial_bounding_box(get_largest_connected_component_mask(mask)[None])
+        first, last = generate_spatial_bounding_box(largest_component(mask)[None])
         axes = list(zip(first, last, size, mask.shape, strict=True))
         edges = [(b - a) * n / coarse * mm for (a, b, n, coarse), mm in zip(axes, spacing_mm, strict=True)]
         found = " x ".join(f"{edge:.1f}" for edge in edges) + " mm"

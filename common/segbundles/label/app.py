@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.tasks.train.bundle import BundleTrainTask
+from PIL import ExifTags, Image
 
 import segbundles
 from segbundles.data import file_suffix
-from segbundles.data.readers import ITK, NIFTI, PIL, TIFF
-from segbundles.errors import innermost
+from segbundles.data.base import ITK, NIFTI, PIL, TIFF
+from segbundles.errors import fail, innermost
 from segbundles.facts import read_facts
 from segbundles.networks import load_weights
 
@@ -88,6 +90,8 @@ class GridInferTask(BundleInferTask):
 
     def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda") -> dict[str, Any]:
         """Run the network on one image."""
+        if turned := _turned(data.get("image_path", "")):
+            fail(turned)
         try:
             return super().run_inferer(data, convert_to_batch, device)
         except RuntimeError:
@@ -139,6 +143,8 @@ class PixelDatastore(LocalDatastore):
         image = self.get_image_uri(image_id)
         if not image or not _in_pixels(image) or _in_pixels(label_filename):
             return super().save_label(image_id, label_filename, label_tag, label_info)
+        if turned := _turned(image):
+            raise HTTPException(400, turned)
         label = sitk.ReadImage(label_filename)
         if label.GetNumberOfComponentsPerPixel() > 1 or label.GetDimension() > 3:
             raise HTTPException(400, f"The label of {image_id} has overlapping segments: save them as one label map.")
@@ -159,6 +165,19 @@ class PixelDatastore(LocalDatastore):
 def _in_pixels(path: str | os.PathLike) -> bool:
     """Return whether a file has a format of 2D images, for which bundles count pixels."""
     return file_suffix(path) in (*TIFF, *PIL)
+
+
+def _turned(path: str | os.PathLike) -> str:
+    """Return why an image cannot be labelled, because ITK and 3D Slicer show it as it is stored; empty if it can be."""
+    if not path or not _in_pixels(path):
+        return ""
+    with suppress(OSError), Image.open(path) as image:  # Pillow does not know every TIFF
+        if image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1):
+            return (
+                f"{Path(path).name} has an orientation tag, which 3D Slicer ignores, so that masks would not fit: save "
+                "the picture upright."
+            )
+    return ""
 
 
 def _header(path: str) -> tuple[Sequence[int], Sequence[float]]:

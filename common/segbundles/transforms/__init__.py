@@ -3,10 +3,11 @@
 from .channels import FillChannelsd, RandFillChannelsd
 from .check import CheckImaged, LabelToClassd, SetSpacingd
 from .classmap import LogitsToClassd
-from .component import KeepLargestConnectedComponentd
+from .component import KeepLargestConnectedComponentd, largest_component
 from .crop import CropBoxd
 from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
 from .io import SaveSegmentationd
+from .padding import FillPaddingd
 from .pages import LoadPaged
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
@@ -17,6 +18,7 @@ __all__ = [
     "CheckImaged",
     "CropBoxd",
     "FillChannelsd",
+    "FillPaddingd",
     "FrameHeightd",
     "GreyWatershedd",
     "KeepLargestConnectedComponentd",
@@ -36,6 +38,7 @@ __all__ = [
     "SignedDistanceMap",
     "SignedDistanceMapd",
     "grey_watershed",
+    "largest_component",
     "probability_watershed",
     "resample",
 ]

@@ -19,6 +19,7 @@ from segbundles.meta import add_note, file_name, set_has_spacing, spacing_of
 __all__ = ["CheckImaged", "LabelToClassd", "SetSpacingd"]
 
 GRID_TOLERANCE = 1e-3  # of a voxel
+VALUE_TOLERANCE = 1e-3  # an integer that a file stores with a scale comes back as 0.99999, for example
 
 
 class CheckImaged(MapTransform):
@@ -74,7 +75,8 @@ class CheckImaged(MapTransform):
 
     def _check_first(self, name: str, image: torch.Tensor) -> None:
         if self.channels is not None and image.shape[0] != self.channels:
-            repair = "convert colour to grey" if self.channels == 1 else f"give an image with {self.channels}"
+            one = "convert colour to grey, or give one channel (one volume) per file"
+            repair = one if self.channels == 1 else f"give an image with {self.channels}"
             fail(f"{name} has {image.shape[0]} channel(s) but must have {self.channels}: {repair}.")
         low, high = image.min(), image.max()
         if low == high:
@@ -157,6 +159,8 @@ class SetSpacingd(MapTransform):
 class LabelToClassd(MapTransform):
     """Convert the values stored in a label file into class indices 0 .. num_classes - 1 (uint8).
 
+    A stored value may differ from a class's by 1e-3, because files that scale integers give 0.99999 for 1.
+
     Args:
         keys: labels.
         num_classes: number of classes, background included.
@@ -201,18 +205,20 @@ class LabelToClassd(MapTransform):
         if label.shape[0] != 1:
             fail(f"{file_name(label)} has {label.shape[0]} channels but a label must have one: give class indices.")
         stored = list(range(self.num_classes)) if values is None else values
-        if values is None and self.num_classes == 2 and bool((label == 255).any()):
+        found = label.as_tensor() if isinstance(label, MetaTensor) else label
+        found = found if found.is_floating_point() else found.to(torch.int64)
+        if values is None and self.num_classes == 2 and bool(((found - 255).abs() <= VALUE_TOLERANCE).any()):
             stored = [0, 255]
         out = torch.zeros_like(label, dtype=torch.uint8)
         known = torch.zeros(label.shape, dtype=torch.bool, device=label.device)
         for index, value in enumerate(stored):
-            here = label.as_tensor() == value if isinstance(label, MetaTensor) else label == value
+            here = (found - value).abs() <= VALUE_TOLERANCE
             out[here] = index
             known |= here
         if not bool(known.all()):
             strange = torch.unique(label[~known]).tolist()
             fail(
-                f"{file_name(label)} contains the label values {', '.join(f'{v:g}' for v in strange[:5])}; allowed are "
-                f"{', '.join(f'{v:g}' for v in stored)}: correct the file, or change the classes in the settings."
+                f"{file_name(label)} contains the label values {', '.join(f'{v:.7g}' for v in strange[:5])}; allowed "
+                f"are {', '.join(f'{v:g}' for v in stored)}: correct the file, or change the classes in the settings."
             )
         return out

@@ -1,29 +1,82 @@
-"""A faster search for the largest connected component."""
+"""The largest connected components of a mask, joined by faces."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
+import numpy as np
 import torch
-from monai import transforms
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
 from monai.transforms.utils import generate_spatial_bounding_box
+from scipy import ndimage
 
-__all__ = ["KeepLargestConnectedComponentd"]
+from segbundles.errors import fail
+
+__all__ = ["KeepLargestConnectedComponentd", "largest_component"]
 
 
-class KeepLargestConnectedComponentd(transforms.KeepLargestConnectedComponentd):
-    """Keep the largest connected component, as MONAI's transform does, but only search the foreground's bounding box.
+def largest_component(mask: torch.Tensor, num_components: int = 1, connectivity: int = 1) -> torch.Tensor:
+    """Return the largest connected components of a mask; of equally large ones, the first in memory order.
 
-    Result and arguments are those of :py:class:`monai.transforms.KeepLargestConnectedComponentd`. A box of a tenth of
-    the volume takes a tenth of the time and memory.
+    MONAI's function of this purpose joins voxels by corners too unless told otherwise, and of equally large components
+    it may keep any. Only the bounding box of the mask is searched.
+
+    Args:
+        mask: (spatial), foreground is not 0.
+        num_components: number of components to keep.
+        connectivity: 1 joins voxels by faces, 2 by edges too, 3 by corners too.
+
+    Returns:
+        Boolean mask, (spatial).
+    """
+    found = torch.as_tensor(mask != 0).as_subclass(torch.Tensor)
+    start, end = generate_spatial_bounding_box(found[None])
+    box = tuple(map(slice, start, end))
+    inside = found[box].numpy(force=True)
+    parts, count = ndimage.label(inside, ndimage.generate_binary_structure(inside.ndim, connectivity))
+    if count <= num_components:
+        return found
+    sizes = np.bincount(parts.ravel())[1:]
+    largest = np.argsort(-sizes, kind="stable")[:num_components] + 1
+    kept = torch.zeros_like(found)
+    kept[box] = torch.as_tensor(np.isin(parts, largest), device=found.device)
+    return kept
+
+
+class KeepLargestConnectedComponentd(MapTransform):
+    """Keep the largest connected component of each class with :func:`largest_component`; the rest becomes background.
+
+    Args:
+        keys: class maps (1, spatial), or one mask per channel (C, spatial).
+        num_components: number of components to keep per class.
+        connectivity: 1 joins voxels by faces, 2 by edges too, 3 by corners too.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when ``num_components`` is less than 1.
     """
 
+    def __init__(
+        self, keys: KeysCollection, num_components: int = 1, connectivity: int = 1, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if num_components < 1:
+            fail(f"num_components must be 1 or more, got {num_components}.")
+        self.num_components = num_components
+        self.connectivity = connectivity
+
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Return the data with the largest component of each class (of each channel, if there are several)."""
+        """Return the data with the largest components."""
         d = dict(data)
         for key in self.key_iterator(d):
-            start, end = generate_spatial_bounding_box(d[key])
-            box = (slice(None), *map(slice, start, end))
-            d[key] = d[key].clone()
-            d[key][box] = self.converter(d[key][box])
+            classes = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
+            kept = classes.clone()
+            for channel in range(classes.shape[0]):
+                for value in torch.unique(classes[channel]).tolist():
+                    if value != 0:
+                        here = classes[channel] == value
+                        kept[channel][here & ~largest_component(here, self.num_components, self.connectivity)] = 0
+            d[key] = MetaTensor(kept).copy_meta_from(d[key]) if isinstance(d[key], MetaTensor) else kept
         return d

@@ -12,7 +12,7 @@ from monai.data import ImageWriter, NibabelWriter, PILWriter
 from monai.transforms import MapTransform, SaveImaged
 
 from segbundles.data import SimpleITKWriter, TiffWriter, file_stem, file_suffix, image_root
-from segbundles.data.readers import ITK, NIFTI
+from segbundles.data.base import ITK, NIFTI, PIL, TIFF
 from segbundles.errors import fail
 from segbundles.files import atomic_path
 from segbundles.meta import file_name, slice_files
@@ -26,9 +26,9 @@ class SaveSegmentationd(SaveImaged):
     NIfTI, NRRD and MetaImage keep the input's format, size, spacing, origin and direction; the value is the class index
     (as a single file: .nhdr gives .nrrd, .mhd gives .mha). A TIFF with several pages gives a TIFF with as many pages.
     Any other 2D image, and each slice of a stack of 2D images, gives a PNG with ``k * (255 // (num_classes - 1))`` for
-    class k. A DICOM series, which is a folder, gives NIfTI. The path is
-    ``output_dir/<folder of the image in data_root_dir>/<stem>_<postfix>.<ext>``. A file only gets this name when it is
-    complete.
+    class k. A DICOM series, which is a folder, an enhanced file, or the name of a series in a folder, gives NIfTI. The
+    path is ``output_dir/<folder of the image in data_root_dir>/<stem>_<postfix>.<ext>``. A file only gets this name
+    when it is complete.
 
     Args:
         keys: class maps, (1, spatial), on the grid of the file that they were read from.
@@ -70,14 +70,15 @@ class SaveSegmentationd(SaveImaged):
     def output_path(self, image: PathLike, pages: bool = False) -> Path:
         """Return the path for the segmentation of an image; ``pages`` says whether it has several pages."""
         source = Path(image).parent.resolve() / Path(image).name  # a link keeps its own name
-        series = source.is_dir()
-        suffix = ".nii.gz" if series else file_suffix(source)
-        suffix = {".nhdr": ".nrrd", ".mhd": ".mha"}.get(suffix, suffix)
-        if suffix not in (*NIFTI, *ITK):
-            suffix = ".tif" if pages or self.label_image else ".png"
+        suffix = "" if source.is_dir() else file_suffix(source)
+        if suffix in (*TIFF, *PIL):
+            stem, suffix = file_stem(source), ".tif" if pages or self.label_image else ".png"
+        elif suffix in (*NIFTI, *ITK):
+            stem, suffix = file_stem(source), {".nhdr": ".nrrd", ".mhd": ".mha"}.get(suffix, suffix)
+        else:  # a DICOM series, in whose name a dot does not begin a suffix
+            stem, suffix = file_stem(source) if suffix == ".dcm" else source.name, ".nii.gz"
         folder = source.parent
         mirrored = folder.relative_to(self.data_root_dir) if folder.is_relative_to(self.data_root_dir) else Path()
-        stem = source.name if series else file_stem(source)
         return self.output_dir / mirrored / f"{stem}_{self.output_postfix}{suffix}"
 
     def _save(self, pred: torch.Tensor) -> None:

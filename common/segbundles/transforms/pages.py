@@ -1,4 +1,4 @@
-"""Reading one page of a TIFF with a section per page."""
+"""Reading one page of a TIFF with several."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
-import tifffile
 from monai.config import DtypeLike, KeysCollection
 from monai.data import ImageReader
 from monai.transforms import LoadImaged
 
 from segbundles.data import StackReader
+from segbundles.data.pictures import page_count
 from segbundles.errors import fail
 from segbundles.meta import file_name
 
@@ -19,12 +19,13 @@ __all__ = ["LoadPaged"]
 
 
 class LoadPaged(LoadImaged):
-    """Read stacks with :class:`segbundles.data.StackReader`; if a case names a page, read only that page, (W, H, 1).
+    """Read stacks with :class:`segbundles.data.StackReader`; if a case names a page, read only that, (W, H, 1).
 
-    Other pages are not decoded, so a stack whose pages are cases is as fast to read as single files.
+    A page is what :func:`segbundles.data.pictures.read_picture` says. Other pages are not decoded, so a stack whose
+    pages are cases is as fast to read as single files.
 
     Args:
-        keys: stacks to read, with one page per section. If a case names a page, all must have the same number of pages.
+        keys: stacks to read. If a case names a page, all must have the same number of pages.
         page_key: entry of the datalist with the page of a TIFF, from 0.
         dtype: as in MONAI.
         allow_missing_keys: as in MONAI.
@@ -50,13 +51,8 @@ class LoadPaged(LoadImaged):
             return super().__call__(data, reader)
         loaded = super().__call__(data, StackReader(page))
         files = [file_name(loaded[key]) for key in self.key_iterator(loaded)]
-        pages = {file: _pages(file) for file in files}
+        pages = {file: page_count(file) for file in files}
         for path, number in pages.items():
             if number != pages[files[0]]:
                 fail(f"{path} has {number} pages but {files[0]} has {pages[files[0]]}: both must have one per section.")
         return loaded
-
-
-def _pages(path: str) -> int:
-    with tifffile.TiffFile(path) as file:
-        return len(file.pages)
