@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ import imagecodecs
 import numpy as np
 import pydicom
 from monai.config import PathLike
+from pydicom import encaps
 from pydicom.datadict import tag_for_keyword
-from pydicom.encaps import get_frame
-from pydicom.pixels import get_decoder
 from pydicom.uid import RLELossless
 
 from segbundles.errors import InputError
@@ -364,19 +364,17 @@ def _decode(dataset: pydicom.Dataset, frame: Frame) -> np.ndarray:
     size = allocated // 8
     if syntax in UNCOMPRESSED:
         data, length = dataset.PixelData, columns * rows * size
-        _, little = dataset.original_encoding
+        little = syntax != f"{SYNTAX}.2"
         if len(data) < length * frame.count or (size == 1 and not little):
             raise EOFError
         kind = f"{'<' if little else '>'}{'i' if frame.signed else 'u'}{size}"
         array = np.frombuffer(data, kind, columns * rows, length * frame.index).reshape(rows, columns)
         array = array >> (high + 1 - stored)
     elif syntax == RLELossless:
-        array, _ = get_decoder(RLELossless).as_array(dataset, index=frame.index, raw=True)
+        array = dataset.pixel_array
+        array = array[frame.index] if array.ndim == 3 else array
     elif syntax in CODECS:
-        tables = [dataset.get(keyword) for keyword in PIXELS[1:3]]
-        offsets = tuple(tables) if all(tables) else None
-        data = get_frame(dataset.PixelData, frame.index, number_of_frames=frame.count, extended_offsets=offsets)
-        array = CODECS[syntax](data)
+        array = CODECS[syntax](_encoded(dataset, frame))
     else:
         raise InputError(
             f"{shown(frame.path.name)} has an unsupported compression (transfer syntax {syntax}): export it "
@@ -385,6 +383,16 @@ def _decode(dataset: pydicom.Dataset, frame: Frame) -> np.ndarray:
     if array.shape != (rows, columns) or array.dtype.kind not in "iu":
         raise EOFError
     return array.astype(np.int64)
+
+
+def _encoded(dataset: pydicom.Dataset, frame: Frame) -> bytes:
+    """Return the compressed data of a frame."""
+    if not hasattr(encaps, "get_frame"):  # pydicom 2, which MONAI Label needs
+        frames = encaps.generate_pixel_data_frame(dataset.PixelData, frame.count)
+        return next(islice(frames, frame.index, None))
+    tables = [dataset.get(keyword) for keyword in PIXELS[1:3]]
+    offsets = tuple(tables) if all(tables) else None
+    return encaps.get_frame(dataset.PixelData, frame.index, number_of_frames=frame.count, extended_offsets=offsets)
 
 
 def _without_unused_bits(held: np.ndarray, frame: Frame) -> np.ndarray:

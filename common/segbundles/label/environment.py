@@ -28,8 +28,9 @@ MONAI_LABEL = "0.8.5"
 _WITHOUT_NEEDS = (f"monailabel=={MONAI_LABEL}", "torchvision==0.15.2")
 _PYTHONS = ((3, 11), (3, 10))
 _TORCH = "torch==2.13.0"
-_PACKAGES = """
-monai==1.6.1 pydicom<3 pydicom-seg==0.4.1 dicomweb-client<0.61 pynetdicom<3 google-auth itk-io SimpleITK pynrrd nibabel
+_PYDICOM = "pydicom<3"  # pydicom-seg, which MONAI Label imports, fails with 3
+_PACKAGES = f"""
+monai==1.6.1 {_PYDICOM} pydicom-seg==0.4.1 dicomweb-client<0.61 pynetdicom<3 google-auth itk-io SimpleITK pynrrd nibabel
 pillow scikit-image scikit-learn scipy einops pytorch-ignite tensorboard fire psutil fastapi uvicorn pydantic-settings
 python-multipart requests requests-toolbelt schedule timeloop cachetools expiringdict expiring_dict watchdog filelock
 passlib pyjwt bcrypt shapely girder-client openslide-python openslide-bin PyYAML
@@ -78,7 +79,7 @@ def make_environment(folder: str | os.PathLike | None = None, say: Callable[[str
         record = {"packages": steps}
     if record.get("segbundles") != version:
         say(f"Installing segbundles in it, from {project[-1]}")
-        _run([*_pip(python), *project], root, "installing segbundles")
+        _run([*_pip(python), _PYDICOM, *project], root, "installing segbundles")
         _write_record(root, {"packages": steps, "segbundles": version})
     return python
 
