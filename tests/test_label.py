@@ -68,11 +68,11 @@ class TestEnvironment:
             "torch==2.13.0",
             "torch==2.13.0",
             "--no-deps",
-            "-e",
+            "pydicom<3",
         ]
         assert commands[3].endswith("--no-deps monailabel==0.8.5 torchvision==0.15.2")
         assert "monai==1.6.1 pydicom<3 " in commands[2]
-        assert commands[4].endswith(f"-e {ROOT}")
+        assert commands[4].endswith(f"pydicom<3 -e {ROOT}")
         assert str(folder) in said[0]
         assert "once" in said[0]
 
