@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segbundles import __version__
 from segbundles.errors import fail
-from segbundles.files import DATALIST_NAME, write_json
+from segbundles.files import DATALIST_NAME, read_json, write_json
 from segbundles.knobs import fact_knobs
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def read_facts(weights: str | Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_json(path)
         knobs, digest = facts["knobs"], facts["sha256"]
         if not isinstance(knobs, dict):
             raise TypeError("knobs")
@@ -133,7 +132,7 @@ def _data(**datasets: Any) -> dict[str, Any]:
             found[split] = {"cases": len(cases), "groups": len(groups)}
         lists = (Path(one.dataset_dir) / DATALIST_NAME for one in chain if hasattr(one, "dataset_dir"))
         if path := next(filter(Path.is_file, lists), None):
-            found["name"] = json.loads(path.read_text(encoding="utf-8")).get("name", "")
+            found["name"] = read_json(path).get("name", "")
             found["datalist_sha256"] = sha256(path)
     return found
 

@@ -65,17 +65,18 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
-def read_table(path: str | os.PathLike) -> Iterator[dict[str, str]]:
+def read_table(path: str | os.PathLike, errors: str = "strict") -> Iterator[dict[str, str]]:
     """Yield the rows of a CSV file in UTF-8, separated by commas, semicolons or tabs, as spreadsheets save them.
 
     Args:
         path: the file; its first line names the columns.
+        errors: what to do with bytes that are not UTF-8, as in ``open``.
 
     Raises:
-        ValueError: when it is not UTF-8.
+        ValueError: when it is not UTF-8 and ``errors`` is ``"strict"``.
         csv.Error: when it is not CSV.
     """
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:
+    with Path(path).open(newline="", encoding="utf-8-sig", errors=errors) as file:
         head = file.readline()
         file.seek(0)
         yield from csv.DictReader(file, delimiter=max(",;\t", key=head.count))
@@ -125,7 +126,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     # line breaks in strings are escaped in JSON, so this only finds lists without inner lists
     text = re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s*\]", lambda found: "[" + re.sub(r"\s*\n\s*", " ", found[1]) + "]", text)
     with atomic_path(path) as part:
-        part.write_text(text + "\n", encoding="utf-8")
+        part.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _reason(error: Exception, part: Path) -> tuple[str, bool]:

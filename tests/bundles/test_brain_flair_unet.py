@@ -395,7 +395,10 @@ class TestBadInput:
             ("slice size", "all slices of a stack must be equal"),
             ("label values", "contains the label values 7; allowed are 0, 255"),
             ("colour mask", "has 3 channels but a label must have one"),
-            ("RGBA", "has 4 channels but must have 3: if it is RGBA, drop the alpha channel: save it as RGB"),
+            (
+                "RGBA",
+                "has 4 channels but must have 3: give 3 channels, or one (if the fourth is transparency, save it as RGB)",
+            ),
             ("same number", "are both slice 1 of p"),
             ("NaN", "contains NaN or infinite values"),
             ("black", "is constant (every value is 0)"),
@@ -444,7 +447,7 @@ class TestBadInput:
         for file, reason in (
             ("patient é/p_2.tif", "truncated or damaged"),
             ("black/alone_1.tif", "is constant (every value is 0)"),
-            ("patient é/p_5.tif", "if it is RGBA, drop the alpha channel"),
+            ("patient é/p_5.tif", "if the fourth is transparency, save it as RGB"),
             ("two.nii.gz", "has 2 channels but must have 3"),
         ):
             assert rows[file]["status"] == "failed"

@@ -106,6 +106,88 @@ def test_values_are_rescaled_slice_by_slice_and_inverted_where_0_is_white(tmp_pa
     np.testing.assert_array_equal(read(tmp_path / "all")[0], 4095 - stored.astype(np.float32))
 
 
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("syntax", ["", ".1", ".2"], ids=["implicit", "explicit", "big endian"])
+@pytest.mark.parametrize(
+    ("dtype", "first", "kind"), [(np.uint16, 100, "OW"), (np.int16, -300, "OW"), (np.int16, 5, "US")]
+)
+def test_a_modality_lut_gives_the_grey_levels(
+    dtype: type, first: int, kind: str, syntax: str, inverted: bool, tmp_path: Path
+) -> None:
+    stored = (VOLUME + (500 if dtype is np.uint16 else 0)).astype(dtype)
+    levels = (np.arange(600)[::-1] * 5 + 7).astype(np.uint16)  # 12 bits
+    order = ">" if syntax == ".2" else "<"
+    for path in write_series(tmp_path, stored, OBLIQUE, PhotometricInterpretation=f"MONOCHROME{1 if inverted else 2}"):
+        file = pydicom.dcmread(path)
+        table = pydicom.Dataset()
+        table.add_new("LUTDescriptor", "SS" if dtype is np.int16 else "US", [600, first, 12])
+        data = levels.astype(f"{order}u2").tobytes() if kind == "OW" else levels.tolist()
+        table.add_new("LUTData", kind, data)
+        file.ModalityLUTSequence = pydicom.Sequence([table])
+        file.PixelData = np.frombuffer(file.PixelData, "<u2").astype(f"{order}u2").tobytes()
+        save_as(file, path, syntax)
+    # values outside the table get its first and last level
+    expected = levels[np.clip(stored.astype(int) - first, 0, 599)].astype(int)
+    np.testing.assert_array_equal(read(tmp_path)[0], 4095 - expected if inverted else expected)
+
+
+def save_as(file: pydicom.Dataset, path: Path, syntax: str) -> None:
+    file.file_meta.TransferSyntaxUID = f"1.2.840.10008.1.2{syntax}"
+    if hasattr(pydicom.Dataset, "original_encoding"):
+        pydicom.dcmwrite(path, file, implicit_vr=not syntax, little_endian=syntax != ".2")
+    else:  # pydicom 2
+        file.is_implicit_VR, file.is_little_endian = not syntax, syntax != ".2"
+        file.save_as(path)
+
+
+@pytest.mark.parametrize("kind", ["OB", "OW"])
+@pytest.mark.parametrize("syntax", ["", ".1", ".2"], ids=["implicit", "explicit", "big endian"])
+def test_8_bits_in_every_order_of_bytes(kind: str, syntax: str, tmp_path: Path) -> None:
+    stored = (VOLUME % 256).astype(np.uint8)
+    for path, plane in zip(write_series(tmp_path, stored, OBLIQUE), stored.transpose(2, 1, 0), strict=True):
+        file = pydicom.dcmread(path)
+        swapped = (syntax, kind) == (".2", "OW")
+        data = plane.tobytes()
+        file.add_new("PixelData", kind, np.frombuffer(data, "<u2").byteswap().tobytes() if swapped else data)
+        save_as(file, path, syntax)
+        np.testing.assert_array_equal(pydicom.dcmread(path).pixel_array, plane)
+    np.testing.assert_array_equal(read(tmp_path)[0], stored)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "kind", "message"),
+    [
+        ("FloatPixelData", "f4", "IM0001 has its pixels in FloatPixelData, which is not supported: convert the series"),
+        ("DoubleFloatPixelData", "f8", "IM0001 has BitsAllocated 64, BitsStored 64 and HighBit 63, which is not supp"),
+    ],
+    ids=["32", "64"],
+)
+def test_floating_point_pixels_are_named(keyword: str, kind: str, message: str, tmp_path: Path) -> None:
+    for path in write_series(tmp_path, VOLUME, OBLIQUE):
+        file = pydicom.dcmread(path)
+        setattr(file, keyword, file.pixel_array.astype(kind).tobytes())
+        file.BitsAllocated = 8 * np.dtype(kind).itemsize
+        del file.PixelData, file.BitsStored, file.HighBit, file.PixelRepresentation
+        file.save_as(path)
+    assert message in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["", ".dcm"])
+@pytest.mark.parametrize("start", [0, 128, 132], ids=["whole", "data set", "group 2"])
+@pytest.mark.parametrize("syntax", ["", ".1", ".2"], ids=["implicit", "explicit", "big endian"])
+def test_files_without_a_preamble_are_read(syntax: str, start: int, suffix: str, tmp_path: Path) -> None:
+    for k, path in enumerate(write_series(tmp_path, VOLUME, OBLIQUE)):
+        file = pydicom.dcmread(path)
+        file.PixelData = VOLUME[:, :, k].T.astype(">i2" if syntax == ".2" else "<i2").tobytes()
+        save_as(file, path, syntax)
+        data = path.read_bytes()[start:]
+        if start == 128:
+            data = data[data.index(b"\0\x08\0\x16" if syntax == ".2" else b"\x08\0\x16\0") :]
+        path.unlink()
+        (tmp_path / f"{k}{suffix}").write_bytes(data)
+    np.testing.assert_array_equal(read(tmp_path)[0], VOLUME)
+
+
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("high_bit", [11, 15])
 def test_unused_bits_are_not_part_of_the_image(signed: bool, high_bit: int, tmp_path: Path) -> None:
@@ -145,8 +227,7 @@ def test_padding_gets_the_lowest_other_value(
     paths = write_series(tmp_path, stored.astype(dtype), OBLIQUE, RescaleSlope=2.0, RescaleIntercept=-5.0, **tags)
     for path in paths if implicit else ():  # where types are not in the file
         file = pydicom.dcmread(path)
-        file.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-        file.save_as(path, implicit_vr=True, little_endian=True)
+        save_as(file, path, "")
     note = f"padding (PixelPaddingValue {shown}) taken as background"
     np.testing.assert_array_equal(read(tmp_path, note)[0], expected * 2 - 5)
 
@@ -657,7 +738,11 @@ def test_positions_written_with_one_decimal_are_even_enough(tmp_path: Path) -> N
 def test_what_is_a_slice(kind: str, is_slice: bool, tmp_path: Path) -> None:
     path = write_slice(tmp_path / "IM0001", VOLUME[:, :, 0].T, SOPClassUID=kind)
     assert is_dicom_slice(path) is is_slice
-    for name, content in {"a.txt": b"DICM", "empty": b"", "long": b"\0" * 2000}.items():
+    bare = write_slice(tmp_path / "bare", VOLUME[:, :, 0].T, preamble=False, SOPClassUID=kind)
+    assert is_dicom_slice(bare) is is_slice
+    others = {"a.txt": b"DICM", "empty": b"", "long": b"\0" * 2000, "zip": b"PK" + bare.read_bytes()}
+    others["group"] = b"\x08\0\x05\0CS\x0a\0ISO_IR 100" + b"1.2.840.10008.5.1.4.1.1.2 " * 40
+    for name, content in others.items():
         (tmp_path / name).write_bytes(content)
         assert not is_dicom_slice(tmp_path / name)
 

@@ -107,7 +107,6 @@ def test_reader_gives_first_axis_x_and_notes(tmp_path: Path) -> None:
         ("a.tif", b"II*\0", "a.tif: it is truncated or damaged"),
         ("a.nii.gz", b"x", r"cannot read .*: its name must end in one of \.tif, \.tiff, \.png"),
         ("a.tif", np.zeros((3, 20, 30), np.uint8), "a.tif: it has 3 pages: give one image per file"),
-        ("a.tif", np.zeros((20, 30), np.float32), "a.tif: it has float32 values but must have 8 or 16 bits"),
         ("a.png", None, "a.png: there is no such file"),
     ],
 )
@@ -148,6 +147,34 @@ def test_mask_of_16_bits_and_of_a_palette(tmp_path: Path) -> None:
     for name in ("p.png", "p.tif"):
         palette.save(tmp_path / name)
         np.testing.assert_array_equal(read_mask(tmp_path / name), GREY > 99)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ([0, 0.99999], np.float32, [0, 1]),
+        ([-0.0005, 254.99745], np.float64, [0, 255]),
+        ([0, 255], np.int16, [0, 255]),
+        ([0, 65535], np.float32, [0, 255]),
+        ([0, 0.998], np.float32, r"it contains the values 0\.998, but a mask must have whole numbers from 0 to 255"),
+        ([-1, 1], np.int16, "it contains the values -1, but"),
+        ([0, np.nan], np.float32, "it contains the values nan, but"),
+    ],
+)
+def test_mask_of_other_types_must_have_whole_numbers(values, dtype, expected, tmp_path: Path) -> None:
+    lit = (GREY > 99).astype(int)
+    tifffile.imwrite(tmp_path / "m.tif", np.array(values, dtype)[lit])
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=rf"m\.tif: {expected}"):
+            MaskReader().get_data(([tmp_path / "m.tif"], {}))
+        return
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif"), np.array(expected)[lit])
+
+
+def test_float_frame_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY.astype(np.float32))
+    with pytest.raises(ValueError, match=r"a\.tif: it has float32 values but must have 8 or 16 bits"):
+        FrameReader().get_data(([tmp_path / "a.tif"], {}))
 
 
 def test_a_mask_in_colour_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import re
 
 import nrrd
@@ -68,6 +69,12 @@ def refused(path, said, why):
         ([LPS, STEPS, "space origin: (1,nan,3)"], "space origin: (1,nan,3)", "each value must be a finite number"),
         ([LPS, STEPS, 'space units: "cm" "cm" "cm"'], "space units: cm cm cm", MM),
         ([LPS, STEPS, 'space units: "mm" "mm" "m"'], "space units: mm mm m", MM),
+        ([LPS, STEPS, 'spaceunits: "cm" "cm" "cm"'], "space units: cm cm cm", MM),
+        ([LPS, STEPS, 'SpaceUnits: "m" "m" "m"'], "space units: m m m", MM),
+        ([LPS, "spacedirections: (2,0,0) (0,nan,0) (0,0,3)"], "space directions: (2,0,0) (0,nan,0) (0,0,3)", STEP),
+        ([LPS, "spacedirections: (2,0,0) (0,2,0) (0,0,0)"], "space directions: (2,0,0) (0,2,0) (0,0,0)", STEP),
+        ([LPS, STEPS, "spaceorigin: (1,nan,3)"], "space origin: (1,nan,3)", "each value must be a finite number"),
+        (["spacedimension: 4", STEPS], "space dimension: 4", "the file has 3 axes of space"),
         (["Spacings: 1 1 1", 'UNITS: "um" "um" "um"'], "units: um um um", MM),
         (["spacings: 1 1 1", 'units: "mm" "mm" "s"'], "units: mm mm s", MM),
         ([LPS, STEPS, "space units: mm mm mm"], "space units: mm mm mm", "each unit must be in quotes"),
@@ -112,12 +119,48 @@ def test_nrrd_channels_are_the_axis_of_another_kind(tmp_path, kind, axis):
     assert meta["original_channel_dim"] == -1
 
 
-@pytest.mark.parametrize("line", ['space units: "mm" "MM" "millimeters"', 'space units: "" "" ""', "old min: 0"])
+@pytest.mark.parametrize(
+    "line",
+    ['space units: "mm" "MM" "millimeters"', 'spaceunits: "mm" "mm" "mm"', 'space units: "" "" ""', "old min: 0"],
+)
 def test_nrrd_in_mm_is_read(tmp_path, line):
     array, meta = read(write_nrrd(tmp_path / "a.nrrd", LPS, STEPS, line))
     np.testing.assert_array_equal(array, VOLUME)
     np.testing.assert_array_equal(meta["affine"], np.diag([-2.0, -3, 4, 1]))
     assert "notes" not in meta
+
+
+def test_nrrd_field_names_may_be_without_blanks(tmp_path):
+    lines = [STEPS.replace(" ", "", 1), "spaceorigin: (5,6,7)", 'spaceunits: "mm" "mm" "mm"']
+    array, meta = read(write_nrrd(tmp_path / "a.nrrd", LPS, *lines))
+    np.testing.assert_array_equal(array, VOLUME)
+    np.testing.assert_array_equal(meta["affine"], [[-2, 0, 0, -5], [0, -3, 0, -6], [0, 0, 4, 7], [0, 0, 0, 1]])
+    assert "notes" not in meta
+
+
+@pytest.mark.parametrize(
+    ("write", "lines"),
+    [
+        ("nrrd", []),
+        ("nrrd", ["thicknesses: 2 2 2"]),
+        ("nrrd", ["axis mins: 0 0 0"]),
+        ("mha", []),
+        ("mha", ["Offset = 0 0 0"]),
+    ],
+)
+def test_a_spacing_that_is_missing_gets_a_note(tmp_path, write, lines):
+    array, meta = read({"nrrd": write_nrrd, "mha": write_mha}[write](tmp_path / f"a.{write}", *lines))
+    np.testing.assert_array_equal(array, VOLUME)
+    np.testing.assert_array_equal(meta["affine"], np.diag([-1.0, -1, 1, 1]))
+    assert meta["notes"] == "no spacing in the header: 1 mm assumed"
+
+
+@pytest.mark.parametrize("name", ["bzip2", "BZ2"])
+def test_nrrd_with_bzip2_is_refused(tmp_path, name):
+    path = write_nrrd(tmp_path / "a.nrrd", "spacings: 1 1 1")
+    head, _, body = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(head.replace(b"encoding: raw", f"encoding: {name}".encode()) + b"\n\n" + bz2.compress(body))
+    refused(path, f"encoding: {name}", "bzip2 is not supported: save the file with gzip or raw encoding.")
 
 
 @pytest.mark.parametrize("space", ["scanner-xyz", "3D-right-handed", None])
@@ -145,11 +188,75 @@ def test_nrrd_that_does_not_relate_to_the_patient_gets_a_note(tmp_path, space):
         (["DistanceUnits = cm"], "DistanceUnits = cm", MM),
         (["NDims = 99999"], "NDims = 99999", "DimSize has 3 values"),
         (["DistanceUnits = um"], "DistanceUnits = um", MM),
+        (["elementspacing = nan 2 3"], "elementspacing = nan 2 3", "the name of this field must be written ElementSp"),
+        (["ELEMENTSIZE = 2 2 3"], "ELEMENTSIZE = 2 2 3", "the name of this field must be written ElementSize"),
+        (["offset = 1 2 3"], "offset = 1 2 3", "the name of this field must be written Offset"),
+        (["distanceunits = cm"], "distanceunits = cm", "the name of this field must be written DistanceUnits"),
+        (["HeaderSize = 4"], "HeaderSize = 4", "the header has 126 bytes, so leave this field out"),
     ],
 )
 def test_metaimage_that_itk_would_misread_is_refused(tmp_path, capfd, lines, said, why):
     refused(write_mha(tmp_path / "a.mha", *lines), said, why)
     assert not capfd.readouterr().err
+
+
+def test_metaimage_ignores_other_fields(tmp_path):
+    """SimpleITK writes what a person adds to the metadata as fields of any name."""
+    image = sitk.GetImageFromArray(VOLUME.T)
+    for name in ("offset", "origin", "elementspacing", "Scanner Name"):
+        image.SetMetaData(name, "9 9 9")
+    sitk.WriteImage(image, str(tmp_path / "a.mha"))
+    assert b"elementspacing = 9 9 9" in (tmp_path / "a.mha").read_bytes()
+    array, meta = read(tmp_path / "a.mha")
+    np.testing.assert_array_equal(array, VOLUME)
+    np.testing.assert_array_equal(meta["affine"], np.diag([-1.0, -1, 1, 1]))
+    assert "notes" not in meta
+
+
+TRUNCATED = {
+    "local": "its header describes 60 bytes of voxels, but it contains 51",
+    "raw": "its header describes 60 bytes of voxels, but it contains 51",
+    "list": "its header describes 20 bytes of voxels, but 2.raw contains 11",
+    "text": "its header describes 60 numbers of voxels, but it contains 51",
+    "compressed": "its compressed data ends too early",
+    "damaged": "its compressed data cannot be decompressed",
+    "type": "its header has no ElementType",
+    "letters": "ITK cannot read its header or its voxels",
+}
+
+
+@pytest.mark.parametrize("kind", TRUNCATED)
+def test_truncated_metaimage_says_what_is_missing(tmp_path, kind, capfd):
+    """ITK reads noise if compressed data is damaged."""
+    path = tmp_path / "a.mhd"
+    image = sitk.GetImageFromArray(VOLUME.T)
+    if kind in ("compressed", "damaged"):
+        sitk.WriteImage(image, str(path), True)
+        data = bytearray((tmp_path / "a.zraw").read_bytes())
+        data[-20:] = b"" if kind == "compressed" else b"\0" * 20
+        (tmp_path / "a.zraw").write_bytes(data)
+    elif kind in ("local", "text", "type", "letters"):
+        path = write_mha(tmp_path / "a.mha")
+        head, body = path.read_bytes()[:-60], path.read_bytes()[-60:-9]
+        if kind == "text":
+            head, body = head.replace(b"BinaryData = True", b"BinaryData = False"), " ".join(map(str, body)).encode()
+        if kind == "letters":
+            head, body = head.replace(b"BinaryData = True", b"BinaryData = False"), b"x " * 60
+        path.write_bytes(head.replace(b"ElementType", b"Type") + body if kind == "type" else head + body)
+    else:
+        sitk.WriteImage(image, str(path))
+        data = (tmp_path / "a.raw").read_bytes()
+        (tmp_path / "a.raw").write_bytes(data[:51])
+        if kind == "list":
+            path.write_text(path.read_text().replace("a.raw", "LIST\n0.raw\n1.raw\n2.raw"))
+            for k in range(3):
+                (tmp_path / f"{k}.raw").write_bytes(data[20 * k : 20 * k + (11 if k == 2 else 20)])
+    with pytest.raises(ValueError, match=re.escape(f"{path}: it is truncated or damaged ({TRUNCATED[kind]}).")):
+        read(path)
+    if kind != "letters":
+        printed = capfd.readouterr()
+        assert "MetaImage" not in printed.out + printed.err
+        assert "Uncompress" not in printed.out + printed.err
 
 
 @pytest.mark.parametrize("line", ["DistanceUnits = mm", "DistanceUnits = ?", "ElementSize = 2 3 4"])

@@ -193,6 +193,36 @@ def test_imagej_stack_of_one_directory_must_be_whole(tmp_path):
         get(path)
 
 
+@pytest.mark.parametrize("truncate", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_older_imagej_does_not_say_how_many_slices_its_images_are(tmp_path, truncate, channels):
+    axes, pages = ("ZYX", ZYX) if channels == 1 else ("ZCYX", ZCYX)
+    tifffile.imwrite(path := tmp_path / "a.tif", pages, imagej=True, metadata={"axes": axes}, truncate=truncate)
+    line = f"slices={len(pages)}\n".encode()
+    path.write_bytes(path.read_bytes().replace(line, b"unit=um \n"))
+    assert page_count(path) == len(pages)
+    expected = pages.transpose(1, 2, 0) if channels == 1 else pages.transpose(2, 3, 0, 1)
+    np.testing.assert_array_equal(get(path, StackReader), expected)
+    np.testing.assert_array_equal(get(path, StackReader, page=4)[:, :, 0], expected[:, :, 4])
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        ("images=8\n", {}, "its ImageJ header promises 8 images but it contains 5"),
+        ("images=8\n", {"truncate": True}, "its ImageJ header promises 8 images but it contains 5"),
+        ("images=5\nchannels=2\n", {"truncate": True}, "its ImageJ header promises 5 images but it contains 5"),
+        ("images=8\n", {"compression": "lzw"}, "its ImageJ header promises 8 images but it contains 5"),
+        ("images=6\nchannels=2\norder=zct\n", {}, "its header describes 2 pages but it has 5"),
+    ],
+)
+def test_older_imagej_header_must_fit_the_pages(tmp_path, header, options, message):
+    text = f"ImageJ=1.37v\n{header}"
+    tifffile.imwrite(path := tmp_path / "a.tif", ZYX, metadata=None, description=text, **options)
+    with pytest.raises(ValueError, match=rf"a\.tif: {message}"):
+        get(path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -298,6 +328,47 @@ def test_tiff_of_one_bit_whose_zero_is_white_is_inverted(tmp_path):
     lit = RNG.integers(0, 2, (4, 16)).astype(bool)
     tifffile.imwrite(tmp_path / "a.tif", ~lit, photometric="miniswhite")
     np.testing.assert_array_equal(get(tmp_path / "a.tif"), lit)
+
+
+def test_picture_of_one_bit_has_0_and_255_in_a_stack(tmp_path):
+    lit = RNG.integers(0, 2, (4, 16)).astype(bool)
+    Image.fromarray(lit).save(tmp_path / "a.png")
+    Image.fromarray(lit).save(tmp_path / "b.tif", compression="group4")
+    Image.fromarray(lit * np.uint8(255)).save(tmp_path / "c.png")
+    stack, _ = StackReader().get_data(([tmp_path / name for name in ("a.png", "b.tif", "c.png")], {}))
+    np.testing.assert_array_equal(stack, np.stack([lit.T * 255] * 3, -1))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("kind", ["a.png", "a.tif", "white.tif", "rgb.tif"])
+def test_2_and_4_bits_are_scaled_to_8(tmp_path, bits, kind):
+    values = RNG.integers(0, 2**bits, (20, 32, 3) if kind == "rgb.tif" else (20, 32), dtype=np.uint8)
+    stored = 2**bits - 1 - values if kind == "white.tif" else values
+    places = np.arange(8 // bits)[::-1] * bits
+    packed = (stored.reshape(20, -1, 8 // bits) << places).sum(-1).astype(np.uint8)
+    if kind == "a.png":
+        (tmp_path / kind).write_bytes(_png(32, 20, bits, [row.tobytes() for row in packed]))
+    else:
+        tifffile.imwrite(tmp_path / kind, packed, metadata=None)
+        with tifffile.TiffFile(tmp_path / kind, mode="r+") as file:
+            tags = {"ImageWidth": 32, "BitsPerSample": bits, "PhotometricInterpretation": int(kind != "white.tif")}
+            if kind == "rgb.tif":
+                tags |= {"BitsPerSample": (bits,) * 3, "PhotometricInterpretation": 2, "SamplesPerPixel": 3}
+            for name, value in tags.items():
+                file.pages[0].tags[name].overwrite(value)
+    expected = values * (255 // (2**bits - 1))
+    np.testing.assert_array_equal(get(tmp_path / kind), expected)
+    frame = expected if kind == "rgb.tif" else np.stack([expected] * 3, -1)
+    np.testing.assert_array_equal(get(tmp_path / kind, FrameReader), frame)
+    if kind != "rgb.tif":
+        np.testing.assert_array_equal(get(tmp_path / kind, MaskReader), expected)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_tiff_of_complex_numbers_is_refused(tmp_path, reader):
+    tifffile.imwrite(tmp_path / "a.tif", GREY.astype(np.complex64))
+    with pytest.raises(ValueError, match=r"a\.tif: it contains complex numbers: save the magnitude\.$"):
+        get(tmp_path / "a.tif", reader)
 
 
 def test_tiff_that_does_not_say_what_zero_is_has_it_black(tmp_path):
@@ -422,6 +493,11 @@ def test_colours_that_no_pixel_has_do_not_count(tmp_path):
     np.testing.assert_array_equal(get(path), np.where(GREY > 99, 90, 9))
 
 
+def test_blank_picture_with_a_coloured_palette_is_coloured_like_the_others_of_its_stack(tmp_path):
+    path = _with_palette(tmp_path, ".png", GREY * 0, [(0, 0, 0), (255, 0, 0)])
+    np.testing.assert_array_equal(get(path), np.zeros((20, 30, 3)))
+
+
 @pytest.mark.parametrize("clear", [bytes([255, 100]), 1])
 def test_transparent_colours_give_alpha(tmp_path, clear):
     indices = np.where(GREY > 99, 2, 1)
@@ -515,6 +591,17 @@ def test_png_of_16_bits_keeps_them(tmp_path, channels):
     colours = pixels[..., :3] if channels > 2 else pixels[..., :1].repeat(3, 2)
     np.testing.assert_array_equal(frame.swapaxes(0, 1), np.rint(colours / 257))
     assert "16 bits: scaled to 8" in meta["notes"]
+
+
+def test_colour_that_is_transparent_in_a_png_of_16_bits_is_no_channel(tmp_path):
+    pixels = RNG.integers(0, 65536, (20, 30, 3), dtype=np.uint16)
+    data = imagecodecs.png_encode(pixels)
+    chunk = b"tRNS" + struct.pack(">HHH", *pixels[0, 0].tolist())
+    (tmp_path / "a.png").write_bytes(
+        data[:33] + struct.pack(">I", 6) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    )
+    np.testing.assert_array_equal(get(tmp_path / "a.png"), pixels)
+    np.testing.assert_array_equal(get(tmp_path / "a.png", FrameReader), np.rint(pixels / 257))
 
 
 def _png(width, height, bits=8, rows=()):

@@ -374,6 +374,24 @@ def test_palettes_of_images_and_labels_are_expanded(tmp_path):
     assert datalists[0] == datalists[1]
 
 
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("kind", ["1", "P"])
+def test_labels_of_one_bit_and_of_a_coloured_palette(tmp_path, kind, inverted):
+    source = tmp_path / "png"
+    images, labels = _stacks(4)
+    for folder in ("image", "label"):
+        (source / folder).mkdir(parents=True)
+    for number, (image, label) in enumerate(zip(images, labels == (0 if inverted else 255), strict=True)):
+        Image.fromarray(image).save(source / "image" / f"{number}.png")
+        mask = Image.fromarray(label) if kind == "1" else Image.fromarray(label.astype(np.uint8), mode="P")
+        if kind == "P":
+            mask.putpalette([0, 0, 0, 255, 0, 0])
+        mask.save(source / "label" / f"{number}.png")
+    prepared = _prepare(source, tmp_path, inverted)
+    found = [entry["membrane_fraction"] for entry in prepared.datalist["training"]]
+    assert found == [round(float((label == 0).mean()), 4) for label in labels[: len(found)]]
+
+
 def test_merge_keeps_every_page(isbi, tmp_path):
     for name in ("a", "b"):
         prepare(get_data_set("isbi2012"), isbi(root=f"{name}_source"), tmp_path / name)

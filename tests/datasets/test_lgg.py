@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from segbundles.datasets import DataFaults, get_data_set, prepare
 
@@ -215,11 +216,17 @@ FAULTS = {
         "",
         "label values 1, 2, 3, 4, 5.* allowed are 0, 255",
     ),
-    "mask of three channels": (
+    "mask in colour": (
         "A_1_2_mask.tif",
-        lambda p: _write(p, np.stack([_MASK] * 3, -1), photometric="rgb"),
+        lambda p: _write(p, _image(1), photometric="rgb"),
         "",
-        "has 3 channel",
+        "has 3 channels but a label must have one, or three with black and one other colour",
+    ),
+    "float mask": (
+        "A_1_2_mask.tif",
+        lambda p: _write(p, (_MASK / 255).astype(np.float32)),
+        "",
+        "label values 1; allowed are 0, 255",
     ),
     "truncated image": ("A_1_2.tif", _truncate, "", "cannot be read: "),
     "truncated mask": ("A_1_2_mask.tif", _truncate, "", "cannot be read: "),
@@ -244,6 +251,31 @@ FAULTS = {
         "size 8 x 5 differs from 8 x 6 of the patient",
     ),
 }
+
+
+def _red(mask: np.ndarray, path: Path) -> None:
+    image = Image.fromarray(mask // 255, mode="P")
+    image.putpalette([0, 0, 0, 128, 0, 0])
+    image.save(path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda mask, path: Image.fromarray(mask > 0).save(path),
+        lambda mask, path: Image.fromarray(mask > 0).save(path, compression="group4"),
+        _red,
+        lambda mask, path: tifffile.imwrite(path, np.stack([mask] * 3, -1), photometric="rgb"),
+        lambda mask, path: tifffile.imwrite(path, mask.astype(np.float32) * np.float32(0.99999)),
+    ],
+    ids=["one bit", "G4", "red", "RGB", "float"],
+)
+def test_masks_that_show_the_same_are_the_same(lgg, tmp_path, write):
+    expected = _prepare(source := lgg(slices=4), tmp_path).datalist
+    (tmp_path / "out").rename(tmp_path / "before")
+    for path in source.glob("*/*_mask.tif"):
+        write(tifffile.imread(path), path)
+    assert _prepare(source, tmp_path).datalist == expected
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -301,6 +301,11 @@ class TestSkipFinished:
         assert seen == good
         (output / "p1/a_seg.nrrd").unlink()
         before = {path: path.stat().st_mtime_ns for path in output.rglob("*_seg.*")}
+        rows = table(output)
+        with (output / "inference.csv").open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter=";")  # as a spreadsheet saves it
+            writer.writeheader()
+            writer.writerows(rows)
         seen, second = self.run(folder, output, "^2 of 6 images failed")
         assert seen == ["p1/a.nrrd"]
         assert all(path.stat().st_mtime_ns == time for path, time in before.items())

@@ -58,7 +58,7 @@ def test_plain_tensors_and_missing_keys():
     ("seen", "needed", "repair"),
     [
         (2, 3, "give 3 channels, or one"),
-        (4, 3, "if it is RGBA, drop the alpha channel: save it as RGB"),
+        (4, 3, "give 3 channels, or one (if the fourth is transparency, save it as RGB)"),
         (4, 2, "give 2 channels, or one"),
     ],
 )

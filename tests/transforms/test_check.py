@@ -244,6 +244,29 @@ def test_label_arguments_and_channels():
         LabelToClassd("label")({"label": image(3, 4, 4, name="p/lab.nrrd")})
 
 
+@pytest.mark.parametrize(("one", "expected"), [(0.99999, [0, 1]), (255 * 0.99999, [0, 1])])
+def test_label_that_a_file_scales(one, expected):
+    assert LabelToClassd("label")({"label": label(0.0001, one)})["label"].flatten().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "colour", "expected"),
+    [(None, (128, 0, 0), [0, 1]), ([0, 255], (9, 9, 9), [0, 1]), ([255, 0], (0, 255, 0), [1, 0])],
+)
+def test_label_of_black_and_one_other_colour(values, colour, expected):
+    given = image(3, 2, 1, 1, name="p/lab.png", fill=0.0)
+    given[:, 1, 0, 0] = torch.tensor(colour, dtype=torch.float32)
+    out = LabelToClassd("label", values=values)({"label": given})["label"]
+    assert out.shape == (1, 2, 1, 1)
+    assert out.flatten().tolist() == expected
+    assert file_name(out) == "p/lab.png"
+    with pytest.raises(ValueError, match=r"p/lab\.png has 3 channels but a label must have one: save it as class ind"):
+        LabelToClassd("label", num_classes=3)({"label": given})
+    given[:, 0] = torch.tensor(colour).reshape(3, 1, 1) // 2
+    with pytest.raises(ValueError, match="must have one, or three with black and one other colour: save it as class"):
+        LabelToClassd("label", values=values)({"label": given})
+
+
 def test_in_a_monai_compose_the_message_is_the_root_cause():
     with pytest.raises(RuntimeError) as caught:
         Compose([CheckImaged("image")])({"image": image(1, 4, 4)})

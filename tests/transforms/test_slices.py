@@ -91,7 +91,7 @@ BORDERS = {
 }
 
 
-@pytest.mark.parametrize("grey", [0, 255, 128])
+@pytest.mark.parametrize("grey", [0, 255, 128, -32768, 65535])
 @pytest.mark.parametrize("name", BORDERS)
 def test_a_flat_border_is_left_out_of_the_normalization(name: str, grey: float) -> None:
     image = section()
@@ -111,7 +111,7 @@ def test_a_flat_border_is_left_out_of_the_normalization(name: str, grey: float) 
 
 def test_a_border_of_a_jpeg_and_of_a_turned_section_is_found_but_no_hole_inside() -> None:
     image, turned = section(), section()
-    image[:50] = np.random.default_rng(1).integers(0, 2, (50, 100))
+    image[:50] = np.random.default_rng(1).integers(0, 4, (50, 100))
     x, y = np.mgrid[:120, :100]
     turned[x + y < 60] = 0
     border = flat_border(turned)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections import Counter
@@ -26,7 +25,7 @@ from segbundles.data.dicom import (
 )
 from segbundles.data.readers import SuffixReader
 from segbundles.errors import InputError, fail
-from segbundles.files import DATALIST_NAME, SPLITS, shown, walk
+from segbundles.files import DATALIST_NAME, SPLITS, read_table, shown, walk
 from segbundles.leaks import check_leaks
 
 __all__ = ["Datalist", "FolderImages", "image_root"]
@@ -352,8 +351,8 @@ class FolderImages(_LazyCases):
         """Return the results, without suffix, that the table of an earlier run names."""
         if output is None or not (output / "inference.csv").is_file():
             return set()
-        with (output / "inference.csv").open(newline="", encoding="utf-8-sig", errors="replace") as table:
-            images = [PurePath(row["file"]) for row in csv.DictReader(table) if row.get("file")]
+        rows = read_table(output / "inference.csv", errors="replace")
+        images = [PurePath(row["file"]) for row in rows if row.get("file")]
         # a row may also be the folder of a DICOM series, which has no suffix
         return self._outputs(output, {name for path in images for name in (path, path.with_name(file_stem(path)))})
 

@@ -61,6 +61,7 @@ HEADER = [
 ]
 PIXELS = [
     *("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("FloatPixelData", "ModalityLUTSequence"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "PixelRepresentation"),
 ]
@@ -144,12 +145,23 @@ def is_dicom_slice(path: PathLike) -> bool:
     """
     with Path(path).open("rb") as file:
         head = file.read(1024)
-    if head[128:132] != b"DICM":
-        return Path(path).suffix.lower() == ".dcm"
-    # group 2 is always in explicit little endian
-    found = re.search(rb"\x02\x00\x02\x00UI..([\d.]+)", head[132:], re.DOTALL)
-    kind = found[1].decode() if found else ""
-    return not kind or (kind.startswith(STORAGE) and not kind.removeprefix(STORAGE).startswith(NOT_SCANS))
+    if head[128:132] == b"DICM":
+        # group 2 is always in explicit little endian
+        found = re.search(rb"\x02\x00\x02\x00UI..([\d.]+)", head[132:], re.DOTALL)
+        return not found or _is_scan(found[1])
+    if Path(path).suffix.lower() == ".dcm":
+        return True
+    # without the preamble: the first element is of group 2 or 8, and one of the next says what kind of object it is
+    found = head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08") and re.search(
+        rb"(?:\x02\x00\x02\x00|\x08\x00\x16\x00|\x00\x08\x00\x16)(?:UI..|..\x00\x00)([\d.]+)", head, re.DOTALL
+    )
+    return bool(found) and _is_scan(found[1])
+
+
+def _is_scan(kind: bytes) -> bool:
+    """Return whether a class of objects (SOPClassUID) is of scans."""
+    name = kind.decode()
+    return name.startswith(STORAGE) and not name.removeprefix(STORAGE).startswith(NOT_SCANS)
 
 
 @contextmanager
@@ -350,23 +362,55 @@ def read_pixels(frames: Sequence[Frame]) -> Iterator[tuple[np.ndarray, np.ndarra
                 low, high = frame.padding
                 # the padding value may need more bits than BitsStored
                 padded = (((held >= low) & (held <= high)) | ((stored >= low) & (stored <= high))).T
-            if frame.inverted:
-                stored = (-1 if frame.signed else 2 ** frame.bits[1] - 1) - stored
-            values = (stored * frame.slope + frame.intercept).astype(np.float32)
-        yield values.T, padded
+            if tables := dataset.get("ModalityLUTSequence"):
+                values = _looked_up(stored, tables[0], frame, _is_little_endian(dataset))
+            else:
+                if frame.inverted:
+                    stored = (-1 if frame.signed else 2 ** frame.bits[1] - 1) - stored
+                values = stored * frame.slope + frame.intercept
+        yield values.astype(np.float32).T, padded
+
+
+def _looked_up(stored: np.ndarray, table: pydicom.Dataset, frame: Frame, little: bool) -> np.ndarray:
+    """Return the grey levels that a table (Modality LUT) gives stored values, with low values dark."""
+    count, first, bits = (int(value) & 0xFFFF for value in table.LUTDescriptor)
+    count = count or 2**16
+    if frame.signed and first >= 0x8000:
+        first -= 0x10000
+    data = table.LUTData
+    if isinstance(data, bytes):
+        kind = ("<u2" if little else ">u2") if len(data) >= 2 * count else "u1"
+        levels = np.frombuffer(data, kind, count)
+    else:
+        levels = np.array(data)[:count] & 0xFFFF
+    levels = levels.astype(np.int64)[np.clip(stored - first, 0, count - 1)]
+    return 2**bits - 1 - levels if frame.inverted else levels
+
+
+def _is_little_endian(dataset: pydicom.Dataset) -> bool:
+    if hasattr(dataset, "original_encoding"):
+        return bool(dataset.original_encoding[1])
+    return bool(dataset.is_little_endian)  # pydicom 2
 
 
 def _decode(dataset: pydicom.Dataset, frame: Frame) -> np.ndarray:
     """Return the values of a frame as the file holds them, (rows, columns), int64, with unused bits."""
+    if "FloatPixelData" in dataset:
+        raise InputError(
+            f"{shown(frame.path.name)} has its pixels in FloatPixelData, which is not supported: convert the series to "
+            "NIfTI."
+        )
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     columns, rows = frame.columns_rows
     allocated, stored, high = frame.bits
     size = allocated // 8
     if syntax in UNCOMPRESSED:
         data, length = dataset.PixelData, columns * rows * size
-        little = syntax != f"{SYNTAX}.2"
-        if len(data) < length * frame.count or (size == 1 and not little):
+        little = _is_little_endian(dataset)
+        if len(data) < length * frame.count:
             raise EOFError
+        if size == 1 and not little and dataset["PixelData"].VR == "OW":  # pairs of bytes are swapped
+            data = np.frombuffer(data, ">u2").astype("<u2").tobytes()
         kind = f"{'<' if little else '>'}{'i' if frame.signed else 'u'}{size}"
         array = np.frombuffer(data, kind, columns * rows, length * frame.index).reshape(rows, columns)
         array = array >> (high + 1 - stored)

@@ -25,6 +25,11 @@ _COLOURLESS = 32  # grey levels by which the channels of a JPEG mask may differ
 _DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras, stored in 16
 
 
+def value_tolerance(value: Any) -> Any:
+    """Return how much a stored value may differ from a whole number: a file that scales gives 0.99999 for 1."""
+    return np.clip(1e-4 * np.abs(value), 1e-3, 0.1)
+
+
 def read_frame(path: PathLike) -> tuple[np.ndarray, list[str]]:
     """Read a frame (TIFF, PNG, BMP, JPEG) as 8-bit RGB.
 
@@ -56,17 +61,19 @@ def read_frame(path: PathLike) -> tuple[np.ndarray, list[str]]:
 def read_mask(path: PathLike) -> np.ndarray:
     """Read the stored values of a mask, (H, W), uint8.
 
-    Three equal channels become one, an alpha channel is dropped, and 16 bits are scaled to 8 if a value exceeds 255. A
-    grey palette gives its grey levels. A coloured palette that starts with black gives its indices, as in PASCAL VOC;
-    with black and one other colour, black is 0 and the other 255.
+    Three equal channels become one, an alpha channel is dropped, and 16 bits are scaled to 8 if a value exceeds 255.
+    Other types, such as float, must have whole numbers of up to 16 bits, see :func:`value_tolerance`. A picture of one
+    bit gives 0 and 1, and 2 to 7 bits are scaled to 8. A grey palette gives its grey levels. A coloured palette that
+    starts with black gives its indices, as in PASCAL VOC; with black and one other colour, black is 0 and the other
+    255.
 
     Args:
         path: the file.
 
     Raises:
-        ValueError: as for :func:`read_frame`, and when the mask is in colour.
+        ValueError: as for :func:`read_frame`, when the mask is in colour, and when a value is not a whole number.
     """
-    pixels, _ = _one_image(_without_colours(read_picture(path)))
+    pixels, _ = _one_image(_whole(_without_colours(read_picture(path))))
     if pixels.dtype == np.uint16:
         pixels, _ = _in_8_bits(pixels)
     pixels = pixels.astype(np.uint8)
@@ -90,6 +97,19 @@ def _one_image(picture: Picture) -> tuple[np.ndarray, list[str]]:
     if pixels.shape[2] not in (1, 3):
         raise InputError(f"it has {pixels.shape[2]} channels but must have 1 (grey) or 3 (RGB), and may have alpha.")
     return pixels, ["alpha channel dropped"] if picture.alpha else []
+
+
+def _whole(picture: Picture) -> Picture:
+    """Return the values of a mask as integers without sign, if it has another type."""
+    pixels = picture.pixels
+    if pixels.dtype in (bool, np.uint8, np.uint16):
+        return picture
+    whole = np.rint(pixels)
+    fine = (abs(pixels - whole) <= value_tolerance(whole)) & (whole >= 0) & (whole < 2**16)
+    if not fine.all():
+        odd = ", ".join(f"{value:.7g}" for value in np.unique(pixels[~fine])[:5])
+        raise InputError(f"it contains the values {odd}, but a mask must have whole numbers from 0 to 255.")
+    return picture._replace(pixels=whole.astype(np.uint16))
 
 
 def _in_8_bits(pixels: np.ndarray) -> tuple[np.ndarray, int]:

@@ -18,6 +18,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 from tifffile import COMPRESSION, PHOTOMETRIC
 
 from segbundles.data.base import PIL, TIFF, FileReader, file_suffix
+from segbundles.data.volumes import COMPLEX
 from segbundles.errors import InputError
 from segbundles.meta import add_note, image_meta
 
@@ -82,13 +83,15 @@ class Picture(NamedTuple):
     def expanded(self) -> Picture:
         """Return the picture that its palettes show: grey if all colours are grey, with alpha if some are transparent.
 
-        Colours that no pixel has do not count.
+        Colours that no pixel has do not count, unless all pixels have the same: a blank slice of a stack is then like
+        the others.
         """
         if not self.palettes:
             return self
         pairs = list(zip(self.pixels[..., 0], self.palettes, strict=True))
         used = np.concatenate([palette[np.unique(plane)] for plane, palette in pairs])
         alpha = bool((used[:, 3] < 255).any())
+        used = np.concatenate(self.palettes) if (used == used[0]).all() else used
         grey = bool((used[:, :3] == used[:, :1]).all())
         channels = [*([0] if grey else [0, 1, 2]), *([3] if alpha else [])]
         return self._replace(
@@ -100,8 +103,9 @@ class PictureReader(FileReader):
     """Read TIFF, PNG, BMP and JPEG as viewers show them: palettes expanded, turned by the orientation tag.
 
     One 2D image gives (W, H), and a TIFF with several pages (W, H, pages); channels are a last axis. The first
-    axis is x. Grey with 0 as white is inverted, and other colours, such as CMYK, become RGB. Of a JPEG with several
-    pictures (MPO), the first is read. Thumbnails and transparency masks in a TIFF are left out.
+    axis is x. Grey with 0 as white is inverted, 2 to 7 bits are scaled to 8, and other colours, such as CMYK, become
+    RGB. Of a JPEG with several pictures (MPO), the first is read. Thumbnails and transparency masks in a TIFF are left
+    out.
     """
 
     suffixes = (*TIFF, *PIL)
@@ -200,7 +204,9 @@ def _read_other(path: Path, start: bytes) -> Picture:
             import imagecodecs
 
             # PIL keeps 8 of 16 bits when there are several channels
-            plane = _Plane(imagecodecs.png_decode(path.read_bytes()), alpha=start[25] != 2)
+            pixels, alpha = imagecodecs.png_decode(path.read_bytes()), start[25] != 2
+            # a colour that is to be transparent is no channel, as in PIL
+            plane = _Plane(pixels if alpha else pixels[..., :3], alpha=alpha)
             notes = ["PNG of 16 bits per channel"]
         else:
             plane = _from_pil(image)
@@ -348,6 +354,13 @@ def _stack(series: tifffile.TiffPageSeries, file: tifffile.TiffFile) -> _Stack:
     axes, shape, key = series.get_axes(squeeze=True), series.get_shape(squeeze=True), series.keyframe
     count = prod(shape) // max(prod(key.shape), 1)
     offset = None if series.is_multifile else series.dataoffset
+    if (promised := _uncounted(series, file)) > count:
+        alone = offset is not None and len(file.pages) == 1
+        there = (file.filehandle.size - offset) // key.nbytes if alone else len(file.pages)
+        if promised % count or there < promised:
+            raise InputError(f"its ImageJ header promises {promised} images but it contains {there}: save it again.")
+        shape, axes, count = (promised // count, *shape), f"I{axes}", promised
+        series, offset = (series, offset) if alone else (file.pages, None)
     if offset is not None and offset + count * key.nbytes > file.filehandle.size:
         raise InputError(f"it is truncated or damaged (its header describes {count} page(s)).")
     if offset is not None and count > 1:
@@ -364,6 +377,15 @@ def _stack(series: tifffile.TiffPageSeries, file: tifffile.TiffFile) -> _Stack:
     if there != count or there != len(pages):
         raise InputError(f"its header describes {count} pages but it has {there}: files or pages are missing.")
     return _Stack(pages, axes, shape)
+
+
+def _uncounted(series: tifffile.TiffPageSeries, file: tifffile.TiffFile) -> int:
+    """Return the number of images in the header of an older ImageJ, which does not say how many slices they are."""
+    header = (series.kind == "imagej" and file.imagej_metadata) or {}
+    images = header.get("images")
+    by_channel = str(header.get("order", "czt")).lower() in ("czt", "ctz", "default")
+    known = {"slices", "frames"} & set(header) or series.keyframe.shaped[0] > 1 or not by_channel
+    return images if type(images) is int and not known else 0
 
 
 def _cut(stack: _Stack, path: Path) -> list[_Image]:
@@ -429,6 +451,8 @@ def _page_pixels(page: _Page) -> np.ndarray:
         array = page.asarray()
     if _photometric(key) == PHOTOMETRIC.MINISWHITE:
         array = ~array if array.dtype == bool else array.dtype.type(2**key.bitspersample - 1) - array
+    if array.dtype == np.uint8 and key.bitspersample in range(2, 8) and key.photometric != PHOTOMETRIC.PALETTE:
+        array = np.rint(array * (255 / (2**key.bitspersample - 1))).astype(np.uint8)  # as in PNG
     return array.astype(np.uint8) if array.dtype == bool and key.photometric == PHOTOMETRIC.PALETTE else array
 
 
@@ -458,6 +482,8 @@ def _goes_through_pil(page: tifffile.TiffPage) -> bool:
 
 
 def _pixel_fault(page: tifffile.TiffPage) -> str | None:
+    if page.dtype is not None and page.dtype.kind == "c":
+        return COMPLEX
     if _photometric(page) == PHOTOMETRIC.MINISWHITE and page.dtype is not None and page.dtype.kind not in "bu":
         return f"it is grey with 0 as white, of type {page.dtype}: convert it to 0 as black."
     of_pil = (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.YCBCR, PHOTOMETRIC.CIELAB, PHOTOMETRIC.PALETTE)

@@ -74,9 +74,10 @@ class StackReader(SuffixReader):
 
     Arrays have three spatial axes, (W, H, D), and a last axis of channels if there are several. 2D images (TIFF, PNG,
     BMP, JPEG) become slices along the last spatial axis, in the given order; one image gives D = 1. The pages of a TIFF
-    become slices too. Image x points to the patient's left and y to the back, as radiologists view slices, so that
-    ``Orientationd("LPS")`` does not change the affine, diag(-1, -1, 1, 1). Volume files are read as by
-    :class:`SuffixReader`, and NIfTI vectors, (W, H, D, 1, C), become channels.
+    become slices too. A picture of one bit has 0 and 255, as viewers show it. Image x points to the patient's left and
+    y to the back, as radiologists view slices, so that ``Orientationd("LPS")`` does not change the affine,
+    diag(-1, -1, 1, 1). Volume files are read as by :class:`SuffixReader`, and NIfTI vectors, (W, H, D, 1, C), become
+    channels.
 
     The metadata says whether the affine is in mm (volume files) or counts pixels, see
     :func:`segbundles.meta.has_spacing`, and lists the files of a stack of 2D images, see
@@ -90,6 +91,11 @@ class StackReader(SuffixReader):
     def __init__(self, page: int | None = None, series: int | str | Sequence[int | str] | None = None) -> None:
         super().__init__(series)
         self.page = page
+
+    def decode(self, path: Path, **kwargs: Any) -> tuple[np.ndarray, dict]:
+        """Return array and metadata of one file."""
+        array, meta = super().decode(path, **kwargs)
+        return (array * np.uint8(255) if array.dtype == bool else array), meta
 
     def get_data(self, img: tuple[Sequence[Path], dict[str, Any]]) -> tuple[np.ndarray, dict]:
         """Return array and metadata of what ``read`` took.

@@ -141,7 +141,8 @@ class SimpleITKReader(FileReader):
     """Read NRRD and MetaImage with SimpleITK, after a look at the header itself.
 
     Arrays have axes (x, y, z), or (x, y, z, channel) for vector images; the affine is RAS, in mm. A header without an
-    origin means origin 0, and a NRRD header without a ``space`` means left-posterior-superior. ITK silently replaces
+    origin means origin 0, one without a spacing 1 mm, and a NRRD header without a ``space`` means
+    left-posterior-superior. ITK silently replaces
     NaN spacings by 1 and ignores units; this reader refuses such files.
     """
 
@@ -158,16 +159,14 @@ class SimpleITKReader(FileReader):
             ValueError: when the file cannot be decoded, its header does not describe a grid in mm, or it contains
                 several volumes or numbers that are not grey levels.
         """
-        note = ""
-        if path.suffix.lower() in (".nrrd", ".nhdr"):
-            note = check_nrrd(path)
-        else:
-            check_metaimage(path)
+        note = (check_nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else check_metaimage)(path)
         try:
             with quiet_itk():
                 image = sitk.ReadImage(str(path), **kwargs)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
+            if reason.startswith("Reason:"):  # of an older error of the system
+                reason = "ITK cannot read its header or its voxels"
             raise InputError(f"it is truncated or damaged ({reason}).") from None
         dims = image.GetDimension()
         array = sitk.GetArrayFromImage(image)

@@ -16,7 +16,7 @@ from segbundles.data import image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import InferenceEvents
 from segbundles.errors import fail
-from segbundles.files import RunLog, atomic_path, check_writable, shown
+from segbundles.files import RunLog, atomic_path, check_writable, read_table, shown
 from segbundles.meta import join_notes
 from segbundles.transforms import SaveSegmentationd
 
@@ -101,8 +101,7 @@ class InferenceResults:
     def _read(self) -> dict[str, dict[str, str]]:
         if not self.path.is_file():
             return {}
-        with self.path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            return {row["file"]: row for row in csv.DictReader(file) if row.get("file")}
+        return {row["file"]: row for row in read_table(self.path, errors="replace") if row.get("file")}
 
     def finished(self, files: Sequence[str]) -> bool:
         """Return whether an earlier run finished an image; if so, add its rows of that run.

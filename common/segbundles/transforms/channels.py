@@ -55,7 +55,7 @@ class FillChannelsd(MapTransform):
         if seen != 1:
             repair = f"give {self.channels} channels, or one"
             if seen == 4 and self.channels == 3:
-                repair = "if it is RGBA, drop the alpha channel: save it as RGB"
+                repair += " (if the fourth is transparency, save it as RGB)"
             fail(f"{file_name(image)} has {seen} channels but must have {self.channels}: {repair}.")
         note = f"one channel: taken as {self.name} and used for all {self.channels}"
         logger.warning(f"{file_name(image)} has {note}.")

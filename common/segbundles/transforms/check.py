@@ -13,13 +13,13 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
+from segbundles.data.frames import value_tolerance
 from segbundles.errors import fail
 from segbundles.meta import add_note, file_name, set_has_spacing, spacing_of
 
 __all__ = ["CheckImaged", "LabelToClassd", "SetSpacingd"]
 
 GRID_TOLERANCE = 1e-3  # of a voxel
-VALUE_TOLERANCE = 1e-3  # an integer that a file stores with a scale comes back as 0.99999, for example
 
 
 class CheckImaged(MapTransform):
@@ -159,7 +159,9 @@ class SetSpacingd(MapTransform):
 class LabelToClassd(MapTransform):
     """Convert the values stored in a label file into class indices 0 .. num_classes - 1 (uint8).
 
-    A stored value may differ from a class's by 1e-3, because files that scale integers give 0.99999 for 1.
+    A stored value may differ a little from a class's, see :func:`segbundles.data.frames.value_tolerance`. With two
+    classes, a picture of three channels may be a label too, if it has black and one other colour: black is the class of
+    the smaller value.
 
     Args:
         keys: labels.
@@ -170,7 +172,7 @@ class LabelToClassd(MapTransform):
         allow_missing_keys: as in MONAI.
 
     Raises:
-        ValueError: when a file contains any other value, or several channels.
+        ValueError: when a file contains any other value, or several channels that are not black and one other colour.
     """
 
     def __init__(
@@ -202,17 +204,16 @@ class LabelToClassd(MapTransform):
         return d
 
     def _convert(self, label: torch.Tensor, values: list[float] | None) -> torch.Tensor:
-        if label.shape[0] != 1:
-            fail(f"{file_name(label)} has {label.shape[0]} channels but a label must have one: give class indices.")
         stored = list(range(self.num_classes)) if values is None else values
+        label = self._one_channel(label, stored)
         found = label.as_tensor() if isinstance(label, MetaTensor) else label
         found = found if found.is_floating_point() else found.to(torch.int64)
-        if values is None and self.num_classes == 2 and bool(((found - 255).abs() <= VALUE_TOLERANCE).any()):
+        if values is None and self.num_classes == 2 and bool(((found - 255).abs() <= value_tolerance(255)).any()):
             stored = [0, 255]
         out = torch.zeros_like(label, dtype=torch.uint8)
         known = torch.zeros(label.shape, dtype=torch.bool, device=label.device)
         for index, value in enumerate(stored):
-            here = (found - value).abs() <= VALUE_TOLERANCE
+            here = (found - value).abs() <= value_tolerance(value)
             out[here] = index
             known |= here
         if not bool(known.all()):
@@ -222,3 +223,17 @@ class LabelToClassd(MapTransform):
                 f"are {', '.join(f'{v:g}' for v in stored)}: correct the file, or change the classes in the settings."
             )
         return out
+
+    def _one_channel(self, label: torch.Tensor, stored: list[float]) -> torch.Tensor:
+        channels = label.shape[0]
+        if channels == 1:
+            return label
+        lit = (label != 0).any(0, keepdim=True)
+        colour = label.amax(tuple(range(1, label.ndim)), keepdim=True)
+        if self.num_classes == 2 and channels == 3 and bool(((label == colour) | ~lit).all()):
+            return torch.where(lit, max(stored), min(stored))
+        allowed = ", or three with black and one other colour" if self.num_classes == 2 else ""
+        fail(
+            f"{file_name(label)} has {channels} channels but a label must have one{allowed}: save it as class indices "
+            "without a palette."
+        )

@@ -7,25 +7,33 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 import torch
 from monai.transforms import MapTransform
+from scipy import ndimage
 
 from segbundles.meta import add_note
 
 __all__ = ["FillPaddingd"]
 
-_SHARE = 1e-3  # of the voxels have the value, at least
-_BETWEEN = 0.2  # voxels between it and the others, as a share of those that have it: resampling blurs the edge
-_NEAR = 0.25  # as a share of it: the others are nearer to 0
+_BINS = 200
+_SAMPLES = 2_000_000  # voxels that are looked at
+_END = 40  # bins at an end of the histogram in which padding is searched; a spline goes beyond it
+_SHARE = 1e-3  # of the voxels are padding, at least
+_SPARSE = 0.1  # most values in a bin beside padding, as a share of those in its own
+_CONSTANT = 1e-3  # of the range: so much do most padded voxels differ
 _LEVELS = 16  # that the others have; an image of few values may be a drawing
-_SAMPLES = 1_000_000  # voxels from which quantiles are estimated
+_EDGE = 4  # voxels around padding that resampling may have blurred
+# the distance of padding from the other values, as a share of the range of all values: padding below 0, other padding
+# that is darker than the rest, and padding that is brighter
+_BELOW_ZERO, _DARK, _BRIGHT = 0.2, 0.7, 0.4
 
 
 class FillPaddingd(MapTransform):
     """Replace far-off padding, such as -1024 or -32768 outside the field of view, by the darkest level of the rest.
 
-    In each channel, the lowest value is padding if it is negative and the highest if it is positive, and if at least
-    0.1 % of the voxels have it, almost none lie between it and the others, and its distance to them is large: 0.3 of
-    their range (1st to 99th percentile) for the lowest, their whole range for the highest. Any other image stays
-    unchanged. A note on the image names the values.
+    In each channel, padding is a frequent value at an end of the histogram (at least 0.1 % of the voxels) that is far
+    from the others: by 0.2 of the range of all values if it is negative, by 0.7 if it is dark but not negative (an
+    image is often 0 outside the head), and by 0.4 if it is brighter than the rest. Resampling blurs its edge: up to
+    four voxels from it, values beyond those of the rest are cut off. Any other image stays unchanged. A note on the
+    image names the values.
 
     Args:
         keys: volumes, (C, spatial).
@@ -38,39 +46,50 @@ class FillPaddingd(MapTransform):
         for key in self.key_iterator(d):
             image, found = d[key], []
             for channel in range(image.shape[0]):
-                for high in (False, True):
-                    padding = _padding(image[channel].numpy(force=True), high)
-                    if padding is None:
-                        continue
-                    outside, dark, value = padding
+                values, removed = image[channel].numpy(force=True), []
+                while len(removed) < 3 and (padding := _padding(values)) is not None:
+                    values, value = padding
+                    removed.append(f"{value:g}")
+                if removed:
                     image = image.clone() if image is d[key] else image
-                    image[channel][torch.as_tensor(outside)] = dark
-                    found.append(f"{value:g}")
+                    image[channel] = torch.as_tensor(values)
+                    found += removed
             if found:
-                values = " and ".join(dict.fromkeys(found))
-                add_note(image, f"padding of {values} outside the field of view: taken as background")
+                names = " and ".join(dict.fromkeys(found))
+                add_note(image, f"padding of {names} outside the field of view: taken as background")
             d[key] = image
         return d
 
 
-def _padding(values: np.ndarray, high: bool) -> tuple[np.ndarray, float, float] | None:
-    """Return where the padding is, the level that replaces it, and its value; None without padding."""
-    sign = -1 if high else 1
-    end = sign * float(values.max() if high else values.min())
-    if end >= 0:
-        return None
-    count = int((values == sign * end).sum())
-    if count < _SHARE * values.size:
-        return None
-    outside = values > -end * _NEAR if high else values < end * _NEAR
-    rest = values[~outside]
-    if not rest.size or int(outside.sum()) > (1 + _BETWEEN) * count:
-        return None
-    sample = rest[:: max(1, rest.size // _SAMPLES)].astype(np.float64)
-    if len(np.unique(sample)) < _LEVELS:
-        return None
-    dark, low, top, bright = np.quantile(sample, [0.005, 0.01, 0.99, 0.995])
-    gap = -end - bright if high else dark - end
-    if not gap > (1.0 if high else 0.3) * (top - low):
-        return None
-    return outside, dark, sign * end
+def _padding(values: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """Return the values without the padding at one end of their histogram, and the padding; None if there is none."""
+    sample = values.reshape(-1)[:: max(1, values.size // _SAMPLES)].astype(np.float64)
+    for sign in (1, -1):  # dark and bright padding
+        low, bright = float((sign * values).min()), float(np.quantile(sign * sample, 0.999))
+        if not bright > low:
+            continue
+        step = (bright - low) / _BINS
+        counts, _ = np.histogram(sign * sample, _BINS, (low, bright))
+        peak = int(np.argmax(counts[:_END]))
+        end = low + (peak + 2) * step
+        here, rest = sign * sample < end, sample[sign * sample >= end]
+        value = float(np.median(sample[here]))
+        constant = (np.abs(sample[here] - value) <= _CONSTANT * (bright - low)).mean()
+        needed = _BRIGHT if sign < 0 else _BELOW_ZERO if value < 0 else _DARK
+        far = needed * (bright - low)
+        bins = int(needed * _BINS)
+        gap = counts[peak + 2 + bins // 2 : peak + 2 + bins]  # nearer to padding, a spline may swing
+        if gap.max() > _SPARSE * counts[peak]:
+            continue
+        if here.mean() < _SHARE or constant < 0.5 or not rest.size or sign * (float(np.median(rest)) - value) < far:
+            continue
+        near = ndimage.binary_dilation(sign * values < end, iterations=_EDGE)
+        rest = values[~near]
+        if not rest.size or len(np.unique(rest[:: max(1, rest.size // _SAMPLES)])) < _LEVELS:
+            continue
+        dark, light = (float(level) for level in np.quantile(rest, [0.02, 0.995]))
+        if sign * ((dark if sign > 0 else light) - value) >= far:
+            cut = np.where(near, np.clip(values, dark, light), values)
+            limit = end if sign < 0 else dark - 0.05 * (bright - low)  # a thin blurred edge may have lost its padding
+            return np.where(sign * values < limit, dark, cut).astype(values.dtype), value
+    return None

@@ -16,7 +16,7 @@ from segbundles.meta import add_note, file_name
 __all__ = ["NormalizeSlicesd", "ScaleSlicesd", "flat_border"]
 
 _WINDOW = 15  # pixels
-_FLAT = 0.01  # of the range of the slice
+_FLAT = 0.04  # of the range of grey levels that windows of this size usually have
 _LEAST = 0.01  # of the pixels of the slice
 
 
@@ -53,8 +53,9 @@ class NormalizeSlicesd(MapTransform):
     """Normalise each slice (W, H) of each channel of a volume (C, W, H, D) to one mean and standard deviation.
 
     A border is left out of both and becomes ``mean``: flat regions at the edge of a slice, as stitching, rotation and
-    registration leave them. Flat means that 15 x 15 pixels differ by at most 1 % of the slice's range; a border has at
-    least 1 % of the pixels. A note on the image says so. A constant slice becomes ``mean``. The result is float32.
+    registration leave them. Flat means that the grey levels of 15 x 15 pixels have at most 4 % of the range that such
+    windows usually have (third quartile); a border has at least 1 % of the pixels. A note on the image says so. A
+    constant slice becomes ``mean``. The result is float32.
 
     Args:
         keys: volumes, (C, W, H, D).
@@ -107,11 +108,12 @@ def flat_border(values: np.ndarray) -> np.ndarray | None:
     Returns:
         Boolean array (W, H), or None if there is no border, or nothing else.
     """
-    edge = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
-    tolerance = _FLAT * float(values.max() - values.min())
-    if tolerance == 0 or not (np.abs(np.diff(edge)) <= tolerance).any():
-        return None
+    values = values.astype(np.float64)
     spread = ndimage.maximum_filter(values, _WINDOW) - ndimage.minimum_filter(values, _WINDOW)
+    if not spread.any():
+        return None
+    # not the range of the slice, which a border of -32768 would make useless
+    tolerance = _FLAT * float(np.quantile(spread[spread > 0], 0.75))
     flat = ndimage.maximum_filter(spread <= tolerance, _WINDOW)
     parts, count = ndimage.label(flat)
     at_edge = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
