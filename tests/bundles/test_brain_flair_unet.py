@@ -397,7 +397,7 @@ class TestBadInput:
             ("colour mask", "has 3 channels but a label must have one"),
             (
                 "RGBA",
-                "has 4 channels but must have 3: give 3 channels, or one (if the fourth is transparency, save it as RGB)",
+                "has 4 channels but must have 3: give 3 channels, or one (if the fourth is transparency, save it as",
             ),
             ("same number", "are both slice 1 of p"),
             ("NaN", "contains NaN or infinite values"),
