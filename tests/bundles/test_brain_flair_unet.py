@@ -374,7 +374,8 @@ def write_case(folder: Path, fault: str, patient: tuple[np.ndarray, np.ndarray])
         tifffile.imwrite(first, np.zeros((30, 32, 3), np.uint8), photometric="rgb")
     elif fault == "colour mask":
         for path in folder.glob("*_mask.tif"):
-            tifffile.imwrite(path, np.zeros((40, 32, 3), np.uint8), photometric="rgb")
+            colours = np.arange(40 * 32 * 3, dtype=np.uint16).astype(np.uint8).reshape(40, 32, 3)
+            tifffile.imwrite(path, colours, photometric="rgb")
     elif fault == "same number":
         entries[1]["slice"] = 1
     elif fault == "truncated":
