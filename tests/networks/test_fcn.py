@@ -315,3 +315,19 @@ def test_wrong_arguments_are_named(kwargs, message):
 def test_wrong_input_dimensions_are_named():
     with pytest.raises(ValueError, match=r"2 spatial dimensions\), got torch.Size\(\[1, 3, 16, 16, 16\]\)"):
         small()(torch.rand(1, 3, 16, 16, 16))
+
+
+@pytest.mark.parametrize("variant", [8, 16, 32])
+def test_a_relu_after_the_scores_cuts_negative_ones(variant: int) -> None:
+    """Scores of -1 everywhere count as 0; without the ReLU they are added up."""
+    arguments = {"variant": variant, "base_channels": 2, "fc_channels": 4, "padding": "same", "bilinear_init": True}
+    image = torch.rand(1, 3, 64, 64)
+    outputs = {}
+    for score_relu in (False, True):
+        net = VGG16FCN(**arguments, score_relu=score_relu).eval()
+        for module in (net.score, *(fuse.score for fuse in net.fuses)):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.constant_(module.bias, -1.0)
+        outputs[score_relu] = net(image)
+    assert torch.count_nonzero(outputs[True]) == 0
+    assert outputs[False][0, 0, 32, 32].item() == pytest.approx({8: -3, 16: -2, 32: -1}[variant], abs=1e-5)

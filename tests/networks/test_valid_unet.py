@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
 import pytest
 import torch
+from torch.nn import functional as F
 
 from segbundles.networks import ValidUNet
 
@@ -73,3 +77,71 @@ def test_sizes_that_do_not_fit(size):
 def test_one_level_is_not_a_unet():
     with pytest.raises(ValueError, match=r"channels must have two values or more, one per level, got \[64\]"):
         ValidUNet(channels=[64])
+
+
+def test_with_padding_it_is_the_network_of_buda() -> None:
+    """7,763,041 parameters as published, and a bias in each of the 18 convolutions that have none there."""
+    net = ValidUNet(3, 1, (32, 64, 128, 256, 512), "batch", padding="same").eval()
+    biases = sum(m.out_channels for m in net.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3))
+    assert sum(p.numel() for p in net.parameters()) - biases == 7_763_041
+    assert net(torch.rand(1, 3, 32, 48)).shape == (1, 1, 32, 48)
+    assert net.margin == 0
+    with pytest.raises(ValueError, match="a size of 40 cannot be halved at every level: use 16 plus a multiple of 16"):
+        net(torch.rand(1, 3, 40, 48))
+    with pytest.raises(ValueError, match="padding must be"):
+        ValidUNet(padding="full")
+
+
+def test_the_weights_published_for_buda_give_the_same_output() -> None:
+    """The published network written out with torch's functions, from its paper and the names of its weights."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "brain_paper_weights.py"
+    spec = spec_from_file_location("brain_paper_weights", path)
+    convert = module_from_spec(spec)
+    spec.loader.exec_module(convert)
+    width, weights, random = 2, {}, torch.Generator().manual_seed(0)
+
+    def add(name: str, *shape: int) -> None:
+        weights[name] = torch.rand(shape, generator=random) - 0.5
+
+    def block(name: str, short: str, above: int, channels: int) -> None:
+        for number, count in ((1, above), (2, channels)):
+            add(f"{name}.{short}conv{number}.weight", channels, count, 3, 3)
+            for part in ("weight", "bias", "running_mean"):
+                add(f"{name}.{short}norm{number}.{part}", channels)
+            weights[f"{name}.{short}norm{number}.running_var"] = torch.rand(channels, generator=random) + 0.5
+            weights[f"{name}.{short}norm{number}.num_batches_tracked"] = torch.tensor(3)
+
+    for level in range(4):
+        block(f"encoder{level + 1}", f"enc{level + 1}", 3 if level == 0 else width * 2 ** (level - 1), width * 2**level)
+    block("bottleneck", "bottleneck", width * 8, width * 16)
+    for level in (4, 3, 2, 1):
+        channels = width * 2 ** (level - 1)
+        add(f"upconv{level}.weight", 2 * channels, channels, 2, 2)
+        add(f"upconv{level}.bias", channels)
+        block(f"decoder{level}", f"dec{level}", 2 * channels, channels)
+    add("conv.weight", 1, width, 1, 1)
+    add("conv.bias", 1)
+
+    def run(x: torch.Tensor, name: str, short: str) -> torch.Tensor:
+        for number in (1, 2):
+            x = F.conv2d(x, weights[f"{name}.{short}conv{number}.weight"], padding=1)
+            mean, var, scale, shift = (
+                weights[f"{name}.{short}norm{number}.{part}"]
+                for part in ("running_mean", "running_var", "weight", "bias")
+            )
+            x = F.relu(F.batch_norm(x, mean, var, scale, shift))
+        return x
+
+    image = x = torch.rand(1, 3, 32, 16, generator=random)
+    skips = []
+    for level in range(1, 5):
+        skips.append(run(x, f"encoder{level}", f"enc{level}"))
+        x = F.max_pool2d(skips[-1], 2)
+    x = run(x, "bottleneck", "bottleneck")
+    for level in (4, 3, 2, 1):
+        x = F.conv_transpose2d(x, weights[f"upconv{level}.weight"], weights[f"upconv{level}.bias"], stride=2)
+        x = run(torch.cat([x, skips[level - 1]], 1), f"decoder{level}", f"dec{level}")
+    expected = F.conv2d(x, weights["conv.weight"], weights["conv.bias"])
+    net = ValidUNet(3, 1, [width * 2**level for level in range(5)], "batch", padding="same")
+    net.load_state_dict(convert.converted(weights))
+    torch.testing.assert_close(net.eval()(image), expected, rtol=1e-4, atol=1e-5)

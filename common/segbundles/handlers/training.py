@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from segbundles.distributed import broadcast, process_rank
 from segbundles.facts import write_facts
 from segbundles.files import RunLog, check_writable
+from segbundles.handlers.average import WeightAverage
 from segbundles.handlers.curves import Curves
 from segbundles.handlers.epoch_log import EpochLog
 from segbundles.handlers.schedule import EarlyStop, LearningRate
@@ -94,6 +95,8 @@ class TrainingRun:
         fresh_start: called when a run starts afresh, before ``initial_weights`` are loaded.
         lr_every_iteration: step the schedule after each iteration instead of each epoch.
         early_stop_patience: number of validations without a better key metric after which to stop; None never stops.
+        average_epochs: validate and save the average of the weights over about this many epochs, see
+            :class:`WeightAverage`; None or 0 takes the weights as they are. A federated client never averages.
         min_delta: smallest increase of the key metric that counts as better for ``early_stop_patience``.
         validation_loss: function of logits and label whose mean over the validation cases becomes a curve. ``"loss"``
             means the trainer's loss, if it accepts them, or the region loss of a
@@ -125,6 +128,7 @@ class TrainingRun:
         fresh_start: Callable[[], Any] | None = None,
         lr_every_iteration: bool = False,
         early_stop_patience: int | None = None,
+        average_epochs: float | None = None,
         min_delta: float = 0.0,
         validation_loss: Callable | str | None = "loss",
         settings: RunSettings | None = None,
@@ -141,9 +145,13 @@ class TrainingRun:
         federated = settings is not None and settings.federated
         if federated:
             give_copies(network)
-        facts = self._write_facts if settings else None
-        self.weights = BestWeights(Path(ckpt_dir) / filename, network, validator, facts, half=not federated)
         objects = {"network": network, "optimizer": optimizer, "lr_scheduler": self.learning_rate}
+        self.average = WeightAverage(network, average_epochs) if average_epochs and not federated else None
+        if self.average is not None:
+            objects["average"] = self.average
+            validator.network = self.average.network
+        facts = self._write_facts if settings else None
+        self.weights = BestWeights(Path(ckpt_dir) / filename, validator.network, validator, facts, half=not federated)
         self.state = RunState(self.output_dir / f"{name}.ckpt", {**objects, "evaluator": validator})
         if validation_loss == "loss":
             validation_loss = getattr(loss, "region_loss", loss)
@@ -174,12 +182,14 @@ class TrainingRun:
                 self.weights.begin,
                 self.learning_rate.check_length,
                 self.begin,
+                *([self.average.begin] if self.average else []),
                 early_stop.begin,
                 self.curves.begin,
                 self.epoch_log.begin,
             ],
             Events.EPOCH_STARTED: [self.end_watch, EpochSeed(self.seed, self.dataset), self.epoch_log.begin_epoch],
             Events.ITERATION_COMPLETED: [
+                *([self.average.after_iteration] if self.average else []),
                 self.epoch_log.after_iteration,
                 self.curves.after_iteration,
                 self.learning_rate.after_iteration,

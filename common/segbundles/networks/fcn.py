@@ -50,6 +50,8 @@ class VGG16FCN(nn.Module):
             have no bias.
         dropout: probability of dropping an element of fc6 and fc7.
         bilinear_init: initialise the transposed convolutions as bilinear interpolation of each class on its own.
+        score_relu: put a ReLU after each 1x1 convolution that computes scores, as the Theano system for polyps did;
+            the published FCN has none.
 
     Raises:
         ValueError: when ``spatial_dims``, ``variant``, ``padding`` or ``norm`` is not one of the above, a number is out
@@ -81,6 +83,7 @@ class VGG16FCN(nn.Module):
         norm: str | tuple | None = None,
         dropout: float = 0.5,
         bilinear_init: bool = False,
+        score_relu: bool = False,
     ) -> None:
         super().__init__()
         if spatial_dims != 2:
@@ -125,6 +128,7 @@ class VGG16FCN(nn.Module):
         self.fc6 = _unit(above, fc_channels, fc_kernel_size, self.fc_padding, norm, fc_dilation, dropout)
         self.fc7 = _unit(fc_channels, fc_channels, 1, 0, norm, dropout=dropout)
         self.score = nn.Conv2d(fc_channels, out_channels, 1)
+        self.score_relu = score_relu
 
         # `at` is the position in the image, in pixels, of the first cell of a score map, and `place` that of a pool:
         # cropping by their distance aligns the two
@@ -138,7 +142,7 @@ class VGG16FCN(nn.Module):
             stride //= 2
             at -= (1.5 if published else 0.5) * stride
             width = widths[stride.bit_length() - 2]
-            self.fuses.append(_Fuse(width, out_channels, published, round((at - place(stride)) / stride)))
+            self.fuses.append(_Fuse(width, out_channels, published, round((at - place(stride)) / stride), score_relu))
         at -= (variant if published else variant / 2) - 0.5
         self.up = _upsample(out_channels, variant, published)
         self.offset = round(-at)
@@ -172,6 +176,8 @@ class VGG16FCN(nn.Module):
             x = self.pool(block(x))
             pools.append(x)
         x = self.score(self.fc7(self._run_fc6(x)))
+        if self.score_relu:
+            x = F.relu(x)
         for i, fuse in enumerate(self.fuses):
             x = fuse(x, pools[3 - i])
         return _crop(self.up(x), self.offset, size[0], size[1])
@@ -197,15 +203,19 @@ class VGG16FCN(nn.Module):
 class _Fuse(nn.Module):
     """Double the resolution of scores and add the scores of a pool, cropped from row and column ``offset``."""
 
-    def __init__(self, in_channels: int, out_channels: int, published: bool, offset: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, published: bool, offset: int, score_relu: bool) -> None:
         super().__init__()
         self.up = _upsample(out_channels, 2, published)
         self.score = nn.Conv2d(in_channels, out_channels, 1)
         self.offset = offset
+        self.score_relu = score_relu
 
     def forward(self, x: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
         x = self.up(x)
-        return x + _crop(self.score(pool), self.offset, x.shape[2], x.shape[3])
+        scores = self.score(pool)
+        if self.score_relu:
+            scores = F.relu(scores)
+        return x + _crop(scores, self.offset, x.shape[2], x.shape[3])
 
 
 def _crop(x: torch.Tensor, offset: int, height: int, width: int) -> torch.Tensor:
