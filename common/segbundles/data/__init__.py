@@ -7,12 +7,14 @@ from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, rea
 from .loader import Failure, SharedDataLoader, TolerantDataLoader, validation_sampler
 from .pictures import PictureReader, TiffReader
 from .readers import StackReader, SuffixReader
+from .samplers import BalancedSampler
 from .stacks import SliceDataset, SliceStacks, lesion_weights, slice_sampler
 from .volumes import NiftiReader, SimpleITKReader
 from .writers import SimpleITKWriter, TiffWriter
 
 __all__ = [
     "VOID",
+    "BalancedSampler",
     "Datalist",
     "DicomReader",
     "Failure",

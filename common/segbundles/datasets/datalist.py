@@ -333,7 +333,7 @@ def merge(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> Prepa
             if twin:
                 notes.append(f"{paths['image']} occurs twice in {split}: kept once")
             else:
-                merged[split].append({**entry, **paths, "group": group})
+                merged[split].append({"data_set": datalist["name"], **entry, **paths, "group": group})
     if missing:
         fail(f"{len(missing)} files are missing, prepare their folder again: {shorten(missing)}")
     path = write_datalist(merged, out)
