@@ -105,3 +105,15 @@ class TestRandFillChannelsd:
             RandFillChannelsd("image", prob=1.5)
         with pytest.raises(ValueError, match=r"p/a.nii.gz has 1 channel\(s\), so there is no channel 1"):
             RandFillChannelsd("image", channel=1)({"image": image(1)})
+
+
+def test_neighbouring_slices_miss_the_same_sequences() -> None:
+    image = torch.arange(9.0)[:, None, None].expand(9, 2, 2).clone()
+    fill = RandFillChannelsd("image", prob=0.5, channel=1, channels=3).set_random_state(seed=0)
+    seen = set()
+    for _ in range(20):
+        out = fill({"image": image})["image"][:, 0, 0].tolist()
+        sources = [int(value) - 3 * (k // 3) for k, value in enumerate(out)]
+        assert sources[:3] == sources[3:6] == sources[6:]
+        seen.add(tuple(sources[:3]))
+    assert seen == {(0, 1, 2), (1, 1, 2), (0, 1, 1), (1, 1, 1)}

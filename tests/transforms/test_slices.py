@@ -3,10 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import Dataset, MetaTensor
 from monai.transforms import NormalizeIntensity, ScaleIntensity
 
-from segbundles.transforms import NormalizeSlicesd, ScaleSlicesd
+from segbundles.data import SliceDataset
+from segbundles.transforms import NeighbourSlicesd, NormalizeSlicesd, ScaleSlicesd
 from segbundles.transforms.slices import flat_border
 
 # two channels, (W, H) = (1, 2), three slices
@@ -124,3 +125,22 @@ def test_a_border_of_a_jpeg_and_of_a_turned_section_is_found_but_no_hole_inside(
     assert flat_border(image) is None
     assert flat_border(section()) is None
     assert flat_border(np.zeros((40, 40), np.float32)) is None
+
+
+@pytest.mark.parametrize("context", [0, 1, 2])
+def test_neighbouring_slices_as_channels_are_those_that_training_cuts(context: int) -> None:
+    volume = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).reshape(2, 3, 4, 5)
+    out = NeighbourSlicesd("image", context)({"image": MetaTensor(volume)})["image"]
+    assert out.shape == (2 * (2 * context + 1), 3, 4, 5)
+    for number in range(5):
+        for place in range(-context, context + 1):
+            channels = out[2 * (place + context) : 2 * (place + context + 1), ..., number]
+            assert torch.equal(channels.as_tensor(), volume[..., min(max(number + place, 0), 4)])
+    items = SliceDataset(
+        Dataset([{"image": volume, "label": volume[:1]}]), keys=("image", "label"), context_slices=context
+    )
+    for number in range(5):
+        assert torch.equal(items[number]["image"], out[..., number].as_tensor())
+        assert torch.equal(items[number]["label"], volume[:1, ..., number])
+    with pytest.raises(ValueError, match="context_slices must be 0 or more, got -1"):
+        NeighbourSlicesd("image", -1)

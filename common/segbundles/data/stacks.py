@@ -147,6 +147,8 @@ class SliceDataset(Dataset):
             its volume, and have no random transforms, for which ``CacheDataset`` would copy the volume.
         transform: transforms of slices, including random ones.
         keys: volumes to cut into slices; the foreground (> 0) of the last is the lesion.
+        context_slices: number of neighbours on each side that become channels of the first key, as
+            :class:`segbundles.transforms.NeighbourSlicesd` makes them of a whole volume.
 
     Raises:
         ValueError: when a volume has another number of slices than when it was counted.
@@ -157,7 +159,9 @@ class SliceDataset(Dataset):
         data: Dataset,
         transform: Sequence[Callable] | Callable | None = None,
         keys: Sequence[str] = ("image", "label"),
+        context_slices: int = 0,
     ) -> None:
+        self.context_slices = context_slices
         self.data = data
         self.transform = transform if isinstance(transform, Compose) else Compose(transform)
         self.keys = tuple(keys)
@@ -202,16 +206,30 @@ class SliceDataset(Dataset):
                     f"{end - start} before: transforms of volumes must keep all slices and must not be random."
                 )
         number = index - start
-        cut: dict[str, Any] = {key: _cut(item[key], number) for key in self.keys}
+        context = {self.keys[0]: self.context_slices}
+        cut: dict[str, Any] = {key: _cut(item[key], number, context.get(key, 0)) for key in self.keys}
         name = item.get("case", file_name(item[self.keys[0]], str(volume)))
         return self.transform({**cut, "case": name, "slice": number})
 
 
-def _cut(volume: torch.Tensor, number: int) -> torch.Tensor:
+def neighbours(number: int, slices: int, context: int) -> list[int]:
+    """Return the numbers of a slice and its neighbours, in order; the first and last slice stand in for missing ones.
+
+    Args:
+        number: number of the slice.
+        slices: number of slices of the volume.
+        context: number of neighbours on each side.
+    """
+    return [min(max(k, 0), slices - 1) for k in range(number - context, number + context + 1)]
+
+
+def _cut(volume: torch.Tensor, number: int, context: int) -> torch.Tensor:
     """Return a copy of one slice (C, W, H) of a volume (C, W, H, D), with its position and file."""
+    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    piece = torch.cat([plain[..., k] for k in neighbours(number, plain.shape[-1], context)])
+    piece = piece.clone(memory_format=torch.contiguous_format)
     if not isinstance(volume, MetaTensor):
-        return volume[..., number].clone(memory_format=torch.contiguous_format)
-    piece = volume.as_tensor()[..., number].clone(memory_format=torch.contiguous_format)
+        return piece
     affine = volume.affine.clone()
     affine[:3, 3] += number * affine[:3, 2]
     files = slice_files(volume)

@@ -11,7 +11,7 @@ from .padding import FillPaddingd
 from .pages import LoadPaged
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
-from .slices import NormalizeSlicesd, ScaleSlicesd
+from .slices import NeighbourSlicesd, NormalizeSlicesd, ScaleSlicesd
 from .watershed import GreyWatershedd, ProbabilityWatershedd, grey_watershed, probability_watershed
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "LoadPaged",
     "LogitsToClassd",
     "MaskToClassd",
+    "NeighbourSlicesd",
     "NormalizeSlicesd",
     "ProbabilityWatershedd",
     "RandCropByKnownClassesd",

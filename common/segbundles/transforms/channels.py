@@ -75,6 +75,9 @@ class RandFillChannelsd(RandomizableTransform, MapTransform):
         keys: images, (C, spatial), normalised per channel; all keys get the same replacements.
         prob: probability that a channel is replaced.
         channel: index of the channel that replaces others.
+        channels: number of sequences; an image with more channels has them once for each neighbouring slice, see
+            :class:`segbundles.transforms.NeighbourSlicesd`, and all slices miss the same ones. None is as many as the
+            image has channels.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -82,7 +85,12 @@ class RandFillChannelsd(RandomizableTransform, MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, prob: float = 0.1, channel: int = 0, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        prob: float = 0.1,
+        channel: int = 0,
+        channels: int | None = None,
+        allow_missing_keys: bool = False,
     ) -> None:
         if not 0 <= prob <= 1:
             fail(f"prob must be in 0 .. 1, got {prob}.")
@@ -90,6 +98,7 @@ class RandFillChannelsd(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, 1.0)
         self.share = prob
         self.channel = channel
+        self.channels = channels
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """Return the data with some channels replaced."""
@@ -99,10 +108,12 @@ class RandFillChannelsd(RandomizableTransform, MapTransform):
             image = d[key]
             if not 0 <= self.channel < image.shape[0]:
                 fail(f"{file_name(image)} has {image.shape[0]} channel(s), so there is no channel {self.channel}.")
-            draws = self.R.random(image.shape[0]) if draws is None else draws
+            number = self.channels or image.shape[0]
+            draws = self.R.random(number) if draws is None else draws
             replaced = torch.as_tensor(draws < self.share)
             if replaced.any():
                 image = image.clone()
-                image[replaced] = image[self.channel].clone()
+                for first in range(0, image.shape[0], number):
+                    image[first : first + number][replaced] = image[first + self.channel].clone()
             d[key] = image
         return d

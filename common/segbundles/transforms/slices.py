@@ -10,14 +10,50 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from scipy import ndimage
 
+from segbundles.data.stacks import neighbours
 from segbundles.errors import fail
 from segbundles.meta import add_note, file_name
 
-__all__ = ["NormalizeSlicesd", "ScaleSlicesd", "flat_border"]
+__all__ = ["NeighbourSlicesd", "NormalizeSlicesd", "ScaleSlicesd", "flat_border"]
 
 _WINDOW = 15  # pixels
 _FLAT = 0.04  # of the range of grey levels that windows of this size usually have
 _LEAST = 0.01  # of the pixels of the slice
+
+
+class NeighbourSlicesd(MapTransform):
+    """Give each slice of a volume the slices before and after it as further channels.
+
+    (C, W, H, D) becomes ((2 * context_slices + 1) * C, W, H, D): first the channels of the slice that is the furthest
+    before, then of the next one, and so on. At the ends of the volume the first and last slice stand in for missing
+    ones.
+
+    Args:
+        keys: volumes, (C, W, H, D).
+        context_slices: number of neighbours on each side; 0 changes nothing.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when ``context_slices`` is negative, or an image does not have three spatial axes.
+    """
+
+    def __init__(self, keys: KeysCollection, context_slices: int = 1, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if context_slices < 0:
+            fail(f"context_slices must be 0 or more, got {context_slices}.")
+        self.context_slices = context_slices
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return the data with neighbouring slices as channels."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if not self.context_slices:
+                continue
+            image = _slices(d[key])
+            count = image.shape[3]
+            rows = [neighbours(k, count, self.context_slices) for k in range(count)]
+            d[key] = torch.cat([image[..., list(column)] for column in zip(*rows, strict=True)])
+        return d
 
 
 class ScaleSlicesd(MapTransform):
