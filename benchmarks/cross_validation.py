@@ -1,23 +1,27 @@
 """Cross-validate a bundle: prepare, train and score each fold with the project's own commands.
 
-    python benchmarks/cross_validation.py --bundle brain_flair_unet --data_set lgg --source kaggle_3m --out O \
+    python benchmarks/cross_validation.py --bundle brain_flair_unet --data lgg=kaggle_3m --out O \
         [--folds 4] [--validation-case CASE ...] [--metrics dice slice_dice] [--variant NAME "--key value ..." ...] \
-        [-- --max_epochs 8 ...]
+        [--locator] [--csv FILE] [-- --max_epochs 8 ...]
 
 Knobs after `--` apply to training and evaluation; a variant scores the same weights with further knobs. The first table
-has one row per fold and variant, the second one the results over all cases. A case that is in the validation split of
-every fold (`--validation-case`) counts once, with its mean over the folds. Results that exist in the output folder are
-not computed again.
+has one row per fold and variant, the second one the results over all cases, with a 95 % interval of the mean: the cases
+of a group are drawn together, 10,000 times (percentile bootstrap). A case that is in the validation split of every fold
+(`--validation-case`) counts once, with its mean over the folds. Several `--data` are merged. With `--locator`, a
+locator is trained in each fold too. Results that exist in the output folder are not computed again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean, median, stdev
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,10 +45,18 @@ def fold(number: int, options: argparse.Namespace, settings: list[str]) -> dict[
     common = ["--bundle_root", str(bundle), "--dataset_dir", str(data), "--ckpt_dir", str(folder / "models"), *settings]
     if not done.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        given = ("--source", str(options.source), "--out", str(data))
         part = ("--folds", str(options.folds), "--fold", str(number))
-        run(folder / "prepare.log", "segbundles", "prepare", options.data_set, *given, *part, *forced)
+        prepared = [data] if len(options.data) == 1 else [folder / f"data_{name}" for name, _ in options.data]
+        for (name, source), where in zip(options.data, prepared, strict=True):
+            given = ("--source", source, "--out", str(where))
+            run(folder / f"prepare_{name}.log", "segbundles", "prepare", name, *given, *part, *forced)
+        if len(prepared) > 1:
+            run(folder / "merge.log", "segbundles", "merge", *map(str, prepared), "--out", str(data))
         out = ("--output_dir", str(folder), "--resume", "true")
+        if options.locator:
+            # the knobs after -- are the segmenter's
+            files = ["--config_file", str(bundle / "configs" / "train_locator.json"), *common[: -len(settings) or None]]
+            run(folder / "locator.out", "monai.bundle", "run", "training", *files, *out)
         run(folder / "training.out", "monai.bundle", "run", "training", "--config_file", train, *common, *out)
         done.touch()
     rows = {}
@@ -64,12 +76,37 @@ def values(rows: list[dict[str, str]], metric: str) -> dict[str, float]:
     return {row["case"]: float(row[metric]) for row in rows if row.get(metric)}
 
 
+def group_of(datalist: Path) -> dict[str, str]:
+    """Return the group of each case."""
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    entries = [entry for split in ("training", "validation", "testing") for entry in content.get(split, [])]
+    return {entry["case"]: entry["group"] for entry in entries}
+
+
+def interval(found: list[float], groups: list[str]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean when groups are drawn again, with all their cases."""
+    names = sorted(set(groups))
+    sums = np.array([sum(v for v, g in zip(found, groups, strict=True) if g == name) for name in names])
+    counts = np.array([groups.count(name) for name in names])
+    drawn = np.random.default_rng(0).integers(0, len(names), (10_000, len(names)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def main() -> None:
     """Run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bundle", required=True)
-    parser.add_argument("--data_set", required=True, help="its name in `segbundles prepare`")
-    parser.add_argument("--source", required=True, type=Path)
+    parser.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        type=lambda text: text.split("=", 1),
+        metavar="NAME=SOURCE",
+        help="a data set by its name in `segbundles prepare`, and its folder",
+    )
+    parser.add_argument("--locator", action="store_true", help="train train_locator.json in each fold too")
+    parser.add_argument("--csv", type=Path, help="write one row per case and variant")
     parser.add_argument("--out", required=True, type=Path, help="keeps every run")
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--validation-case", action="append", default=[])
@@ -98,8 +135,11 @@ def main() -> None:
         for number, rows in enumerate(folds):
             means = " | ".join(f"{fmean(values(rows[variant], metric).values()):.4f}" for metric in options.metrics)
             print(f"| {variant} | {number} | {len(rows[variant])} | {means} |")
-    print("\n| variant, over all cases | metric | n | mean | sd | median | worst | sd of the folds' means |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "\n| variant, over all cases | metric | n | mean | 95 % interval | sd | median | worst | sd of folds' means |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    groups = group_of(options.out / "fold0" / "data" / "datalist.json")
     for variant in variants:
         for metric in options.metrics:
             each: dict[str, list[float]] = {}
@@ -107,10 +147,20 @@ def main() -> None:
                 for case, value in values(rows[variant], metric).items():
                     each.setdefault(case, []).append(value)
             found = [fmean(several) for several in each.values()]
+            low, high = interval(found, [groups.get(case, case) for case in each])
             between = stdev(fmean(values(rows[variant], metric).values()) for rows in folds)
             worst = max(found) if metric in options.lower_is_better else min(found)
-            spread = f"{fmean(found):.4f} | {stdev(found):.4f} | {median(found):.4f} | {worst:.4f} | {between:.4f}"
+            spread = f"{fmean(found):.4f} | {low:.4f} to {high:.4f} | {stdev(found):.4f} | {median(found):.4f} | {worst:.4f} | {between:.4f}"
             print(f"| {variant} | {metric} | {len(found)} | {spread} |")
+    if options.csv is not None:
+        with options.csv.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["variant", "fold", "group", "case", *options.metrics])
+            for variant in variants:
+                for number, rows in enumerate(folds):
+                    for row in rows[variant]:
+                        figures = [f"{float(row[m]):.4f}" if row.get(m) else "" for m in options.metrics]
+                        writer.writerow([variant, number, groups.get(row["case"], ""), row["case"], *figures])
 
 
 if __name__ == "__main__":
