@@ -135,10 +135,9 @@ def main() -> None:
         for number, rows in enumerate(folds):
             means = " | ".join(f"{fmean(values(rows[variant], metric).values()):.4f}" for metric in options.metrics)
             print(f"| {variant} | {number} | {len(rows[variant])} | {means} |")
-    print(
-        "\n| variant, over all cases | metric | n | mean | 95 % interval | sd | median | worst | sd of folds' means |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ["variant, over all cases", "metric", "n", "mean", "95 % interval", "sd", "median", "worst"]
+    print(f"\n| {' | '.join([*columns, 'sd of the means of folds'])} |")
+    print("|---" * (len(columns) + 1) + "|")
     groups = group_of(options.out / "fold0" / "data" / "datalist.json")
     for variant in variants:
         for metric in options.metrics:
@@ -150,8 +149,9 @@ def main() -> None:
             low, high = interval(found, [groups.get(case, case) for case in each])
             between = stdev(fmean(values(rows[variant], metric).values()) for rows in folds)
             worst = max(found) if metric in options.lower_is_better else min(found)
-            spread = f"{fmean(found):.4f} | {low:.4f} to {high:.4f} | {stdev(found):.4f} | {median(found):.4f} | {worst:.4f} | {between:.4f}"
-            print(f"| {variant} | {metric} | {len(found)} | {spread} |")
+            mean, *spread = [f"{f:.4f}" for f in (fmean(found), stdev(found), median(found), worst, between)]
+            line = " | ".join([variant, metric, str(len(found)), mean, f"{low:.4f} to {high:.4f}", *spread])
+            print(f"| {line} |")
     if options.csv is not None:
         with options.csv.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
