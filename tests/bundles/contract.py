@@ -70,7 +70,9 @@ def check_files_agree(root: Path) -> None:
         assert locator["locator_spacing_mm"] == inference["locator_spacing_mm"]
     prepared = {json.dumps(step) for step in inference["preprocessing"]["transforms"]}
     learnt = train["validate"].get("deterministic_transforms") or train["train"]["deterministic_transforms"]
-    missing = prepared - {json.dumps({**step, "keys": "image"}) for step in learnt}
+    # what training does slice by slice is a transform of whole volumes in validation
+    whole = [step for step in train["validate"].values() if isinstance(step, dict) and step.get("keys") == "image"]
+    missing = prepared - {json.dumps({**step, "keys": "image"}) for step in (*learnt, *whole)}
     # readers differ where cases of a datalist name a page, and labels need no second reader
     assert all('"LoadImaged"' in step for step in missing), missing
 
