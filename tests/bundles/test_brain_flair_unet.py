@@ -283,7 +283,8 @@ class TestConfigs:
         assert scored == written[:2]
         data_format = config("metadata.json")["network_data_format"]
         assert data_format["inputs"]["image"]["spatial_shape"] == train["window_size"]
-        assert data_format["inputs"]["image"]["num_channels"] == train["network_def"]["in_channels"]
+        assert (train["network_def"]["in_channels"], train["context_slices"]) == ("$3 * (2 * @context_slices + 1)", 0)
+        assert data_format["inputs"]["image"]["num_channels"] == 3
 
     def test_loss_is_the_weighted_sum_of_dice_and_cross_entropy(self) -> None:
         parser = ConfigParser()
@@ -324,7 +325,8 @@ class TestConfigs:
         args = config("args_reference_paper.json")
         parser.update({k: v for k, v in args.items() if k != "_desc_"})
         network, optimizer = (parser.get_parsed_content(key) for key in ("network_def", "optimizer"))
-        assert sum(p.numel() for p in network.parameters()) == 7_762_561
+        biases = 2 * 2 * sum(32 * 2**level for level in range(4)) + 2 * 512  # of convolutions, 0 in the paper's
+        assert sum(p.numel() for p in network.parameters()) == 7_763_041 + biases
         assert type(optimizer).__name__ == "Adam"
         schedule = parser.get_parsed_content("lr_scheduler")
         for _ in range(3):
@@ -343,8 +345,9 @@ class TestConfigs:
         state = torch.load(tmp_path / "training.ckpt", weights_only=True)
         steps = {"args_reference_r.json": state["trainer"]["iteration"], "args_reference_paper.json": 1}
         assert state["lr_scheduler"]["last_epoch"] == steps[args]
-        assert len(evaluate(tmp_path, brain_phantom, tmp_path / "e")) == 1
-        infer(tmp_path, brain_phantom, tmp_path / "i")
+        same = {"args_file": small["args_file"], **FACTS} if "paper" in args else {}  # another network
+        assert len(evaluate(tmp_path, brain_phantom, tmp_path / "e", **same)) == 1
+        infer(tmp_path, brain_phantom, tmp_path / "i", **same)
         assert len(list((tmp_path / "i").rglob("*_seg.png"))) == len(list(brain_phantom.rglob("*_mask.tif")))
 
 

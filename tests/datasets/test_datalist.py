@@ -358,7 +358,12 @@ class TestMerge:
             assert (prepared / "a" / "b" / entry["image"]).is_file()
             assert entry.get("spacing_mm") == ([0.625] * 3 if entry["group"].startswith("lasc18/") else None)
         assert merged["testing"] == [
-            {"case": "la_900", "image": "../../../Task02_Heart/imagesTs/la_900.nii.gz", "group": "heart/la_900"}
+            {
+                "data_set": "heart",
+                "case": "la_900",
+                "image": "../../../Task02_Heart/imagesTs/la_900.nii.gz",
+                "group": "heart/la_900",
+            }
         ]
 
     def _copy(self, prepared, change):
