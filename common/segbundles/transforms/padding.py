@@ -73,6 +73,8 @@ def _padding(values: np.ndarray) -> tuple[np.ndarray, float] | None:
         peak = int(np.argmax(counts[:_END]))
         end = low + (peak + 2) * step
         here, rest = sign * sample < end, sample[sign * sample >= end]
+        if here.mean() < _SHARE or not rest.size:
+            continue
         value = float(np.median(sample[here]))
         constant = (np.abs(sample[here] - value) <= _CONSTANT * (bright - low)).mean()
         needed = _BRIGHT if sign < 0 else _BELOW_ZERO if value < 0 else _DARK
@@ -81,7 +83,7 @@ def _padding(values: np.ndarray) -> tuple[np.ndarray, float] | None:
         gap = counts[peak + 2 + bins // 2 : peak + 2 + bins]  # nearer to padding, a spline may swing
         if gap.max() > _SPARSE * counts[peak]:
             continue
-        if here.mean() < _SHARE or constant < 0.5 or not rest.size or sign * (float(np.median(rest)) - value) < far:
+        if constant < 0.5 or sign * (float(np.median(rest)) - value) < far:
             continue
         near = ndimage.binary_dilation(sign * values < end, iterations=_EDGE)
         rest = values[~near]
