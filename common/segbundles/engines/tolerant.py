@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -40,12 +40,14 @@ class ImageReport:
         seconds: time since the images before it, shared equally by the images of a batch.
         notes: notes on the image and on the prediction.
         reason: why it failed; empty if it did not.
+        item: the evaluator's output of this image, after postprocessing; empty if it failed.
     """
 
     files: list[str]
     seconds: float
     notes: str = ""
     reason: str = ""
+    item: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 class TolerantEvaluator(SupervisedEvaluator):
@@ -80,8 +82,8 @@ class TolerantEvaluator(SupervisedEvaluator):
             reason = innermost(error)
         else:
             seconds = self._lap() / len(images)
-            for files, notes in zip(images, self._notes, strict=True):
-                self._report(InferenceEvents.IMAGE_COMPLETED, ImageReport(files, seconds, notes))
+            for files, notes, item in zip(images, self._notes, outputs, strict=True):
+                self._report(InferenceEvents.IMAGE_COMPLETED, ImageReport(files, seconds, notes, item=item))
             return outputs
         # outside the handler, which would keep the memory of the failed batch
         if len(images) == 1:
