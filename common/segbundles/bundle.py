@@ -158,6 +158,7 @@ def settle(bundle_root: str | Path) -> RunSettings:
         _leave_weights_to_server(running)
     else:
         _apply_facts(running, files, settings)
+        settings.classes = settings.facts.get("weights", {}).get("classes") or settings.classes
         _check_initial_weights(running)
     values = {name: running.value(name) for name in schema["properties"]}
     values = {name: value for name, value in values.items() if value is not ABSENT}

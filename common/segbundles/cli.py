@@ -7,6 +7,7 @@ shown as one message, the last thing on the screen, with exit status 1.
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -122,10 +123,63 @@ def merge(
     _show_prepared(merge(sources, out))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+Bundle = Annotated[str, typer.Argument(help="Folder of the bundle, or its name.", show_default=False)]
+Data = Annotated[str, typer.Argument(help="Folder with a datalist.json, as from prepare.", show_default=False)]
+Output = Annotated[str, typer.Argument(help="Folder to write to.", show_default=False)]
+_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_SETTINGS)
+def segment(
+    context: typer.Context,
+    bundle: Bundle,
+    source: Annotated[
+        str, typer.Argument(metavar="INPUT", help="An image, or a folder of images.", show_default=False)
+    ],
+    output: Output,
+) -> None:
+    """Segment images: masks, measurements and a page to look at. Settings are written as --knob value."""
+    from segbundles.commands import segment_command
+
+    _run([segment_command(bundle, source, output, context.args)])
+
+
+@app.command(context_settings=_SETTINGS)
+def train(context: typer.Context, bundle: Bundle, data: Data, output: Output) -> None:
+    """Train a bundle; the weights go to OUTPUT/models. Settings are written as --knob value."""
+    from segbundles.commands import train_commands
+
+    _run(train_commands(bundle, data, output, context.args))
+    models = Path(output, "models")
+    for line in (
+        f"Weights: {models / 'model.pt'}",
+        f"How good they are: {shlex.join(['segbundles', 'evaluate', bundle, data, str(Path(output, 'evaluation'))])} "
+        f"--ckpt_dir {shlex.quote(str(models))}",
+        f"Use them: segbundles segment {shlex.quote(bundle)} INPUT OUTPUT --ckpt_dir {shlex.quote(str(models))}",
+    ):
+        _console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(context_settings=_SETTINGS)
+def evaluate(context: typer.Context, bundle: Bundle, data: Data, output: Output) -> None:
+    """Compare masks with labels: metrics and a report. Settings are written as --knob value."""
+    from segbundles.commands import evaluate_command
+
+    _run([evaluate_command(bundle, data, output, context.args)])
+
+
+def _run(commands: Sequence[Sequence[str]]) -> None:
+    from segbundles.commands import run_commands
+
+    say = partial(_console(stderr=True).print, highlight=False, markup=False, soft_wrap=True)
+    if status := run_commands(commands, say):
+        raise typer.Exit(status if status > 0 else 128 - status)
+
+
+@app.command(context_settings=_SETTINGS)
 def check(
     context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)],
+    bundle: Bundle,
     config: Annotated[
         list[str] | None,
         typer.Option(
@@ -152,10 +206,12 @@ def check(
     Settings are written as for monai.bundle: --key value.
     """
     from segbundles.check import check_bundle, read_overrides
+    from segbundles.commands import find_bundle
 
     _console().print("This runs expressions and modules that the bundle names: trust its source.")
-    overrides, reading = read_overrides(context.args, bundle), partial(_track, description="Reading")
-    checked = check_bundle(bundle, config or (), args_file, overrides, schema, data, reading)
+    root = Path(bundle) if Path(bundle).is_dir() else find_bundle(bundle)
+    overrides, reading = read_overrides(context.args, root), partial(_track, description="Reading")
+    checked = check_bundle(root, config or (), args_file, overrides, schema, data, reading)
     rows = []
     for item in checked:
         if not item.findings:
@@ -174,7 +230,7 @@ def check(
     _console().print(table)
     kinds = [found.fault for item in checked for found in item.findings]
     counts = f"checked: {len(checked)}, faults: {sum(kinds)}, warnings: {len(kinds) - sum(kinds)}"
-    _console().print(f"{bundle.resolve().name}, {counts}", highlight=False, markup=False)
+    _console().print(f"{root.resolve().name}, {counts}", highlight=False, markup=False)
     faults = [found for item in checked for found in item.findings if found.fault]
     if faults:
         first, more = faults[0], f" (and {len(faults) - 1} more, see the table)" if len(faults) > 1 else ""
@@ -186,11 +242,12 @@ def check(
 
 
 @app.command()
-def knobs(bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]) -> None:
+def knobs(bundle: Bundle) -> None:
     """Print the table of a bundle's knobs, in Markdown, as its model card has it."""
+    from segbundles.commands import find_bundle
     from segbundles.knobs import knob_table
 
-    print(knob_table(bundle), end="")
+    print(knob_table(find_bundle(bundle)), end="")
 
 
 @app.command()

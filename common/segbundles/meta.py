@@ -24,6 +24,7 @@ __all__ = [
     "image_meta",
     "join_notes",
     "notes_of",
+    "pixel_nm",
     "set_box",
     "set_has_spacing",
     "set_notes",
@@ -127,6 +128,12 @@ def has_spacing(image: Any) -> bool:
 def set_has_spacing(image: Any, known: bool) -> None:
     """Say whether the affine of an image is in mm."""
     _meta(image)[HAS_SPACING] = known
+
+
+def pixel_nm(image: Any) -> float | None:
+    """Return the size of a pixel in nm that the file of an image contains; None if it is not known."""
+    value = _meta(image).get("pixel_nm")
+    return float(value) if value else None
 
 
 def box_of(image: Any) -> tuple[list[int], list[int]] | None:

@@ -374,7 +374,7 @@ def test_all_good_and_the_summary_comes_after_all_other_handlers(tmp_path, caplo
         for _ in range(2):
             caplog.clear()
             run(evaluator)
-            summary = f"1 images segmented. Results: {tmp_path / 'o'}"
+            summary = f"1 image segmented. Results: {tmp_path / 'o'}"
             assert caplog.messages[-2:] == ["completed", summary]
             assert caplog.messages.count(summary) == 1
 

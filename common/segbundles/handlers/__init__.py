@@ -3,6 +3,7 @@
 from .curves import OverlayImageHandler
 from .epoch_log import EpochLog
 from .evaluation import EvaluationReport
+from .measurements import InferenceMeasurements
 from .results import InferenceResults
 from .training import TrainingRun
 from .weights import WeightsLoader, save_weights
@@ -10,6 +11,7 @@ from .weights import WeightsLoader, save_weights
 __all__ = [
     "EpochLog",
     "EvaluationReport",
+    "InferenceMeasurements",
     "InferenceResults",
     "OverlayImageHandler",
     "TrainingRun",

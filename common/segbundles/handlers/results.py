@@ -6,17 +6,19 @@ import csv
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 
-from segbundles.data import image_root
+from segbundles.data import image_name, image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import InferenceEvents
 from segbundles.errors import fail
-from segbundles.files import RunLog, atomic_path, check_writable, read_table, shown
+from segbundles.files import RunLog, atomic_path, check_writable, read_table
+from segbundles.measurements import columns, summarize
 from segbundles.meta import join_notes
 from segbundles.transforms import SaveSegmentationd
 
@@ -32,11 +34,12 @@ FINISHED = "finished before"
 
 
 class InferenceResults:
-    """Write ``output_dir/inference.csv``: one row per file, with its status, seconds and notes.
+    """Write ``output_dir/inference.csv``: one row per file, with its status, seconds, notes and measurements.
 
-    A stack of 2D images has one row per slice, with an equal share of the seconds. The table is written at the end of
-    the run, also when an error ends it. If an image failed, the run then ends with an error, so that its exit status
-    is 1. In a process group the first process writes the rows of all processes.
+    A stack of 2D images has one row per slice, with an equal share of the seconds. Measurements are those that a
+    transform such as :class:`segbundles.transforms.MeasureMaskd` has left in the evaluator's output. The table is
+    written at the end of the run, also when an error ends it. If an image failed, the run then ends with an error, so
+    that its exit status is 1. In a process group the first process writes the rows of all processes.
 
     An image counts as finished when all its outputs exist, unless the table of the earlier run says that it failed.
     Whether the image or the settings have changed since is not checked.
@@ -93,10 +96,11 @@ class InferenceResults:
                 self.settings.write(self.output_dir / "inferring.config.json")
         self.rows = []
         self._earlier = self._read() if self.skip_finished else {}
-        # added when all handlers are attached, and so called after all others
-        if engine.has_event_handler(self.finish, Events.COMPLETED):
-            engine.remove_event_handler(self.finish, Events.COMPLETED)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
+        # added when all handlers are attached, and so called after all others: both may end the run with an error
+        for event, handler in ((Events.COMPLETED, self.finish), (Events.EXCEPTION_RAISED, self.stop)):
+            if engine.has_event_handler(handler, event):
+                engine.remove_event_handler(handler, event)
+            engine.add_event_handler(event, handler)
 
     def _read(self) -> dict[str, dict[str, str]]:
         if not self.path.is_file():
@@ -113,30 +117,30 @@ class InferenceResults:
         if any(row.get("status") == "failed" for row in earlier.values()) or not all(map(self._written, files)):
             return False
         for name, row in earlier.items():
-            self._add(name, "ok", row.get("seconds", ""), join_notes(row.get("notes"), FINISHED))
+            notes = join_notes(row.get("notes"), FINISHED)
+            self.rows.append({**row, "file": name, "status": "ok", "seconds": row.get("seconds", ""), "notes": notes})
         return True
 
     def _written(self, file: str) -> bool:
         paths = ([output.output_path(file, pages) for pages in (False, True)] for output in self._outputs)
         return all(any(path.is_file() for path in either) for either in paths)
 
-    def _add(self, name: str, status: str, seconds: float | str, notes: str) -> None:
-        self.rows.append(dict(zip(COLUMNS, (name, status, seconds, notes), strict=True)))
-
     def add(self, engine: Engine) -> None:
         """Add the rows of an image."""
         report = engine.state.report
         names = [self._name(file) for file in report.files]
         notes = join_notes(report.reason or report.notes, *(self.settings.notes if self.settings else ()))
-        for name in names:
-            seconds = round(report.seconds / len(names), 3)
-            self._add(name, "failed" if report.reason else "ok", seconds, notes)
+        row = {"status": "failed" if report.reason else "ok", "seconds": round(report.seconds / len(names), 3)}
+        measured = report.item.get("measurements", {})
+        for name, part in zip(names, measured.get("slices") or [measured] * len(names), strict=True):
+            self.rows.append({"file": name, **row, "notes": notes, **columns(part)})
             if report.reason:
                 logger.warning(f"{name} was not segmented: {report.reason}")
         if not report.reason:
             more = f" and {len(names) - 1} more of its stack" if len(names) > 1 else ""
             also = f" ({report.notes})" if report.notes else ""
-            logger.info(f"{names[0]}{more} segmented in {report.seconds:.3f} s{also}")
+            found = f": {summarize(measured)}" if measured else ""
+            logger.info(f"{names[0]}{more} segmented in {report.seconds:.3f} s{found}{also}")
 
     def stop(self, engine: Engine, error: BaseException) -> None:
         """Write the rows of the first process, without waiting for the others."""
@@ -166,9 +170,13 @@ class InferenceResults:
 
     def _write(self) -> None:
         with atomic_path(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            names = dict.fromkeys(chain(COLUMNS, *self.rows))
+            writer = csv.DictWriter(file, names)
             writer.writeheader()
-            writer.writerows(sorted(self.rows, key=lambda row: row["file"]))
+            for row in sorted(self.rows, key=lambda row: row["file"]):
+                writer.writerow(
+                    {name: f"{cell:.6g}" if isinstance(cell, float) else cell for name, cell in row.items()}
+                )
 
     def _summarize(self) -> None:
         failed = [row["file"] for row in self.rows if row["status"] == "failed"]
@@ -177,10 +185,8 @@ class InferenceResults:
             more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
             fail(f"{len(failed)} of {len(self.rows)} images failed: {', '.join(failed[:3])}{more}. See {self.path}.")
         also = f", {before} finished before" if before else ""
-        logger.info(f"{len(self.rows) - before} images segmented{also}. Results: {self.output_dir}")
+        count = len(self.rows) - before
+        logger.info(f"{count} image{'s'[: count != 1]} segmented{also}. Results: {self.output_dir}")
 
     def _name(self, file: str) -> str:
-        path = Path(file)
-        if path == self.root:  # a DICOM series
-            return shown(path.name)
-        return shown(path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path)
+        return image_name(file, self.root)

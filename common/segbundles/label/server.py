@@ -17,6 +17,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
+from segbundles.commands import find_bundle, known_bundles
 from segbundles.errors import fail
 from segbundles.facts import facts_path, sha256
 from segbundles.files import check_writable
@@ -48,9 +49,9 @@ def find_bundles(names: Sequence[str] = ()) -> tuple[dict[str, Path], list[str]]
     Raises:
         ValueError: when a bundle does not exist or has no weights, two have the same name, or none is found.
     """
-    ours = Path(__file__).resolve().parents[3] / "bundles"
-    known = {path.parents[1].name: path.parents[1] for path in sorted(ours.glob("*/configs/inference.json"))}
     if not names:
+        ours = Path(__file__).resolve().parents[3] / "bundles"
+        known = {name: root for name, root in known_bundles().items() if root.parent == ours}
         found = {name: root for name, root in known.items() if _has_weights(root)}
         without = [name for name in known if name not in found]
         if not found:
@@ -58,10 +59,7 @@ def find_bundles(names: Sequence[str] = ()) -> tuple[dict[str, Path], list[str]]
         return found, without
     found = {}
     for name in names:
-        root = known.get(name) or Path(name).expanduser().resolve()
-        if not (root / "configs" / "inference.json").is_file():
-            choice = f"one of {', '.join(known)}" if known else "it"
-            fail(f"there is no bundle {name!r}: give {choice}, or a folder with configs/inference.json.")
+        root = find_bundle(name).resolve()
         if not _has_weights(root):
             fail(f"{root.name} has no weights, {root / 'models' / 'model.pt'}: {_training(root)}, or leave it out.")
         if root.name in found:

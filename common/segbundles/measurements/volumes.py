@@ -30,7 +30,7 @@ def volume_ml(voxels: int, affine: np.ndarray) -> float:
 
 def measure_volume(
     classes: np.ndarray,
-    affine: np.ndarray,
+    affine: np.ndarray | None,
     names: Mapping[int, str],
     shape: bool = False,
     parts: bool = False,
@@ -39,35 +39,43 @@ def measure_volume(
 
     Args:
         classes: class indices, (x, y, z), on the grid of the file.
-        affine: (4, 4), from voxels to mm.
+        affine: (4, 4), from voxels to mm; None if the size of a voxel is not known, as in a stack of pictures.
         names: name of each class to measure, by its index.
-        shape: whether to add the extent and the sphericity.
-        parts: whether to add the number of connected parts (joined by faces) and the volume of each, the largest first.
+        shape: whether to add the extent and the sphericity, which need an affine.
+        parts: whether to add the number of connected parts (joined by faces) and the size of each, the largest first.
 
     Returns:
-        ``classes``: for each name ``voxels``, ``volume_ml``, ``slices`` (the first and last along z that have the
-        class, counted from 1; None if none has) and what was asked for; ``touches_border``: whether any of the classes
-        touches a face of the volume, so that a part of it may be missing.
+        ``classes``: for each name ``volume_ml`` and ``voxels`` (without an affine ``pixels`` and ``fraction``, of all
+        pixels), ``slices`` (the first and last along z that have the class, counted from 1; None if none has), and
+        what was asked for: ``extent_mm``, ``sphericity``, ``parts`` and ``part_volumes_ml`` or ``part_pixels``;
+        ``touches_border``: whether any of the classes touches a face of the volume, so that a part of it may be
+        missing.
     """
     result: dict[str, Any] = {"classes": {}, "touches_border": False}
     for index, name in names.items():
         mask = classes == index
         voxels = int(np.count_nonzero(mask))
-        measured: dict[str, Any] = {"voxels": voxels, "volume_ml": volume_ml(voxels, affine), "slices": None}
+        measured: dict[str, Any] = {"pixels": voxels, "fraction": voxels / mask.size}
+        if affine is not None:
+            measured = {"volume_ml": volume_ml(voxels, affine), "voxels": voxels}
+        measured["slices"] = None
         if voxels:
-            box = ndimage.find_objects(mask.astype(np.uint8))[0]
+            box = ndimage.find_objects(mask.view(np.uint8))[0]
             measured["slices"] = [box[2].start + 1, box[2].stop]
             faces = zip(box, mask.shape, strict=True)
             result["touches_border"] |= any(side.start == 0 or side.stop == size for side, size in faces)
             mask = mask[box]
-        if shape:
+        if shape and affine is not None:
             measured["extent_mm"] = extent_mm(mask, affine) if voxels else 0.0
             measured["sphericity"] = sphericity(mask, affine) if voxels else None
         if parts:
             labels, _ = ndimage.label(mask)
             sizes = sorted(np.bincount(labels.ravel())[1:].tolist(), reverse=True)
             measured["parts"] = len(sizes)
-            measured["part_volumes_ml"] = [volume_ml(size, affine) for size in sizes]
+            if affine is None:
+                measured["part_pixels"] = sizes
+            else:
+                measured["part_volumes_ml"] = [volume_ml(size, affine) for size in sizes]
         result["classes"][name] = measured
     return result
 
@@ -82,12 +90,19 @@ def extent_mm(mask: np.ndarray, affine: np.ndarray) -> float:
     Returns:
         The distance in mm.
     """
-    edge = np.argwhere(mask & ~ndimage.binary_erosion(mask))
-    faces = np.concatenate([edge + side * step for side in (-0.5, 0.5) for step in np.eye(3)])
-    points = apply_affine(affine, np.unique(faces, axis=0))
+    # the farthest points are corners of the convex hull, and so the first or last voxel of their row
+    rows = np.argwhere(mask.any(0))
+    along = mask[:, rows[:, 0], rows[:, 1]]
+    ends = (along.argmax(0), len(mask) - 1 - along[::-1].argmax(0))
+    centres = _corners(np.concatenate([np.column_stack([end, rows]) for end in ends]).astype(float))
+    faces = np.concatenate([centres + side * step for side in (-0.5, 0.5) for step in np.eye(3)])
+    return float(pdist(_corners(apply_affine(affine, faces))).max())
+
+
+def _corners(points: np.ndarray) -> np.ndarray:
     with suppress(QhullError):  # all in one plane
         points = points[ConvexHull(points).vertices]
-    return float(pdist(points).max())
+    return points
 
 
 def sphericity(mask: np.ndarray, affine: np.ndarray) -> float:

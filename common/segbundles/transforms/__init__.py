@@ -7,6 +7,7 @@ from .component import KeepLargestConnectedComponentd, largest_component
 from .crop import CropBoxd
 from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
 from .io import SaveSegmentationd
+from .measure import MeasureCellsd, MeasureMaskd
 from .padding import FillPaddingd
 from .pages import LoadPaged
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
@@ -26,6 +27,8 @@ __all__ = [
     "LoadPaged",
     "LogitsToClassd",
     "MaskToClassd",
+    "MeasureCellsd",
+    "MeasureMaskd",
     "NeighbourSlicesd",
     "NormalizeSlicesd",
     "ProbabilityWatershedd",
