@@ -649,6 +649,21 @@ class TestRealServer:
         image, mask = (sitk.ReadImage(str(p)) for p in (served.image(image), tmp_path / f"answer{suffix}"))
         assert mask.GetSize() == image.GetSize()
 
+    @pytest.mark.parametrize(("bundle", "image"), [("left_atrium_vnet", "atrium0"), ("em_membrane_unet", "section")])
+    def test_the_answers_parameters_have_the_measurements(self, served: Served, bundle: str, image: str) -> None:
+        query = {"image": image, "output": "json"}
+        answer = served.request("POST", f"/infer/{bundle}", params=query, data={"params": "{}"}).json()
+        measured = answer["measurements"]
+        pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(served.image(image)))).size
+        if bundle == "em_membrane_unet":
+            assert measured["cells"] == sum(measured["cells_per_section"])
+            assert 0 <= measured["membrane_fraction"] <= 1
+            assert "table" not in measured
+        else:
+            atrium = measured["classes"]["left atrium"]
+            assert 0 < atrium["voxels"] <= pixels
+            assert atrium["volume_ml"] == pytest.approx(atrium["voxels"] * 0.027)  # of 3 mm
+
     def test_a_bad_image_is_answered_with_the_reason(self, served: Served, tmp_path: Path) -> None:
         answer = served.infer("em_membrane_unet", "polyp1", ".nrrd")
         assert answer.status_code == 500

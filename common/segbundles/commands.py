@@ -70,7 +70,7 @@ def train_commands(bundle: str, data: str, output: str, settings: Sequence[str] 
     """Return the commands that train a bundle: first its locator, where it has one.
 
     Weights go to ``output/models``, so that those of the bundle stay as they are. The locator's training gets those
-    settings that its config has.
+    settings that its config has too.
 
     Args:
         bundle: see :func:`find_bundle`.
@@ -86,7 +86,9 @@ def train_commands(bundle: str, data: str, output: str, settings: Sequence[str] 
     models = ["--ckpt_dir", str(Path(output, "models"))]
     commands = []
     if (config := root / "configs" / "train_locator.json").is_file():
-        known = json.loads(config.read_text(encoding="utf-8"))
+        known = json.loads(config.read_text(encoding="utf-8")).keys() - {
+            "initial_weights"
+        }  # those of the other network
         shared = [word for pair in _pairs(settings) if pair[0].lstrip("-") in known for word in pair]
         locator = str(Path(output, "locator"))
         commands.append(_command("training", root, [config.name], data, locator, [*models, *shared]))

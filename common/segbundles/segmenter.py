@@ -73,7 +73,7 @@ class Segmenter:
         self.postprocessing = Compose([step for step in steps if not isinstance(step, SaveSegmentationd)])
 
     @unwrapped
-    def __call__(self, image: np.ndarray | PathLike, affine: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def __call__(self, image: np.ndarray | PathLike, affine: np.ndarray | None = None) -> dict[str, Any]:
         """Segment one image.
 
         Args:
@@ -85,7 +85,8 @@ class Segmenter:
 
         Returns:
             The results that inference would write, by their key, (x, y) or (x, y, z): ``"pred"``, the class indices,
-            and ``"cells"``, numbered from 1, if the bundle finds cells.
+            and ``"cells"``, numbered from 1, if the bundle finds cells. ``"measurements"`` is what
+            ``measurements.json`` has for one image, unless that knob is off; cells are in its ``"table"``.
 
         Raises:
             ValueError: when the file cannot be read, the array has another type than the bundle's images, the affine is
@@ -105,7 +106,8 @@ class Segmenter:
         (item,) = decollate_batch(batch)
         item = self.postprocessing(item)
         # (1, spatial), or (spatial) if the JSON has squeezed it for MONAI Label
-        return {key: item[key].numpy(force=True).reshape(item[key].shape[-rank:]) for key in self.keys}
+        results = {key: item[key].numpy(force=True).reshape(item[key].shape[-rank:]) for key in self.keys}
+        return results | {key: item[key] for key in ["measurements"] if key in item}
 
     def _tensor(self, image: np.ndarray, affine: np.ndarray | None) -> MetaTensor:
         dtype, given = np.dtype(self.reads._loader.dtype), np.asarray(image)

@@ -85,7 +85,7 @@ class GridInferTask(BundleInferTask):
     """Run a bundle's inference, and answer on the grid on which clients show the image.
 
     TIFF and JPEG files may contain a resolution. Bundles ignore it and count pixels; ITK and 3D Slicer use it as the
-    spacing. Weights that fit only in part are refused.
+    spacing. Weights that fit only in part are refused. The answer's parameters have the measurements of the mask.
     """
 
     def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda") -> dict[str, Any]:
@@ -108,7 +108,8 @@ class GridInferTask(BundleInferTask):
             answer = sitk.ReadImage(path)
             answer.SetSpacing([*spacing, 1.0][: answer.GetDimension()])
             sitk.WriteImage(answer, path)
-        return path, params
+        measured = {key: value for key, value in data.get("measurements", {}).items() if key != "table"}
+        return path, {**params, "measurements": measured}
 
 
 class ReasonTrainTask(BundleTrainTask):
