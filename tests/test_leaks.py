@@ -88,6 +88,21 @@ def test_file_in_two_splits(data, tmp_path, key):
         assert refused(folder) == f"{key} {name} is in training (case a) and in validation (case b)" + END
 
 
+def test_a_channel_in_two_splits(tmp_path):
+    names = [write(tmp_path / f"{name}.bmp", seed) for seed, name in enumerate(("t1", "flair", "other", "m1", "m2"))]
+    shutil.copy(tmp_path / "t1.bmp", tmp_path / "copy.bmp")
+    for twin, said in (
+        ("t1.bmp", "image t1.bmp is in"),
+        ("copy.bmp", "image t1.bmp of training (case a) and copy.bmp"),
+    ):
+        splits = {
+            "training": [{"case": "a", "image": names[:2], "label": "m1.bmp"}],
+            "validation": [{"case": "b", "image": [twin, "other.bmp"], "label": "m2.bmp"}],
+        }
+        (tmp_path / "datalist.json").write_text(json.dumps(splits))
+        assert refused(tmp_path).startswith(said)
+
+
 def test_pages_of_one_file(data, tmp_path):
     files = {"image": "stack.bmp", "label": "stack_mask.bmp"}
     pages = [{**files, "case": str(page), "page": page} for page in range(4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,15 @@ class Segmenter:
         self.postprocessing = Compose([step for step in steps if not isinstance(step, SaveSegmentationd)])
 
     @unwrapped
-    def __call__(self, image: np.ndarray | PathLike, affine: np.ndarray | None = None) -> dict[str, Any]:
+    def __call__(
+        self, image: np.ndarray | PathLike | Sequence[PathLike], affine: np.ndarray | None = None
+    ) -> dict[str, Any]:
         """Segment one image.
 
         Args:
-            image: path of a file in one of the bundle's formats, or of the folder of a DICOM series; or an array
-                (channels, x, y) or (channels, x, y, z) of grey levels or colours, as in a file. An array with the rows
-                first, such as ``numpy.asarray`` of a PIL image, must be transposed.
+            image: path of a file in one of the bundle's formats, or of the folder of a DICOM series, or a list of one
+                for each channel; or an array (channels, x, y) or (channels, x, y, z) of grey levels or colours, as in a
+                file. An array with the rows first, such as ``numpy.asarray`` of a PIL image, must be transposed.
             affine: (4, 4), from voxels to mm with the axes right, anterior, superior, as in nibabel. It may be left out
                 for images without a patient's axes.
 
@@ -92,7 +95,8 @@ class Segmenter:
             ValueError: when the file cannot be read, the array has another type than the bundle's images, the affine is
                 missing, or preprocessing refuses the image.
         """
-        if isinstance(image, str | os.PathLike):
+        paths = image if isinstance(image, list | tuple) and image else [image]
+        if all(isinstance(path, str | os.PathLike) for path in paths):
             if affine is not None:
                 fail(f"{image} is a file with its own affine: leave affine out.")
             tensor = self.reads({Keys.IMAGE: image})[Keys.IMAGE]

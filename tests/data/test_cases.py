@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from monai.data import CacheDataset, partition_dataset
@@ -47,6 +48,72 @@ def test_datalist_gives_absolute_paths_and_keeps_the_rest(tmp_path):
     assert len(Datalist(tmp_path, "validation")) == 1
     assert Datalist(str(tmp_path), split="testing", required=False).cases == []
     assert Datalist(tmp_path)[0]["group"] == "p1"
+
+
+def test_an_image_may_be_a_list_of_channels(tmp_path):
+    entry = {"image": ["t1.nii", "flair.nii"], "label": "l.nii", "group": "p"}
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": [entry]}))
+    for name in ("t1.nii", "l.nii"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"training: image flair.nii does not exist"):
+        len(Datalist(tmp_path))
+    (tmp_path / "flair.nii").touch()
+    (case,) = Datalist(tmp_path)
+    assert case["image"] == [str(tmp_path / name) for name in entry["image"]]
+
+
+def patients(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+THREE = "*t1.nii.gz,*flair.nii.gz,*t1c.nii.gz"
+
+
+def test_files_are_joined_as_channels(tmp_path, caplog):
+    caplog.set_level("INFO", "segbundles")
+    per_patient = [f"{p}/{p}_{name}.nii.gz" for p in ("p1", "p2") for name in ("flair", "t1", "t1c")]
+    patients(tmp_path, *per_patient, "p1/t2.nii.gz", "flat_a_t1.nii.gz", "flat_a_flair.nii.gz", "flat_a_t1c.nii.gz")
+    cases = FolderImages(tmp_path, channels=THREE)
+    found = [[path.removeprefix(f"{tmp_path}/") for path in case["image"]] for case in cases]
+    assert found == [
+        [f"{stem}_{name}.nii.gz" for name in ("t1", "flair", "t1c")] for stem in ("flat_a", "p1/p1", "p2/p2")
+    ]
+    assert "1 that no pattern of channels matches (p1/t2.nii.gz)" in caplog.text
+    assert [len(case["image"]) for case in FolderImages(tmp_path, channels=THREE.split(","))] == [3, 3, 3]
+
+
+def test_the_part_that_names_the_case_is_marked(tmp_path):
+    patients(tmp_path, "p1/2020_t1.nii", "p1/2021_flair.nii", "x/p1/1_t1.nii", "x/p1/2_flair.nii")
+    cases = FolderImages(tmp_path, channels="{case}/*_t1.nii,{case}/*_flair.nii")
+    assert [[Path(path).name for path in case["image"]] for case in cases] == [
+        ["2020_t1.nii", "2021_flair.nii"],
+        ["1_t1.nii", "2_flair.nii"],
+    ]
+
+
+def test_a_missing_channel_has_the_name_of_its_pattern(tmp_path):
+    patients(tmp_path, "p1/t1.nii.gz", "p1/t1c.nii.gz")
+    (case,) = FolderImages(tmp_path, channels=THREE)
+    assert case["image"] == [str(tmp_path / "p1" / name) for name in ("t1.nii.gz", "*flair.nii.gz", "t1c.nii.gz")]
+
+
+@pytest.mark.parametrize(
+    ("names", "channels", "message"),
+    [
+        (["a_t1.nii"], "*t1.nii,*.nii", r"a_t1.nii matches \*t1.nii and \*.nii: make the patterns more exact"),
+        (["p/1_t1.nii", "p/2_t1.nii"], "{case}/*t1.nii", "p/1_t1.nii and p/2_t1.nii match .* and are of one case"),
+        (["a.nii"], "*t1.nii", "no image under .*: 1 that no pattern of channels matches"),
+        (["a.nii"], "{patient}.nii", r"contains \{patient\}: it may contain \{case\}"),
+    ],
+)
+def test_channels_that_do_not_fit(tmp_path, names, channels, message):
+    patients(tmp_path, *names)
+    with pytest.raises(ValueError, match=message):
+        len(FolderImages(tmp_path, channels=channels))
+    with pytest.raises(ValueError, match="is not a folder: give the folder of the patient"):
+        len(FolderImages(tmp_path / names[0], channels=channels))
 
 
 def test_datalist_reads_the_disk_at_first_use_only(tmp_path):

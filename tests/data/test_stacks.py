@@ -26,8 +26,17 @@ from monai.transforms import (
 )
 from torch.utils.data import RandomSampler, WeightedRandomSampler
 
-from segbundles.data import Datalist, FolderImages, SliceDataset, SliceStacks, lesion_weights, slice_sampler
+from segbundles.data import (
+    Datalist,
+    FolderImages,
+    SliceDataset,
+    SliceStacks,
+    StackReader,
+    lesion_weights,
+    slice_sampler,
+)
 from segbundles.handlers.training import EpochSeed
+from segbundles.meta import has_spacing
 
 # ---------------------------------------------------------------------------------------------------------- SliceStacks
 
@@ -133,6 +142,22 @@ def test_channels_and_thumbnails_are_not_slices(tmp_path):
         file.write(np.zeros((4, 4), np.uint8), subfiletype=1)
     (stack,) = SliceStacks(FolderImages(tmp_path))
     assert stack["image"] == [str(tmp_path / "p_1.tif"), str(tmp_path / "p_2.tif")]
+
+
+def test_tiffs_with_pages_are_channels_and_others_are_slices(tmp_path):
+    pages = np.arange(2 * 3 * 8 * 6, dtype=np.uint8).reshape(2, 3, 8, 6)
+    for channel, pixels in enumerate(pages):
+        tifffile.imwrite(tmp_path / f"c{channel}.tif", pixels, photometric="minisblack")
+        tifffile.imwrite(tmp_path / f"s{channel}.tif", pixels[0])
+    reader = StackReader()
+    image, meta = reader.get_data(reader.read([tmp_path / "c0.tif", tmp_path / "c1.tif"]))
+    assert (image == pages.transpose(3, 2, 1, 0)).all()
+    assert not has_spacing(meta)
+    stack, _ = reader.get_data(reader.read([tmp_path / "s0.tif", tmp_path / "s1.tif"]))
+    assert (stack == pages[:, 0].transpose(2, 1, 0)).all()
+    tifffile.imwrite(tmp_path / "c2.tif", pages[0, :2], photometric="minisblack")
+    with pytest.raises(ValueError, match=r"c2.tif and .*c0.tif are channels of one image but differ in size"):
+        reader.get_data(reader.read([tmp_path / "c0.tif", tmp_path / "c2.tif"]))
 
 
 def test_files_are_read_at_first_use_only(tmp_path):

@@ -320,7 +320,7 @@ class TestPrepare:
         with pytest.raises(ValueError, match=r"source .*nowhere is not a folder"):
             prepare(get_data_set("heart"), tmp_path / "nowhere", tmp_path / "out")
 
-    @pytest.mark.parametrize("name", DATA_SETS)
+    @pytest.mark.parametrize("name", [name for name in DATA_SETS if name != "pairs"])
     def test_source_without_cases(self, tmp_path, name):
         with pytest.raises(ValueError, match=r"no case in .*: expected"):
             prepare(get_data_set(name), tmp_path, tmp_path / "out")
@@ -411,7 +411,7 @@ class TestMerge:
     @pytest.mark.parametrize(
         ("folders", "out", "message"),
         [
-            (["lasc18"], "out", "two prepared folders or more, got 1"),
+            (["lasc18"], "out", "two folders or more with a datalist.json, got 1"),
             (["lasc18", "heart"], "heart", "is one of the folders to merge"),
             (["lasc18", "absent"], "out", r"absent.datalist.json is missing: make it with `segbundles prepare`"),
         ],
@@ -423,5 +423,52 @@ class TestMerge:
     def test_file_that_is_no_datalist(self, prepared):
         (prepared / "other").mkdir()
         (prepared / "other" / "datalist.json").write_text('{"training": ["a", "b"]}')
-        with pytest.raises(ValueError, match="is not a datalist of `segbundles prepare`"):
+        with pytest.raises(
+            ValueError, match="is not a datalist: entry 0 of training is 'a', not a dictionary of files"
+        ):
             merge([prepared / "lasc18", prepared / "other"], prepared / "out")
+
+    def _by_hand(self, prepared, head="", **entry):
+        """Write a list by hand beside one image and its label."""
+        folder = prepared / "by hand"
+        folder.mkdir()
+        for name in ("scan.nii.gz", "truth.nii.gz"):
+            (folder / name).write_text("")
+        entry = {"image": "scan.nii.gz", "label": "truth.nii.gz", "group": "p1", **entry}
+        entry = {key: value for key, value in entry.items() if value}
+        (folder / "datalist.json").write_text(f'{{{head}"training": [{json.dumps(entry)}]}}')
+        return folder
+
+    def test_list_by_hand_without_name_and_labels(self, prepared):
+        merged = merge([self._by_hand(prepared), prepared / "heart"], prepared / "out")
+        assert merged.datalist["name"] == "by hand+heart"
+        assert merged.datalist["labels"] == {"0": "background", "1": "left atrium"}
+        assert merged.datalist["training"][0] == {
+            "data_set": "by hand",
+            "image": "../by hand/scan.nii.gz",
+            "label": "../by hand/truth.nii.gz",
+            "group": "by hand/p1",
+        }
+        assert 'has no line "labels": taken as' in merged.notes[0]
+
+    def test_other_names_of_the_same_numbers(self, prepared):
+        own = self._by_hand(prepared, '"labels": {"0": "nothing", "1": "atrium"}, ')
+        merged = merge([prepared / "heart", own], prepared / "out")
+        assert merged.datalist["labels"] == {"0": "background", "1": "left atrium"}
+        assert "classes are called {'0': 'nothing', '1': 'atrium'} in" in merged.notes[0]
+
+    def test_channels_of_an_image(self, prepared):
+        own = self._by_hand(prepared, image=["scan.nii.gz", "truth.nii.gz"])
+        merged = merge([own, prepared / "heart"], prepared / "out").datalist
+        assert merged["training"][0]["image"] == ["../by hand/scan.nii.gz", "../by hand/truth.nii.gz"]
+
+    def test_what_is_to_be_added(self, prepared):
+        own = self._by_hand(prepared, group="")
+        with pytest.raises(ValueError, match='entry 0 of training has no group: add it, as in "group": "patient 1"'):
+            merge([prepared / "heart", own], prepared / "out")
+        for name in ("heart", "lasc18"):
+            datalist = json.loads((prepared / name / "datalist.json").read_text())
+            del datalist["labels"]
+            write_datalist(datalist, prepared / name)
+        with pytest.raises(ValueError, match=r'add a line such as "labels": \{"0": "background", "1": "lesion"\} to'):
+            merge([prepared / "heart", prepared / "lasc18"], prepared / "out")

@@ -1,13 +1,14 @@
 """Reading and writing images, lists of cases, volumes slice by slice, and loading images of which some may be bad."""
 
 from .base import file_stem, file_suffix
-from .cases import Datalist, FolderImages, image_name, image_root
+from .cases import Datalist, FolderImages, image_name, image_root, list_images
 from .dicom import DicomReader, is_dicom_slice
 from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
 from .loader import Failure, SharedDataLoader, TolerantDataLoader, validation_sampler
 from .pictures import PictureReader, TiffReader
 from .readers import StackReader, SuffixReader
 from .samplers import BalancedSampler
+from .segments import read_segments
 from .stacks import SliceDataset, SliceStacks, lesion_weights, slice_sampler
 from .volumes import NiftiReader, SimpleITKReader
 from .writers import SimpleITKWriter, TiffWriter
@@ -39,9 +40,11 @@ __all__ = [
     "image_root",
     "is_dicom_slice",
     "lesion_weights",
+    "list_images",
     "mask_classes",
     "read_frame",
     "read_mask",
+    "read_segments",
     "slice_sampler",
     "validation_sampler",
 ]

@@ -16,7 +16,7 @@ from segbundles.errors import InputError, fail
 from segbundles.files import shown
 from segbundles.meta import add_note, image_meta, notes_of
 
-__all__ = ["DICOM", "ITK", "NIFTI", "PIL", "TIFF", "FileReader", "file_stem", "file_suffix", "shown"]
+__all__ = ["DICOM", "ITK", "NIFTI", "PIL", "TIFF", "FileReader", "as_channels", "file_stem", "file_suffix", "shown"]
 
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -71,7 +71,7 @@ class FileReader(ImageReader):
         """
         paths, kwargs = img
         parts = [self._load(Path(path), kwargs) for path in ensure_tuple(paths)]
-        return parts[0] if len(parts) == 1 else _as_channels(paths, parts)
+        return parts[0] if len(parts) == 1 else as_channels(paths, parts)
 
     def exists(self, path: Path) -> bool:
         """Return whether there is something to read under a path."""
@@ -103,8 +103,16 @@ class FileReader(ImageReader):
             fail(f"cannot read {path}: it is truncated or damaged ({reason}).")
 
 
-def _as_channels(paths: Sequence[Path], parts: Sequence[tuple[np.ndarray, dict]]) -> tuple[np.ndarray, dict]:
-    """Stack images of one channel along a last axis, on the grid of the first."""
+def as_channels(paths: Sequence[Path], parts: Sequence[tuple[np.ndarray, dict]]) -> tuple[np.ndarray, dict]:
+    """Stack images of one channel along a last axis, on the grid of the first.
+
+    Args:
+        paths: their files, for messages.
+        parts: array and metadata of each.
+
+    Raises:
+        ValueError: when an image has several channels, or they differ in size or position.
+    """
     arrays = []
     first = parts[0][1]
     size = tuple(first[MetaKeys.SPATIAL_SHAPE])

@@ -27,8 +27,9 @@ from segbundles.data.readers import SuffixReader
 from segbundles.errors import InputError, fail
 from segbundles.files import DATALIST_NAME, SPLITS, read_table, shown, walk
 from segbundles.leaks import check_leaks
+from segbundles.patterns import Pattern, join, split_list
 
-__all__ = ["Datalist", "FolderImages", "image_name", "image_root"]
+__all__ = ["Datalist", "FolderImages", "image_name", "image_root", "list_images"]
 
 logger = logging.getLogger("segbundles")
 
@@ -71,6 +72,8 @@ class _LazyCases(Sequence):
 
 class Datalist(_LazyCases):
     """Read one split of ``dataset_dir/datalist.json`` (Decathlon format), with absolute paths.
+
+    The ``image`` of a case is a file, or a list of files: the channels of a volume.
 
     Args:
         dataset_dir: folder of ``datalist.json``, which ``segbundles prepare`` writes.
@@ -119,10 +122,13 @@ class Datalist(_LazyCases):
             for key in self.keys:
                 if not entry.get(key):
                     faults.append(f"entry {number} ({entry.get('image', '?')}) has no {key}")
-                elif not (root / entry[key]).exists() and not is_dicom(root / entry[key]):
-                    faults.append(f"{key} {entry[key]} does not exist")
-                else:
-                    case[key] = str(_unlinked(root / entry[key]))
+                    continue
+                names = entry[key] if isinstance(entry[key], list) else [entry[key]]
+                absent = [name for name in names if not (root / name).exists() and not is_dicom(root / name)]
+                faults += [f"{key} {name} does not exist" for name in absent]
+                if not absent:
+                    paths = [str(_unlinked(root / name)) for name in names]
+                    case[key] = paths if isinstance(entry[key], list) else paths[0]
             cases.append(case)
         bare = [key for key in self.keys if key != "image" and not any(entry.get(key) for entry in entries)]
         if entries and bare and self.split != "training":
@@ -201,6 +207,11 @@ class FolderImages(_LazyCases):
         series: number or description of the DICOM series to take; None takes all, each as an image. With a list, the
             series of a study are the channels of one image, one per item; its path is the folder that contains the
             series, or the folders with one series each. The reader of the images must have the same ``series``.
+        channels: one pattern per channel (a list, or a text with commas), where the channels of an image are files or
+            DICOM series of their own. Files belong together if they are in the same folder and ``*`` stands for the
+            same text, or ``{case}`` does, see :class:`segbundles.patterns.Pattern`; ``image`` is then a list, and
+            results are named after the first. An image of which a channel is missing is in the list, so that the reader
+            reports it. Files that no pattern matches are left out. None takes each file as an image.
 
     Raises:
         ValueError: at first use, when nothing is found, when no DICOM series is the chosen one, when two images would
@@ -215,8 +226,10 @@ class FolderImages(_LazyCases):
         suffixes: Sequence[str] | None = None,
         postfixes: Sequence[str] = ("seg",),
         series: int | str | Sequence[int | str] | None = None,
+        channels: str | Sequence[str] | None = None,
     ) -> None:
         self.dataset_dir = dataset_dir
+        self.channels = split_list(channels)
         self.output_dir = output_dir
         self.skip = tuple(skip)
         self.suffixes = tuple(SuffixReader.suffixes() if suffixes is None else suffixes)
@@ -230,6 +243,11 @@ class FolderImages(_LazyCases):
 
     def _read(self) -> list[dict[str, Any]]:
         given = _unlinked(self.dataset_dir)
+        if self.channels and not given.is_dir():
+            fail(
+                f"channels is {', '.join(self.channels)}, but {str(self.dataset_dir)!r} is not a folder: give the "
+                "folder of the patient, or of several."
+            )
         if given.is_file():
             labels = _labels([given.parent / DATALIST_NAME])
             self._warn_of_labels([given] if _is_label(given, labels) else [], "it was given as dataset_dir")
@@ -249,22 +267,36 @@ class FolderImages(_LazyCases):
         if len(strange) > len(images):
             left_out["with another suffix"] = [path for path in strange if path not in images]
         found = sorted([*found, *self._scans(folders, left_out)])
+        cases = self._joined(found, left_out) if self.channels else [[path] for path in found]
         report = [f"{len(paths)} {reason} ({self._names(paths)})" for reason, paths in left_out.items()]
         if images:
             kinds = " or ".join(kind for kind, suffix in CONVERTIBLE.items() if suffix in endings)
             unread = f"{len(images)} in formats that are not read ({self._names(images)}): convert them to {kinds}"
             logger.warning(f"Left out: {unread}.")
-        if not found:
+        if not cases:
             also = ", or files must be slices of a DICOM series" if series else ""
             report += [unread] if images else []
             why = f" Left out: {'; '.join(report)}." if report else ""
             if any(reason == BY_LABEL or reason.startswith(BY_PATTERN) for reason in left_out):
                 why += ' With --skip "[]", no name is left out.'
             fail(f"no image under {shown(given)!r}: names must end in one of {', '.join(endings)}{also}.{why}")
-        self._check_outputs(found)
+        self._check_outputs([paths[0] for paths in cases])
         for line in report:
             logger.info(f"Left out: {line}.")
-        return [{"image": str(path)} for path in found]
+        return [{"image": [str(path) for path in paths] if self.channels else str(paths[0])} for paths in cases]
+
+    def _joined(self, found: Sequence[Path], left_out: dict[str, list[Path]]) -> list[list[Path]]:
+        """Return the files of the channels of each image; a file that is missing has the name of its pattern."""
+        patterns = [Pattern(text, anywhere=True) for text in self.channels]
+        by_key, others = join(patterns, {path.relative_to(self.root).as_posix(): path for path in found})
+        if others:
+            left_out["that no pattern of channels matches"] = others
+        cases = []
+        for files in by_key.values():
+            place = next(path.parent for path in files if path is not None)
+            absent = (place / PurePath(pattern.text).name for pattern in patterns)
+            cases.append([path or missing for path, missing in zip(files, absent, strict=True)])
+        return sorted(cases)
 
     def _scans(self, folders: Iterable[Path], left_out: dict[str, list[Path]]) -> list[Path]:
         """Return the paths of the images in folders of DICOM slices, and add the series that are left out."""
@@ -407,6 +439,26 @@ def _labels(datalists: Iterable[Path]) -> set[Path]:
 
 def _is_label(path: Path, labels: set[Path]) -> bool:
     return path in labels or path.name.lower().endswith(SLICER_LABEL)
+
+
+def list_images(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """Return every image below a folder, labels included: files, and DICOM series as :class:`FolderImages` names them.
+
+    Args:
+        folder: folder to search.
+        suffixes: suffixes of images, ``.dcm`` for folders of DICOM slices.
+    """
+    files = [path for path in sorted(walk(folder)) if not path.name.startswith(".")]
+    images = {path for path in files if file_suffix(path) in suffixes and file_suffix(path) not in DICOM}
+    series: list[Path] = []
+    for place in sorted(
+        _series_folders(path for path in files if path not in images) if {*DICOM} & {*suffixes} else ()
+    ):
+        try:
+            series += [one.path for one in list_series(place)]
+        except (InputError, OSError):  # the reader says what is wrong
+            series.append(place)
+    return sorted([*images, *series])
 
 
 def _series_folders(files: Iterable[Path]) -> set[Path]:

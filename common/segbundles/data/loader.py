@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from monai.data import DataLoader, Dataset, list_data_collate
 from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
 
-from segbundles.data.base import ITK, NIFTI, file_suffix
+from segbundles.data.readers import are_channels
 from segbundles.distributed import process_count, share
 from segbundles.errors import fail, innermost
 from segbundles.meta import DEFAULTS, add_note
@@ -49,9 +48,9 @@ class _Guarded(torch.utils.data.Dataset):
             return [self.dataset[index]]
         except Exception as error:
             entry, reason = self.dataset.data[index], innermost(error)
-        files = [str(file) for file in ensure_tuple(entry[Keys.IMAGE])]
-        if len(files) == 1 or _are_channels(files):
-            return [Failure(files[:1], reason)]
+        files = _reported(entry)
+        if len(files) == 1:
+            return [Failure(files, reason)]
         with _quiet():  # attempts may fail: the reasons that count are returned
             return self._split(entry, files)
 
@@ -89,9 +88,10 @@ class _Guarded(torch.utils.data.Dataset):
             return Failure([str(file) for file in part[Keys.IMAGE]], innermost(error))
 
 
-def _are_channels(files: Sequence[str]) -> bool:
-    """Return whether the files of one image are volumes, not slices; an image of channels goes by its first file."""
-    return any(file_suffix(file) in (*NIFTI, *ITK) or Path(file).is_dir() for file in files)
+def _reported(entry: Mapping[str, Any]) -> list[str]:
+    """Return the files that reports name: those of the slices of a stack, or the first of an image of channels."""
+    files = [str(file) for file in ensure_tuple(entry[Keys.IMAGE])]
+    return files[:1] if are_channels(files) else files
 
 
 def _part(entry: Mapping[str, Any], slices: Sequence[int]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class TolerantDataLoader:
         mine = share(len(self.dataset))
         if self.skip is None:
             return list(mine)
-        return [index for index in mine if not self.skip(ensure_tuple(self.dataset.data[index][Keys.IMAGE]))]
+        return [index for index in mine if not self.skip(_reported(self.dataset.data[index]))]
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(

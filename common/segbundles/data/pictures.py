@@ -22,7 +22,7 @@ from segbundles.data.volumes import COMPLEX
 from segbundles.errors import InputError
 from segbundles.meta import add_note, image_meta
 
-__all__ = ["Picture", "PictureReader", "TiffReader", "page_count", "read_picture"]
+__all__ = ["Picture", "PictureReader", "TiffReader", "is_slice", "page_count", "read_picture"]
 
 _ORIENTATION = 274
 # what an orientation tag asks of rows and columns
@@ -176,6 +176,15 @@ def page_count(path: PathLike) -> int:
     """
     with tifffile.TiffFile(path) as file:
         return len(_all_images(file, Path(path)))
+
+
+def is_slice(path: PathLike) -> bool:
+    """Return whether a file contains one 2D image."""
+    if file_suffix(path) not in TIFF:
+        return file_suffix(path) in PIL
+    with suppress(Exception):  # StackReader will refuse the file by name later
+        return page_count(path) < 2
+    return True
 
 
 # ------------------------------------------------------------------------------------------------------ PNG, BMP, JPEG

@@ -10,14 +10,14 @@ import numpy as np
 from monai.config import PathLike
 from monai.utils import MetaKeys, ensure_tuple
 
-from segbundles.data.base import DICOM, ITK, NIFTI, PIL, TIFF, FileReader, file_suffix
+from segbundles.data.base import DICOM, ITK, NIFTI, PIL, TIFF, FileReader, as_channels, file_suffix
 from segbundles.data.dicom import DicomReader, is_dicom
-from segbundles.data.pictures import PictureReader
+from segbundles.data.pictures import PictureReader, is_slice
 from segbundles.data.volumes import NiftiReader, SimpleITKReader
 from segbundles.errors import InputError, fail
 from segbundles.meta import add_note, image_meta, notes_of, set_has_spacing, set_slice_files
 
-__all__ = ["StackReader", "SuffixReader"]
+__all__ = ["StackReader", "SuffixReader", "are_channels"]
 
 
 class SuffixReader(FileReader):
@@ -74,10 +74,10 @@ class StackReader(SuffixReader):
 
     Arrays have three spatial axes, (W, H, D), and a last axis of channels if there are several. 2D images (TIFF, PNG,
     BMP, JPEG) become slices along the last spatial axis, in the given order; one image gives D = 1. The pages of a TIFF
-    become slices too. A picture of one bit has 0 and 255, as viewers show it. Image x points to the patient's left and
-    y to the back, as radiologists view slices, so that ``Orientationd("LPS")`` does not change the affine,
-    diag(-1, -1, 1, 1). Volume files are read as by :class:`SuffixReader`, and NIfTI vectors, (W, H, D, 1, C), become
-    channels.
+    become slices too. Several volumes, or several TIFFs with pages, are the channels of one image. A picture of one bit
+    has 0 and 255, as viewers show it. Image x points to the patient's left and y to the back, as radiologists view
+    slices, so that ``Orientationd("LPS")`` does not change the affine, diag(-1, -1, 1, 1). Volume files are read as
+    by :class:`SuffixReader`, and NIfTI vectors, (W, H, D, 1, C), become channels.
 
     The metadata says whether the affine is in mm (volume files) or counts pixels, see
     :func:`segbundles.meta.has_spacing`, and lists the files of a stack of 2D images, see
@@ -110,6 +110,8 @@ class StackReader(SuffixReader):
             if len(paths) > 1 or file_suffix(paths[0]) not in TIFF:
                 fail(f"{paths[0]} has no page {self.page!r}: only a single TIFF has pages; leave out the page.")
             kwargs = {**kwargs, "page": self.page}
+        if are_channels(paths):
+            return as_channels(paths, [self.get_data(([path], kwargs)) for path in paths])
         if paths[0].is_dir() or file_suffix(paths[0]) not in (*TIFF, *PIL):
             array, meta = super().get_data((paths, kwargs))
             vector = array.ndim == 5 and array.shape[3] == 1
@@ -137,6 +139,11 @@ class StackReader(SuffixReader):
         if files:
             set_slice_files(meta, files)
         return array, meta
+
+
+def are_channels(files: Sequence[PathLike]) -> bool:
+    """Return whether the files of one image are its channels; otherwise they are its slices, each one 2D image."""
+    return len(files) > 1 and not is_slice(files[0]) and SuffixReader().verify_suffix(files[0])
 
 
 def _slice(path: Path, array: np.ndarray, meta: dict) -> np.ndarray:

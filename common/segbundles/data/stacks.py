@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from monai.transforms import Compose
 from numpy.typing import ArrayLike
 from torch.utils.data import Dataset, RandomSampler, Sampler, WeightedRandomSampler
 
-from segbundles.data.base import PIL, TIFF, file_stem, file_suffix
+from segbundles.data.base import file_stem
 from segbundles.data.cases import _LazyCases
-from segbundles.data.pictures import page_count
+from segbundles.data.pictures import is_slice
 from segbundles.distributed import process_count
 from segbundles.errors import fail
 from segbundles.meta import FILE, file_name, slice_files
@@ -40,7 +39,7 @@ class SliceStacks(_LazyCases):
     it, else by the trailing number if all have one, else by path. Such a stack is one case: ``image`` and ``label`` are
     lists of paths, ``slice`` and ``lesion_area`` are lists if all slices have them, and ``case`` is the group or the
     name without the number. Other entries are kept if they are equal for the whole stack. Volume files, TIFF files with
-    several pages, and images that are already lists stay as they are.
+    several pages, and images that are already lists (such as the channels of a volume) stay as they are.
 
     Args:
         cases: dictionaries of paths: a list, a :class:`Datalist`, :class:`FolderImages`. Read at first use.
@@ -68,7 +67,7 @@ class SliceStacks(_LazyCases):
     def _stack_of(self, number: int, entry: Mapping[str, Any]) -> int | str | tuple[Path, str, bool]:
         """Return the group, or folder and name, that the slices of a stack share; a number for other images."""
         image = entry[self.keys[0]]
-        if isinstance(image, list | tuple) or not _is_slice(image):
+        if isinstance(image, list | tuple) or not is_slice(image):
             return number
         if entry.get("group") is not None:
             return str(entry["group"])
@@ -102,15 +101,6 @@ def _split(path: PathLike) -> tuple[str, int | None]:
     """Return the stem without its trailing number, and that number."""
     match = re.fullmatch(r"(.*)_(\d+)", file_stem(path), re.DOTALL)
     return (match[1], int(match[2])) if match else (file_stem(path), None)
-
-
-def _is_slice(path: PathLike) -> bool:
-    """Return whether a file contains one 2D image."""
-    if file_suffix(path) not in TIFF:
-        return file_suffix(path) in PIL
-    with suppress(Exception):  # StackReader will refuse the file by name later
-        return page_count(path) < 2
-    return True
 
 
 def _numbers(entries: Sequence[Mapping[str, Any]], image: str) -> list[Any]:

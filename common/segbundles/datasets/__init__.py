@@ -12,7 +12,7 @@ from typing import Any
 
 from segbundles.errors import fail
 
-from . import clinicdb, heart, isbi2012, lasc18, lgg, polyps912
+from . import clinicdb, heart, isbi2012, lasc18, lgg, pairs, polyps912
 from .datalist import DATALIST_NAME, Case, Checked, DataFaults, DataSet, Fault, Prepared, merge, prepare, write_datalist
 from .splits import SPLITS, split_cases
 
@@ -33,10 +33,12 @@ __all__ = [
     "write_datalist",
 ]
 
-DATA_SETS = {module.DATA_SET.name: module.DATA_SET for module in (lasc18, heart, lgg, clinicdb, polyps912, isbi2012)}
+DATA_SETS = {
+    module.DATA_SET.name: module.DATA_SET for module in (lasc18, heart, lgg, clinicdb, polyps912, isbi2012, pairs)
+}
 
 
-def get_data_set(name: str, **options: Any) -> DataSet:
+def get_data_set(name: str, /, **options: Any) -> DataSet:
     """Return the description of a data set.
 
     Args:
@@ -53,4 +55,6 @@ def get_data_set(name: str, **options: Any) -> DataSet:
     for option in options:
         if option not in own:
             fail(f"{name} has no option {option!r}: it has {', '.join(own) or 'none'}")
+    if lacking := [key for key, option in own.items() if option.default is option.empty and key not in options]:
+        fail(f"{name} needs the options {', '.join(lacking)}")
     return data_set.options(**options) if data_set.options else data_set

@@ -32,6 +32,7 @@ from .splits import (
     split_runs,
 )
 
+CONVERTED = "converted_labels"
 _OBJECT = "the same object in another crop"
 _COUNTS = {"numTraining": "training", "numValidation": "validation", "numTest": "testing"}
 
@@ -42,7 +43,7 @@ class Case:
 
     Args:
         name: unique in the data set; split files and ``--validation-case`` use it, or the name of the group.
-        image: image file.
+        image: image file, or the files of its channels.
         label: label file, or None for a test case without truth.
         group: patient, video or stack; a group is never in two splits.
         split: the split that the publisher's layout fixes, or None.
@@ -50,11 +51,21 @@ class Case:
     """
 
     name: str
-    image: Path
+    image: Path | tuple[Path, ...]
     label: Path | None
     group: str
     split: str | None = None
     page: int | None = None
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        """The files of the image: one, or one per channel."""
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of image and label."""
+        return self.images if self.label is None else (*self.images, self.label)
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,8 @@ class Checked:
             cases that have one in common form one group.
         extra: further keys of the case's datalist entry.
         facts: figures (tuples of numbers, summed up as ranges) and words (counted) that describe the case.
+        label_file: contents of a compressed NIfTI file with the label, where training cannot read the file that there
+            is; `prepare` writes it below its output folder.
     """
 
     faults: list[Fault] = field(default_factory=list)
@@ -94,6 +107,7 @@ class Checked:
     object_hashes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, tuple[float, ...] | str] = field(default_factory=dict)
+    label_file: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -182,8 +196,9 @@ def prepare(
 ) -> Prepared:
     """Check a data set and write its datalist.json; files are referenced, never copied.
 
-    Every case is opened and checked before anything is written. Cases with an identical image or an identical label,
-    or with the same object in another crop, are joined in one group. Files under ``source`` that belong to no case are
+    Every case is opened and checked before anything is written. A label that training cannot read, such as a
+    segmentation of 3D Slicer, is written anew below ``out``. Cases with an identical image or an identical label, or
+    with the same object in another crop, are joined in one group. Files under ``source`` that belong to no case are
     named in a note. Entries are in natural order (2 before 10) of group and case.
 
     Args:
@@ -217,7 +232,7 @@ def prepare(
     cases, faults = data_set.find(source)
     owners = {f.case: f.group or f.case for f in faults} | {c.name: c.group for c in cases}
     notes = _left_out(data_set, source, out, cases, faults)
-    if unnamed := [c.name for c in cases if any(p is not None and shown(p) != str(p) for p in (c.image, c.label))]:
+    if unnamed := [c.name for c in cases if any(shown(p) != str(p) for p in c.files)]:
         notes.append(
             f"{len(unnamed)} {data_set.units[0]} are left out, because their names contain bytes that are not UTF-8 "
             f"(rename them): {shorten([shown(name) for name in unnamed])}"
@@ -238,7 +253,7 @@ def prepare(
         validation_cases = expand(dict.fromkeys(validation_cases, "validation"), owners, "--validation-case names")
 
     cases = sorted(cases, key=lambda c: (natural(c.group), natural(c.name)))
-    faults += [Fault(b.name, b.image, f"is a second case {b.name}") for a, b in pairwise(cases) if a.name == b.name]
+    faults += [Fault(b.name, b.images[0], f"is a second case {b.name}") for a, b in pairwise(cases) if a.name == b.name]
     checked = {c.name: data_set.check(c) for c in track(cases)}
     faults = faults + [f for result in checked.values() for f in result.faults]
     if data_set.review is not None:
@@ -267,9 +282,10 @@ def prepare(
     for case in cases:
         if case.label is None and splits[case.name] != "testing":
             fail(f"case {case.name!r} has no label and cannot go to {splits[case.name]}: list it in testing")
-        entry: dict[str, Any] = {"case": case.name, "image": _relative(case.image, out)}
+        images = [_relative(path, out) for path in case.images]
+        entry: dict[str, Any] = {"case": case.name, "image": images[0] if len(images) == 1 else images}
         if case.label is not None:
-            entry["label"] = _relative(case.label, out)
+            entry["label"] = _relative(_written_label(case, checked[case.name], out), out)
         if case.page is not None:
             entry["page"] = case.page
         datalist[splits[case.name]].append({**entry, "group": groups[case.name], **checked[case.name].extra})
@@ -280,64 +296,111 @@ def prepare(
     return Prepared(path, _read_datalist(out), notes, facts, data_set.units)
 
 
+def _written_label(case: Case, found: Checked, out: Path) -> Path:
+    """Return the label file that training reads, and write it first if it had to be converted."""
+    if found.label_file is None:
+        return case.label
+    path = out / CONVERTED / f"{case.name}.nii.gz"
+    with atomic_path(path) as part:
+        part.write_bytes(found.label_file)
+    return path
+
+
 def merge(sources: Sequence[str | os.PathLike], out: str | os.PathLike) -> Prepared:
-    """Join the datalists of prepared folders; splits are kept, and each group gets its data set's name in front.
+    """Join the datalists of folders; splits are kept, and each group gets its data set's name in front.
+
+    A list by hand that has no name gets that of its folder, and one without labels has those of the others. Labels of
+    the same numbers are the same classes: the names of the first list are kept.
 
     Args:
         sources: folders with a datalist.json each.
         out: folder of the joined datalist.json; paths are rewritten relative to it.
 
     Returns:
-        What was written; an image that occurs twice in one split is kept once, with a note.
+        What was written; an image that occurs twice in one split is kept once. Notes say so, and what was assumed.
 
     Raises:
-        ValueError: when a datalist or a file is missing, labels differ, or an image or a group is in two splits.
+        ValueError: when a datalist or a file is missing, no list has labels or their numbers differ, or an image or a
+            group is in two splits.
     """
     folders, out = [_resolve(s) for s in sources], _resolve(out)
     if len(folders) < 2:
-        fail(f"merge needs two prepared folders or more, got {len(folders)}")
+        fail(f"merge needs two folders or more with a datalist.json, got {len(folders)}")
     if out in folders:
         fail(f"{out} is one of the folders to merge: choose another --out")
     datalists = [_read_datalist(folder) for folder in folders]
     name = "+".join(dict.fromkeys(datalist["name"] for datalist in datalists))
     check_out(out, name)
-    labels = datalists[0].get("labels")
+    labels, notes = _common_labels(folders, datalists)
     texts = defaultdict(list)
-    for folder, datalist in zip(folders, datalists, strict=True):
-        if datalist.get("labels") != labels:
-            fail(
-                f"labels differ: {labels} in {folders[0]}, {datalist.get('labels')} in {folder}: such data sets cannot "
-                "train one network"
-            )
+    for datalist in datalists:
         for key, value in datalist.items():
             if key not in (*SPLITS, *_COUNTS, "name", "labels"):
                 texts[key].append(value)
     metadata = {key: _join_texts(values) for key, values in texts.items()}
     merged: dict[str, Any] = {"name": name, **metadata, "labels": labels, **{s: [] for s in SPLITS}}
-    seen: dict[tuple[str, int | None], str] = {}
+    seen: dict[tuple[tuple[str, ...], int | None], str] = {}
     group_splits: dict[str, str] = {}
-    notes, missing = [], []
+    missing = []
     for folder, datalist in zip(folders, datalists, strict=True):
         for split, entry in ((name, entry) for name in SPLITS for entry in datalist.get(name, [])):
-            paths = {key: folder / entry[key] for key in ("image", "label") if key in entry}
-            missing += [str(p) for p in paths.values() if not p.is_file()]
-            image = os.path.realpath(paths["image"])
+            files = {key: entry[key] for key in ("image", "label") if entry.get(key)}
+            listed = {key: names if isinstance(names, list) else [names] for key, names in files.items()}
+            # a DICOM series in a folder of several has a name only
+            missing += [
+                str(folder / name)
+                for names in listed.values()
+                for name in names
+                if not (folder / name).exists() and (Path(name).suffix or not (folder / name).parent.is_dir())
+            ]
+            image = tuple(os.path.realpath(folder / name) for name in listed["image"])
             twin = seen.get((image, entry.get("page")))
             seen.setdefault((image, entry.get("page")), split)
             if twin and twin != split:
-                fail(f"{image} is in {twin} of one data set and in {split} of another")
+                fail(f"{image[0]} is in {twin} of one data set and in {split} of another")
             group = f"{datalist['name']}/{entry['group']}"
             if group_splits.setdefault(group, split) != split:
                 fail(f"group {group!r} is in both {group_splits[group]} and {split}")
-            paths = {key: _relative(Path(os.path.normpath(path)), out) for key, path in paths.items()}
+            moved = {key: [_relative(Path(os.path.normpath(folder / n)), out) for n in listed[key]] for key in listed}
             if twin:
-                notes.append(f"{paths['image']} occurs twice in {split}: kept once")
-            else:
-                merged[split].append({"data_set": datalist["name"], **entry, **paths, "group": group})
+                notes.append(f"{moved['image'][0]} occurs twice in {split}: kept once")
+                continue
+            paths = {key: names if isinstance(files[key], list) else names[0] for key, names in moved.items()}
+            merged[split].append({"data_set": datalist["name"], **entry, **paths, "group": group})
     if missing:
         fail(f"{len(missing)} files are missing, prepare their folder again: {shorten(missing)}")
     path = write_datalist(merged, out)
     return Prepared(path, _read_datalist(out), notes)
+
+
+def _common_labels(folders: Sequence[Path], datalists: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], list[str]]:
+    """Return the class names of all lists, and notes on what was assumed."""
+    given = [
+        (folder, datalist["labels"])
+        for folder, datalist in zip(folders, datalists, strict=True)
+        if "labels" in datalist
+    ]
+    if not given:
+        line = '"labels": {"0": "background", "1": "lesion"}'
+        fail(
+            f"no list says which classes its labels contain: add a line such as {line} to {folders[0] / DATALIST_NAME}"
+        )
+    first, labels = given[0]
+    notes = []
+    for folder, others in given[1:]:
+        if set(others) != set(labels):
+            fail(
+                f"labels differ: {labels} in {first}, {others} in {folder}: such data sets cannot train one network; "
+                'correct the line "labels" of one datalist.json if its label files have the same values'
+            )
+        if others != labels:
+            notes.append(f"classes are called {others} in {folder}: taken as {labels}, which have the same numbers")
+    notes += [
+        f'{folder / DATALIST_NAME} has no line "labels": taken as {labels}'
+        for folder, datalist in zip(folders, datalists, strict=True)
+        if "labels" not in datalist
+    ]
+    return labels, notes
 
 
 def write_datalist(datalist: Mapping[str, Any], out: str | os.PathLike) -> Path:
@@ -429,8 +492,11 @@ def _group(cases: Sequence[Case], checked: Mapping[str, Checked]) -> tuple[dict[
 
 def _left_out(data_set: DataSet, source: Path, out: Path, cases: Sequence[Case], faults: Sequence[Fault]) -> list[str]:
     """Return a note on the files under the source that belong to no case; a folder without any case is named once."""
-    used = {p for c in cases for p in (c.image, c.label) if p is not None} | {f.file for f in faults}
+    used = {p for c in cases for p in c.files} | {f.file for f in faults}
     holding = {parent for path in used for parent in path.parents}
+    series = {
+        path.parent for path in used if not path.exists()
+    }  # a DICOM series in a folder of several has a name only
     skipped = {DATALIST_NAME, *data_set.further_files}
     left: dict[str, int] = {}
     for place, folders, files in os.walk(source):
@@ -438,10 +504,12 @@ def _left_out(data_set: DataSet, source: Path, out: Path, cases: Sequence[Case],
         names = [name for name in [*folders, *files] if not name.startswith(".") and name not in skipped]
         folders[:] = [name for name in folders if name in names and root / name in holding and root / name != out]
         for path in (root / name for name in names if name not in folders):
+            if path in used or root in series:
+                continue
             if path.is_dir() and path not in holding and path != out:
                 count = sum(len(inner) for _, _, inner in os.walk(path))
                 left |= {f"{shown(path.relative_to(source).as_posix())}/ ({count} files)": count} if count else {}
-            elif not path.is_dir() and path not in used:
+            elif not path.is_dir():
                 left[shown(path.relative_to(source).as_posix())] = 1
     if not left:
         return []
@@ -484,12 +552,18 @@ def _read_datalist(folder: Path) -> dict[str, Any]:
         fail(f"{path} is missing: make it with `segbundles prepare`")
     try:
         datalist = read_json(path)
-        entries = [entry for split in SPLITS for entry in datalist.get(split, [])]
-        complete = isinstance(datalist["name"], str) and all({"image", "group"} <= set(e) for e in entries)
-        if not entries or not complete:
-            raise InputError("name or entries with image and group are missing")
+        datalist["name"] = str(datalist.get("name") or folder.name)
+        entries = [(split, number, e) for split in SPLITS for number, e in enumerate(datalist.get(split, []))]
+        if not entries:
+            raise InputError(f"it has no entries under {', '.join(SPLITS)}")
+        for split, number, entry in entries:
+            if not isinstance(entry, dict):
+                raise InputError(f"entry {number} of {split} is {entry!r}, not a dictionary of files")
+            for key, line in (("image", '"image": "scan.nii.gz"'), ("group", '"group": "patient 1"')):
+                if not entry.get(key):
+                    raise InputError(f"entry {number} of {split} has no {key}: add it, as in {line}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        fail(f"{path} is not a datalist of `segbundles prepare`: {error}")
+        fail(f"{path} is not a datalist: {error}")
     return datalist
 
 

@@ -96,7 +96,7 @@ def _section_name(path: Path) -> str:
 
 
 @cache
-def _reader(label_values: tuple[int, int]) -> CaseReader:
+def _reader(label_values: tuple[float, ...] | None) -> CaseReader:
     from segbundles.transforms import CheckImaged, LabelToClassd, LoadPaged
 
     return CaseReader(
@@ -106,12 +106,12 @@ def _reader(label_values: tuple[int, int]) -> CaseReader:
     )
 
 
-def check_section(case: Case, label_values: tuple[int, int] = LABEL_VALUES) -> Checked:
+def check_section(case: Case, label_values: tuple[float, ...] | None = LABEL_VALUES) -> Checked:
     """Read image and label of a section and gather all that is wrong with them.
 
     Args:
         case: the section.
-        label_values: stored values of membrane and cell.
+        label_values: stored values of membrane and cell; None accepts 0 and 255, or 0 and 1.
 
     Returns:
         Faults, hashes (None for an image and a label with one value), the entry's ``membrane_fraction`` and, if
@@ -125,7 +125,7 @@ def check_section(case: Case, label_values: tuple[int, int] = LABEL_VALUES) -> C
         return result
     membrane = reading.label.numpy(force=True) == 0
     result.extra["membrane_fraction"] = round(float(membrane.mean()), 4)
-    if label_values != LABEL_VALUES:
+    if label_values not in (None, LABEL_VALUES):
         result.extra["label_values"] = list(label_values)
     result.facts["membrane (%)"] = (100 * float(membrane.mean()),)
     if result.label_hash and image is not None and image.shape == membrane.shape:
@@ -136,7 +136,11 @@ def check_section(case: Case, label_values: tuple[int, int] = LABEL_VALUES) -> C
 
 
 def review_sections(
-    source: Path, cases: Sequence[Case], checked: Mapping[str, Checked]
+    source: Path,
+    cases: Sequence[Case],
+    checked: Mapping[str, Checked],
+    invert: str = "--invert-labels",
+    same_size: bool = True,
 ) -> tuple[list[Fault], list[str]]:
     """Compare the sections.
 
@@ -144,19 +148,21 @@ def review_sections(
         source: the folder that was read.
         cases: the sections.
         checked: what `check_section` found, by case name.
+        invert: option that swaps the values of the labels.
+        same_size: whether all sections are of one stack and must have one size.
 
     Returns:
         Faults (labels that look inverted, sections whose size differs from most) and notes (missing sections,
         blank images, labels of one class).
     """
-    faults = size_faults(cases, checked, "most sections")
+    faults = size_faults(cases, checked, "most sections") if same_size else []
     notes = _notes(cases, checked)
     judged = [c for c in cases if "labels" in checked[c.name].facts]
     swapped = [c for c in judged if checked[c.name].facts["labels"] == _SWAPPED]
     if swapped and 2 * len(swapped) > len(judged):
         flagged = "label_values" in checked[swapped[0].name].extra
         value, repair = (LABEL_VALUES[0], "leave out") if flagged else (LABEL_VALUES[1], "if so, use")
-        problem = f"looks inverted: {value} is the dark, rare class, which should be membrane; {repair} --invert-labels"
+        problem = f"looks inverted: {value} is the dark, rare class, which should be membrane; {repair} {invert}"
         files = {c.label: c for c in reversed(swapped) if c.label is not None}
         faults += [Fault(case.name, file, problem) for file, case in files.items()]
     elif swapped:

@@ -26,6 +26,7 @@ _CHANNELS = ("pre-contrast", "FLAIR", "post-contrast")
 # the publisher's archive contains everything a second time in this folder
 _COPY = "lgg-mri-segmentation"
 _SLICE = re.compile(r".*_([0-9]+)(_mask)?\.tiff?", re.IGNORECASE | re.DOTALL)
+_LAST_NUMBER = re.compile(r"[0-9]+$")
 _SAME = "same as FLAIR"
 
 
@@ -69,16 +70,17 @@ def _find_slices(folder: Path, faults: list[Fault]) -> list[Case]:
 
 
 @cache
-def _reader() -> CaseReader:
+def _reader(num_classes: int, label_values: tuple[float, ...] | None, fill: bool) -> CaseReader:
     from monai.transforms import LoadImaged
 
     from segbundles.data import StackReader
-    from segbundles.transforms import CheckImaged, LabelToClassd
+    from segbundles.transforms import CheckImaged, FillChannelsd, LabelToClassd
 
+    check = CheckImaged(KEYS, channels=len(_CHANNELS), allow_constant=True, allow_missing_keys=True)
     return CaseReader(
         [LoadImaged(KEYS, StackReader, allow_missing_keys=True), _check_pages],
-        CheckImaged(KEYS, channels=len(_CHANNELS), allow_constant=True, allow_missing_keys=True),
-        LabelToClassd("label", values=LABEL_VALUES),
+        [FillChannelsd("image", len(_CHANNELS), allow_missing_keys=True), check] if fill else check,
+        LabelToClassd("label", num_classes, label_values),
     )
 
 
@@ -89,28 +91,37 @@ def _check_pages(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def check_slice(case: Case) -> Checked:
+def check_slice(
+    case: Case, num_classes: int = 2, label_values: Sequence[float] | None = LABEL_VALUES, fill: bool = False
+) -> Checked:
     """Read image and mask of a slice and gather all that is wrong with them.
 
     Args:
         case: the slice.
+        num_classes: number of classes in its mask.
+        label_values: values that a mask may contain, background first; None accepts class indices, and for two classes
+            also 0 and 255.
+        fill: whether an image of one channel is accepted too, as in training.
 
     Returns:
-        Faults, hashes (None for an image of one value and for an empty mask), the entry's ``slice`` (number in the
-        name) and ``lesion_area`` (pixels), and facts.
+        Faults, hashes (None for an image of one value and for an empty mask), the entry's ``slice`` (number at the end
+        of the name, if there is one) and ``lesion_area`` (pixels), and facts.
     """
-    reading = _reader()(case)
+    reading = _reader(num_classes, None if label_values is None else tuple(label_values), fill)(case)
     result, image = reading.checked, reading.image
-    result.extra["slice"] = int(case.name.rpartition("_")[2])
+    if number := _LAST_NUMBER.search(case.name):
+        result.extra["slice"] = int(number[0])
     if image is not None:
         result.facts[SIZE] = tuple(image.shape[1:3])
         for index in (0, 2) if result.image_hash else ():
             same = bool((image[index] == image[1]).all())
             result.facts[_CHANNELS[index]] = _SAME if same else "acquired"
     if reading.label is not None:
-        area = int(reading.label.sum())
+        area = int((reading.label > 0).sum())
         result.extra["lesion_area"] = area
         result.facts["slices"] = "with lesion" if area else "without lesion"
+        if num_classes > 2:
+            result.facts["classes"] = " ".join(map(str, reading.label.unique().tolist()))
         if area:
             result.facts["lesion area (pixels)"] = (area,)
     return result
@@ -140,8 +151,8 @@ def review_slices(source: Path, cases: Sequence[Case], checked: Mapping[str, Che
         for channel, found in missing.items():
             if {r.facts[channel] for r in results if channel in r.facts} == {_SAME}:
                 found.append(patient)
-        numbers = {r.extra["slice"] for r in results}
-        if absent := sorted({*range(min(numbers), max(numbers))} - numbers):
+        numbers = {r.extra["slice"] for r in results if "slice" in r.extra}
+        if numbers and (absent := sorted({*range(min(numbers), max(numbers))} - numbers)):
             gaps.append(f"{patient} (missing {shorten([str(n) for n in absent])})")
         if not any(r.extra.get("lesion_area") for r in results):
             healthy.append(patient)

@@ -47,28 +47,34 @@ class CaseReader:
 
     Args:
         load: transforms that load the keys ``image`` and ``label``, whichever are there.
-        check: transform that refuses an image, or a label that does not fit its image.
+        check: transforms that refuse an image, or a label that does not fit its image.
         to_class: transform that turns the stored values of a label into class indices.
     """
 
-    def __init__(self, load: Sequence[Callable], check: Callable, to_class: Callable) -> None:
+    def __init__(self, load: Sequence[Callable], check: Callable | Sequence[Callable], to_class: Callable) -> None:
         from monai.transforms import EnsureChannelFirstd
 
         self.load = (*load, EnsureChannelFirstd(KEYS, allow_missing_keys=True))
-        self.check = check
+        self.check = check if isinstance(check, Sequence) else [check]
         self.to_class = to_class
 
-    def __call__(self, case: Case) -> Reading:
-        """Read a case; without a label only the image is checked."""
+    def __call__(self, case: Case, read_label: Callable[[], torch.Tensor] | None = None) -> Reading:
+        """Read a case; without a label only the image is checked.
+
+        Args:
+            case: the case.
+            read_label: returns the stored values of a label that is not to be loaded like others, (1, spatial).
+        """
         faults: list[Fault] = []
-        image = self._run(case, "image", {"image": case.image, "page": case.page}, [*self.load, self.check], faults)
+        image = self._run(case, "image", {"image": case.image, "page": case.page}, [*self.load, *self.check], faults)
         stored = label = None
         if case.label is not None:
-            stored = self._run(case, "label", {"label": case.label, "page": case.page}, self.load, faults)
+            load = self.load if read_label is None else [lambda data: {"label": read_label()}]
+            stored = self._run(case, "label", {"label": case.label, "page": case.page}, load, faults)
         if stored is not None:
             label = self._run(case, "label", stored, [self.to_class], faults)
             if image is not None:
-                self._run(case, "label", {**image, **stored}, [self.check], faults)
+                self._run(case, "label", {**image, **stored}, self.check, faults)
         result = Reading(
             Checked(faults),
             *(data and data[key] for data, key in ((image, "image"), (stored, "label"), (label, "label"))),
@@ -82,12 +88,12 @@ class CaseReader:
     def _run(
         case: Case, key: str, data: dict[str, Any], steps: Sequence[Callable], faults: list[Fault]
     ) -> dict[str, Any] | None:
-        file = getattr(case, key)
+        file = case.images[0] if key == "image" else case.label
         try:
             for step in steps:
                 data = step(data)
         except ValueError as error:
-            faults.append(Fault(case.name, file, problem_of(error, file, case.image), case.group))
+            faults.append(Fault(case.name, file, problem_of(error, file, *case.images), case.group))
             return None
         return data
 
@@ -161,7 +167,7 @@ def size_faults(cases: Sequence[Case], checked: Mapping[str, Checked], of_group:
         return " x ".join(map(str, size))
 
     return [
-        Fault(case.name, case.image, f"size {text(size)} differs from {text(usual)} of {of_group}", case.group)
+        Fault(case.name, case.images[0], f"size {text(size)} differs from {text(usual)} of {of_group}", case.group)
         for case, size in sizes.items()
         if size != usual
     ]
