@@ -46,7 +46,7 @@ def _group(**kwargs: Any) -> typer.Typer:
 
 
 app = _group(cls=ErrorGroup, help="Prepare data for the segmentation bundles, check their configs, and serve them.")
-prepare_app = _group(help="Check a data set in its publisher's layout and write its datalist.json.")
+prepare_app = _group(help="Check a data set, or your own data, and write the datalist.json.")
 phantom_app = _group(help="Write a synthetic data set, to try the bundles without real data.")
 app.add_typer(prepare_app, name="prepare")
 app.add_typer(phantom_app, name="phantom")
@@ -59,7 +59,7 @@ Size = Annotated[tuple[int, int], typer.Option(help="Pixels: width, height.")]
 
 def _prepare_command(data_set: DataSet) -> Callable[..., None]:
     def command(
-        source: Annotated[Path, typer.Option(help="Folder in the publisher's layout.")],
+        source: Annotated[Path, typer.Option(help="Folder that contains the data set.")],
         out: Out,
         validation_fraction: Annotated[float, typer.Option(help="Share of the cases for validation, 0 to 1.")] = 0.2,
         seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
@@ -114,10 +114,12 @@ for _data_set in DATA_SETS.values():
 
 @app.command()
 def merge(
-    sources: Annotated[list[Path], typer.Argument(help="Prepared folders, two or more.", show_default=False)],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Folders with a datalist.json, two or more.", show_default=False)
+    ],
     out: Out,
 ) -> None:
-    """Join the datalists of prepared folders into one."""
+    """Join the datalists of folders, prepared or by hand, into one."""
     from segbundles.datasets import merge
 
     _show_prepared(merge(sources, out))
@@ -146,16 +148,71 @@ def segment(
 
 @app.command(context_settings=_SETTINGS)
 def train(context: typer.Context, bundle: Bundle, data: Data, output: Output) -> None:
-    """Train a bundle; the weights go to OUTPUT/models. Settings are written as --knob value."""
-    from segbundles.commands import train_commands
+    """Train a bundle; the weights go to OUTPUT/models. Settings are written as --knob value.
+
+    With --initial_weights shipped the bundle's own weights are fine-tuned, with a smaller learning rate and fewer
+    epochs, and the validation cases are scored before and after.
+    """
+    from segbundles.commands import args_file, train_commands
 
     _run(train_commands(bundle, data, output, context.args))
+    _compare_with_shipped(bundle, data, output, context.args)
     models = Path(output, "models")
+    with_it = shlex.join(["--ckpt_dir", str(models), *args_file(context.args)])
     for line in (
         f"Weights: {models / 'model.pt'}",
         f"How good they are: {shlex.join(['segbundles', 'evaluate', bundle, data, str(Path(output, 'evaluation'))])} "
-        f"--ckpt_dir {shlex.quote(str(models))}",
-        f"Use them: segbundles segment {shlex.quote(bundle)} INPUT OUTPUT --ckpt_dir {shlex.quote(str(models))}",
+        f"{with_it}",
+        f"Use them: segbundles segment {shlex.quote(bundle)} INPUT OUTPUT {with_it}",
+    ):
+        _console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _compare_with_shipped(bundle: str, data: str, output: str, settings: Sequence[str]) -> None:
+    """Score the validation cases with the bundle's weights and with those fine-tuned from them."""
+    from segbundles.commands import before_and_after, fine_tunes, has_validation, scores
+
+    if not fine_tunes(settings):
+        return
+    if not has_validation(data):
+        _console().print("The list has no validation cases: nothing says whether the fine-tuning has helped.")
+        return
+    _run(before_and_after(bundle, data, output, settings))
+    before, after = (scores(output, name) for name in ("evaluation_before", "evaluation"))
+    table = Table("Validation, mean", "Before", "After", title="Fine-tuning, scored with the same settings")
+    for metric in (name for name in before if name in after):
+        table.add_row(metric, f"{before[metric]:.4f}", f"{after[metric]:.4f}")
+    _console().print(table)
+
+
+@app.command()
+def adapt(
+    bundle: Bundle,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="JSON file to write, for --args_file.")],
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Without it: a GPU if there is one.")] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option(help="Memory for a training, in GiB. Without it: what is free, at most 8.")
+    ] = None,
+) -> None:
+    """Write settings that fit a data set: classes, spacing, patches, batch and limits, each with the reason."""
+    from segbundles.adapt import adapt, args_path, measure, write_plans
+
+    plans, notes = adapt(bundle, data, measure(device, memory_gib), partial(_track, description="Reading"))
+    files = write_plans(plans, out, f"Settings for {data}, from segbundles adapt.")
+    table = Table("Setting", "Bundle", "Here", "Why")
+    for plan in plans:
+        prefix = "locator: " if args_path(out, plan.config) != out else ""
+        for name, reason in plan.reasons.items():
+            values = (str(plan.knob(name)), str(plan.chosen[name]) if name in plan.chosen else "the same")
+            table.add_row(*map(escape, (prefix + name, *values, reason)))
+    _console().print(table)
+    for note in notes:
+        _console().print("[yellow]note:[/yellow]", escape(note), highlight=False)
+    words = shlex.join(["segbundles", "train", bundle, data])
+    for line in (
+        *(f"wrote {file}" for file in files),
+        f"Train with it: {words} OUTPUT --args_file {shlex.quote(str(out))}",
     ):
         _console().print(line, highlight=False, markup=False, soft_wrap=True)
 

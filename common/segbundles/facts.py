@@ -118,6 +118,8 @@ def write_facts(
             "classes": settings.classes,
         }
     facts["data"] = _data(training=dataset, validation=validation_dataset)
+    if len(labels := facts["data"].pop("labels", {})) == facts["knobs"].get("num_classes"):
+        facts["classes"] = labels  # the names of the person's own classes
     facts |= {"seed": seed, "epochs": epochs, "validation": validation, "versions": versions()}
     write_json(facts_path(weights), facts)
 
@@ -132,7 +134,8 @@ def _data(**datasets: Any) -> dict[str, Any]:
             found[split] = {"cases": len(cases), "groups": len(groups)}
         lists = (Path(one.dataset_dir) / DATALIST_NAME for one in chain if hasattr(one, "dataset_dir"))
         if path := next(filter(Path.is_file, lists), None):
-            found["name"] = read_json(path).get("name", "")
+            head = read_json(path)
+            found["name"], found["labels"] = head.get("name", ""), head.get("labels", {})
             found["datalist_sha256"] = sha256(path)
     return found
 

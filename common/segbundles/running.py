@@ -199,6 +199,8 @@ def unknown_settings(config: dict, files: list[dict], schema: Mapping[str, Any])
             yield key, f"it is now called {former[key]!r}."
         if key in known or key.split("::")[0] in MONAI_KEYS or key.startswith(sections) or key in former:
             continue
+        if key[:1] == key[-1:] == "_":  # a remark
+            continue
         near = get_close_matches(key, sorted(known), n=1, cutoff=0.6)
         yield key, f"did you mean {near[0]!r}?" if near else "section 1 of the JSON shows what can be set."
 
