@@ -23,6 +23,7 @@ import torch
 from bundle_runs import ROOT, table
 from documentation import PAGES, read_blocks, read_commands
 from monai.bundle import ConfigParser
+from own_data import write_patients, write_scans
 from PIL import Image
 from tiny_bundles import TINY_BUNDLES, command_line
 from tiny_trainings import TINY_TRAININGS
@@ -90,6 +91,19 @@ def make_bundle(folder: Path, name: str) -> Path:
                     end["spatial_shape"] = [32] * len(end["spatial_shape"])
         path.write_text(json.dumps(config))
     return root
+
+
+@pytest.fixture(autouse=True)
+def short_commands_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the short commands of a page run what they print without new processes, which take seconds to start."""
+
+    def run_here(commands: list[list[str]], say: Callable[[str], None]) -> int:
+        for command in commands:
+            say(f"$ {shlex.join(command)}")
+            command_line(command)
+        return 0
+
+    monkeypatch.setattr("segbundles.commands.run_commands", run_here)
 
 
 def run(command: str) -> str:
@@ -191,6 +205,11 @@ def sources(
             (place / "isbi2012").symlink_to(em_phantom)
             polyp.make_phantom(place / "CVC-ClinicDB", 3, 2, 0, (64, 48))
             damage_heart(volumes, place / "Task02_damaged")
+            make_bundle(place, "brain_flair_unet")
+            write_patients(place)
+            (place / "files").rename(place / "new_patients")
+            for seed in range(5):
+                write_scans(place / "patients" / str(seed), seed, (32, 28, 4), {"lesion": 1})
 
     return make
 
@@ -366,7 +385,8 @@ def test_a_datalist_of_the_page_is_trained_on(name: str, place: Path) -> None:
     rng = np.random.default_rng(0)
     for entry in (entry for entries in json.loads(text).values() for entry in entries):
         for key in ("image", "label"):
-            write_synthetic(place / "data" / entry[key], rng, key == "label", entry)
+            for file in entry[key] if isinstance(entry[key], list) else [entry[key]]:
+                write_synthetic(place / "data" / file, rng, key == "label", entry)
     root = make_bundle(place, name)
     command = f"python -m monai.bundle run training --bundle_root {root} --config_file {root}/configs/train.json"
     run(f"{command} --dataset_dir data")
