@@ -17,7 +17,7 @@ from monai.utils import CommonKeys as Keys
 
 from segbundles.data import Failure
 from segbundles.errors import innermost
-from segbundles.meta import batch_notes, files_of, join_notes
+from segbundles.meta import batch_notes, files_of, join_notes, notes_of
 
 __all__ = ["ImageReport", "InferenceEvents", "TolerantEvaluator"]
 
@@ -55,7 +55,8 @@ class TolerantEvaluator(SupervisedEvaluator):
 
     A batch that fails is evaluated again, image by image, so that one bad image does not take the others with it. After
     a failure ``engine.state.batch`` and ``engine.state.output`` have only the images that are left, possibly none.
-    Notes are taken from the metadata right after the network, because postprocessing may drop them.
+    Notes are taken from the metadata right after the network, because postprocessing may drop them, and once more at
+    the end, because it may add some.
 
     Args:
         val_data_loader: usually a :class:`segbundles.data.TolerantDataLoader`, whose
@@ -83,6 +84,7 @@ class TolerantEvaluator(SupervisedEvaluator):
         else:
             seconds = self._lap() / len(images)
             for files, notes, item in zip(images, self._notes, outputs, strict=True):
+                notes = join_notes(notes, notes_of(item.get(Keys.PRED)))
                 self._report(InferenceEvents.IMAGE_COMPLETED, ImageReport(files, seconds, notes, item=item))
             return outputs
         # outside the handler, which would keep the memory of the failed batch
