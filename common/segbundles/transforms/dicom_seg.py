@@ -175,6 +175,9 @@ def _sources(path: Path, series: int | str | Sequence[int | str] | None) -> tupl
     several = len(files) > 1
     if several and (len(files) < len(frames) or any("PerFrameFunctionalGroupsSequence" in one for one in headers)):
         raise InputError("the series has several enhanced (multi-frame) files.")
+    distance = float(np.linalg.norm(frames[1].position - frames[0].position))
+    for header in headers:  # an object of many frames must have it
+        header.SliceThickness = header.get("SliceThickness") or f"{distance:.6g}"
     return headers, list(range(len(frames))) if several else [frame.index for frame in frames]
 
 
