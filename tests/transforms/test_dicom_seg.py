@@ -74,7 +74,8 @@ def points_by_pydicom(path: Path) -> tuple[np.ndarray, dict[str, tuple[np.ndarra
     planes = file.pixel_array.reshape(-1, file.Rows, file.Columns)
     for pixels, groups in zip(planes, file.PerFrameFunctionalGroupsSequence, strict=True):
         position = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
-        number = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        identified = shared if "SegmentIdentificationSequence" in shared else groups  # if all are of one segment
+        number = identified.SegmentIdentificationSequence[0].ReferencedSegmentNumber
         rows, columns = np.nonzero(pixels)
         lps = position + np.outer(columns * spacing[1], axes[0]) + np.outer(rows * spacing[0], axes[1])
         found.append(np.c_[lps * [-1, -1, 1], np.full(len(rows), number)])
