@@ -10,7 +10,7 @@ from .readers import StackReader, SuffixReader
 from .samplers import BalancedSampler
 from .stacks import SliceDataset, SliceStacks, lesion_weights, slice_sampler
 from .volumes import NiftiReader, SimpleITKReader
-from .writers import SimpleITKWriter, TiffWriter
+from .writers import PngWriter, SimpleITKWriter, TiffWriter
 
 __all__ = [
     "VOID",
@@ -23,6 +23,7 @@ __all__ = [
     "MaskReader",
     "NiftiReader",
     "PictureReader",
+    "PngWriter",
     "SharedDataLoader",
     "SimpleITKReader",
     "SimpleITKWriter",

@@ -332,7 +332,7 @@ class FolderImages(_LazyCases):
                 continue
             elif path.name.startswith("."):
                 reason = "hidden"
-            elif path.parent / file_stem(path) in results:
+            elif path.parent / _result_stem(path) in results:
                 reason = "as results of an earlier run"
             elif self.skip and _is_label(path, labels):
                 reason = BY_LABEL
@@ -386,7 +386,7 @@ class FolderImages(_LazyCases):
             return
         written = self._outputs(Path(self.output_dir).resolve(), by_output)
         for path in found:
-            if path.parent / file_stem(path) in written:
+            if path.parent / _result_stem(path) in written:
                 fail(f"{shown(path)} would be replaced by a result of this run: choose another output_dir.")
 
 
@@ -407,6 +407,12 @@ def _labels(datalists: Iterable[Path]) -> set[Path]:
 
 def _is_label(path: Path, labels: set[Path]) -> bool:
     return path in labels or path.name.lower().endswith(SLICER_LABEL)
+
+
+def _result_stem(path: Path) -> str:
+    """Return the name of a file without its suffix, as results have it: ``a_seg.seg.nrrd`` gives ``a_seg``."""
+    slicer = path.name.lower().endswith(SLICER_LABEL)
+    return path.name[: -len(SLICER_LABEL)] if slicer else file_stem(path)
 
 
 def _series_folders(files: Iterable[Path]) -> set[Path]:

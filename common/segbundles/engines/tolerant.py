@@ -55,8 +55,8 @@ class TolerantEvaluator(SupervisedEvaluator):
 
     A batch that fails is evaluated again, image by image, so that one bad image does not take the others with it. After
     a failure ``engine.state.batch`` and ``engine.state.output`` have only the images that are left, possibly none.
-    Notes are taken from the metadata right after the network, because postprocessing may drop them, and again at the
-    end.
+    Notes are taken from the metadata right after the network, because postprocessing may drop them, and once more at
+    the end, because it may add some.
 
     Args:
         val_data_loader: usually a :class:`segbundles.data.TolerantDataLoader`, whose

@@ -122,8 +122,7 @@ class InferenceResults:
         return True
 
     def _written(self, file: str) -> bool:
-        paths = ([output.output_path(file, pages) for pages in (False, True)] for output in self._outputs)
-        return all(any(path.is_file() for path in either) for either in paths)
+        return all(output.is_written(file) for output in self._outputs)
 
     def add(self, engine: Engine) -> None:
         """Add the rows of an image."""

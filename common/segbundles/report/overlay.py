@@ -15,13 +15,13 @@ from scipy.ndimage import binary_erosion, uniform_filter
 from skimage.measure import find_contours
 
 from segbundles.errors import fail
+from segbundles.segments import PREDICTION_COLOURS
 
 __all__ = ["PREDICTION_COLOURS", "TRUTH_COLOURS", "case_figure", "choose_slices", "overlay_rgb"]
 
-# a pair of colours per class, cool for truth and warm for prediction: Okabe and Ito's colour-blind-safe palette, then
-# two more
+# with PREDICTION_COLOURS a pair of colours per class, cool for truth and warm for prediction: Okabe and Ito's
+# colour-blind-safe palette, then two more
 TRUTH_COLOURS = ((86, 180, 233), (0, 158, 115), (240, 228, 66), (51, 102, 255), (255, 255, 255))
-PREDICTION_COLOURS = ((230, 159, 0), (204, 121, 167), (213, 94, 0), (238, 51, 119), (255, 170, 187))
 
 _SMALLEST_SIDE = 384  # pixels; overlay_rgb enlarges the longer side to at least this
 _SUPERSAMPLING = 3

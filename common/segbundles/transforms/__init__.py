@@ -2,11 +2,12 @@
 
 from .channels import FillChannelsd, RandFillChannelsd
 from .check import CheckImaged, LabelToClassd, SetSpacingd
-from .classmap import LogitsToClassd
+from .classmap import LogitsToClassd, ToProbabilitiesd
 from .component import KeepLargestConnectedComponentd, largest_component
 from .crop import CropBoxd
+from .dicom_seg import SaveDicomSegd
 from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
-from .io import SaveSegmentationd
+from .io import SaveOutputd, SaveProbabilitiesd, SaveSegmentationd
 from .measure import MeasureCellsd, MeasureMaskd
 from .padding import FillPaddingd
 from .pages import LoadPaged
@@ -36,11 +37,15 @@ __all__ = [
     "RandFillChannelsd",
     "ResampleToSpacing",
     "ResampleToSpacingd",
+    "SaveDicomSegd",
+    "SaveOutputd",
+    "SaveProbabilitiesd",
     "SaveSegmentationd",
     "ScaleSlicesd",
     "SetSpacingd",
     "SignedDistanceMap",
     "SignedDistanceMapd",
+    "ToProbabilitiesd",
     "grey_watershed",
     "largest_component",
     "probability_watershed",
