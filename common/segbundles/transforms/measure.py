@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from segbundles.measurements import measure_cells, measure_frame, measure_volume
@@ -58,10 +59,8 @@ class MeasureMaskd(MapTransform):
         classes = pred.numpy(force=True)[0].astype(np.uint8)
         if classes.ndim == 2:
             return measure_frame(classes, self.names, self.parts)
-        affine = pred.meta["original_affine"] if has_spacing(pred) and "original_affine" in pred.meta else None
-        measured = measure_volume(
-            classes, None if affine is None else np.asarray(affine), self.names, self.shape, self.parts
-        )
+        affine = pred.affine.numpy(force=True) if isinstance(pred, MetaTensor) and has_spacing(pred) else None
+        measured = measure_volume(classes, affine, self.names, self.shape, self.parts)
         if files := slice_files(pred):
             measured["slices"] = [measure_frame(classes[..., k], self.names) for k in range(len(files))]
         return measured
