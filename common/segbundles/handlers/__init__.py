@@ -3,6 +3,7 @@
 from .curves import OverlayImageHandler
 from .epoch_log import EpochLog
 from .evaluation import EvaluationReport
+from .preview import Preview
 from .results import InferenceResults
 from .training import TrainingRun
 from .weights import WeightsLoader, save_weights
@@ -12,6 +13,7 @@ __all__ = [
     "EvaluationReport",
     "InferenceResults",
     "OverlayImageHandler",
+    "Preview",
     "TrainingRun",
     "WeightsLoader",
     "save_weights",

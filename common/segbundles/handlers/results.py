@@ -16,7 +16,7 @@ from segbundles.data import image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import InferenceEvents
 from segbundles.errors import fail
-from segbundles.files import RunLog, atomic_path, check_writable, read_table, shown
+from segbundles.files import RunLog, atomic_path, check_writable, read_table, shown_below
 from segbundles.meta import join_notes
 from segbundles.transforms import SaveSegmentationd
 
@@ -144,7 +144,6 @@ class InferenceResults:
             with suppress(ValueError):  # the error that stopped the run is the one to be seen
                 self._write()
         self._log.release(error)
-        raise error
 
     def finish(self, engine: Engine) -> None:
         """Write the table in the first process, with the rows of all.
@@ -180,7 +179,4 @@ class InferenceResults:
         logger.info(f"{len(self.rows) - before} images segmented{also}. Results: {self.output_dir}")
 
     def _name(self, file: str) -> str:
-        path = Path(file)
-        if path == self.root:  # a DICOM series
-            return shown(path.name)
-        return shown(path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path)
+        return shown_below(file, self.root)

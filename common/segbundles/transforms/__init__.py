@@ -9,6 +9,7 @@ from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
 from .io import SaveSegmentationd
 from .padding import FillPaddingd
 from .pages import LoadPaged
+from .preview import Previewd, displayed_case
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
 from .slices import NeighbourSlicesd, NormalizeSlicesd, ScaleSlicesd
@@ -28,6 +29,7 @@ __all__ = [
     "MaskToClassd",
     "NeighbourSlicesd",
     "NormalizeSlicesd",
+    "Previewd",
     "ProbabilityWatershedd",
     "RandCropByKnownClassesd",
     "RandFillChannelsd",
@@ -38,6 +40,7 @@ __all__ = [
     "SetSpacingd",
     "SignedDistanceMap",
     "SignedDistanceMapd",
+    "displayed_case",
     "grey_watershed",
     "largest_component",
     "probability_watershed",
