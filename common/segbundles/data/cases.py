@@ -28,7 +28,7 @@ from segbundles.errors import InputError, fail
 from segbundles.files import DATALIST_NAME, SPLITS, read_table, shown, walk
 from segbundles.leaks import check_leaks
 
-__all__ = ["Datalist", "FolderImages", "image_name", "image_root"]
+__all__ = ["Datalist", "FolderImages", "image_root"]
 
 logger = logging.getLogger("segbundles")
 
@@ -156,19 +156,6 @@ def image_root(dataset_dir: PathLike) -> Path:
     """Return the folder that output paths mirror: ``dataset_dir``, or its folder if it is a file or a link to one."""
     path = _unlinked(dataset_dir)
     return path.parent if path.is_file() else path
-
-
-def image_name(file: PathLike, root: Path) -> str:
-    """Return the name of an image in tables and pages: its path below ``root``, printable.
-
-    Args:
-        file: the image.
-        root: as from :func:`image_root`.
-    """
-    path = Path(file)
-    if path == root:  # a DICOM series
-        return shown(path.name)
-    return shown(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
 
 
 class FolderImages(_LazyCases):

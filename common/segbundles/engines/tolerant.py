@@ -58,6 +58,9 @@ class TolerantEvaluator(SupervisedEvaluator):
     Notes are taken from the metadata right after the network, because postprocessing may drop them, and once more at
     the end, because it may add some.
 
+    An error that stops the run is raised after the ``EXCEPTION_RAISED`` handlers of ``val_handlers``, so that all of
+    them can write what there is; they need not raise it.
+
     Args:
         val_data_loader: usually a :class:`segbundles.data.TolerantDataLoader`, whose
             :class:`segbundles.data.Failure` items are reported too.
@@ -72,6 +75,7 @@ class TolerantEvaluator(SupervisedEvaluator):
         super().__init__(*args, event_names=[*(event_names or ()), InferenceEvents], **kwargs)
         self.add_event_handler(Events.EPOCH_STARTED, lambda _: self._lap())
         self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._take_notes)
+        self.add_event_handler(Events.EXCEPTION_RAISED, _raise)
 
     def _iteration(self, engine: Engine, batchdata: Any) -> list[Any]:
         if isinstance(batchdata, Failure):
@@ -116,3 +120,7 @@ class TolerantEvaluator(SupervisedEvaluator):
     def _lap(self) -> float:
         since, self._since = self._since, time.perf_counter()
         return self._since - since
+
+
+def _raise(engine: Engine, error: BaseException) -> None:
+    raise error

@@ -11,6 +11,7 @@ from .io import SaveOutputd, SaveProbabilitiesd, SaveSegmentationd
 from .measure import MeasureCellsd, MeasureMaskd
 from .padding import FillPaddingd
 from .pages import LoadPaged
+from .preview import Previewd, displayed_case
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
 from .slices import NeighbourSlicesd, NormalizeSlicesd, ScaleSlicesd
@@ -32,6 +33,7 @@ __all__ = [
     "MeasureMaskd",
     "NeighbourSlicesd",
     "NormalizeSlicesd",
+    "Previewd",
     "ProbabilityWatershedd",
     "RandCropByKnownClassesd",
     "RandFillChannelsd",
@@ -46,6 +48,7 @@ __all__ = [
     "SignedDistanceMap",
     "SignedDistanceMapd",
     "ToProbabilitiesd",
+    "displayed_case",
     "grey_watershed",
     "largest_component",
     "probability_watershed",
