@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Orientationd
 
 from segbundles.report import case_slices
 from segbundles.transforms import Previewd
@@ -63,3 +65,14 @@ def test_slice_axis_and_what_is_not_there():
         Previewd("other")(item())
     with pytest.raises(ValueError, match=r"^channel is -4, but a\.nrrd has 3: count from 0, or give None\.$"):
         Previewd(channel=-4)(item(3))
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "RAI", "LPI"])
+def test_slices_are_in_the_order_of_the_file(codes):
+    values = torch.arange(4.0).expand(1, 6, 5, 4).clone()
+    for axcodes in ("RAS", "LPS"):
+        affine = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(codes), (6, 5, 4))
+        image = MetaTensor(values, affine=torch.as_tensor(affine), meta={"original_affine": affine})
+        turned = Orientationd("image", axcodes=axcodes, labels=None)({"image": image})
+        preview = Previewd()({**turned, "pred": turned["image"]})["preview"]
+        assert preview["image"][0, 0].tolist() == preview["overlays"]["outlines"][0, 0].tolist() == [0, 1, 2, 3]

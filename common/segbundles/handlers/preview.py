@@ -138,6 +138,8 @@ class Preview:
             )
         except ValueError as error:
             logger.warning(f"{self.path.name} was not written: {error}")
+        else:
+            logger.info(f"Open {self.path} in a browser to look at the results.")
 
     def _earlier(self, engine: Engine) -> list[dict[str, Any]]:
         """Return what an earlier page shows of images that were left out in this run."""

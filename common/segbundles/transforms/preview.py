@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -21,6 +23,8 @@ def displayed_case(
 ) -> dict[str, Any]:
     """Return the arguments with which :func:`segbundles.report.case_slices` shows an image.
 
+    Slices are in the order of the file, so that their numbers are those of the measurements.
+
     Args:
         image: (C, spatial).
         overlays: name of each overlay, and its class map (spatial).
@@ -34,14 +38,27 @@ def displayed_case(
     if channel is not None and not -count <= channel < count:
         fail(f"channel is {channel}, but {file_name(image)} has {count}: count from 0, or give None.")
     volume = image.ndim == 4 and isinstance(image, MetaTensor)
-    shown = image if channel is None and count == 3 else image[channel or 0]
+    shown = (image if channel is None and count == 3 else image[channel or 0]).numpy(force=True)
+    maps = {name: classes.numpy(force=True) for name, classes in overlays.items()}
+    if volume and _is_reversed(image.meta.get("original_affine"), image.affine, slice_axis % 3):
+        shown = np.flip(shown, slice_axis % 3 - 3)
+        maps = {name: np.flip(classes, slice_axis % 3) for name, classes in maps.items()}
     return {
-        "image": shown.numpy(force=True),
-        "overlays": {name: classes.numpy(force=True) for name, classes in overlays.items()},
+        "image": shown,
+        "overlays": maps,
         "spacing_mm": spacing_of(image),
         "slice_axis": slice_axis,
         "affine": image.affine.numpy(force=True) if volume else None,
     }
+
+
+def _is_reversed(of_file: Any, now: torch.Tensor, axis: int) -> bool:
+    """Return whether an axis is the third one of the file, in the other direction."""
+    if of_file is None:
+        return False
+    before, after = (nib.io_orientation(np.asarray(affine)) for affine in (of_file, now.numpy(force=True)))
+    (source,) = np.flatnonzero(before[:, 0] == after[axis, 0])
+    return bool(source == 2 and before[source, 1] != after[axis, 1])
 
 
 class Previewd(MapTransform):
