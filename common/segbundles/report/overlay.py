@@ -214,8 +214,8 @@ def _displayed(
         Image (rows, columns, slices) or (rows, columns, slices, 3), class maps (rows, columns, slices), spacing along
         rows and columns, and the number of spatial axes; a 2D image has one slice.
     """
-    pixels = convert_to_numpy(image)
-    labels = {name: convert_to_numpy(x) for name, x in maps.items()}
+    pixels = _array(image)
+    labels = {name: _array(x) for name, x in maps.items()}
     spatial = next(iter(labels.values())).shape if labels else pixels.shape[pixels.shape[0] == 3 :]
     rank = len(spatial)
     if rank not in (2, 3) or pixels.shape not in (spatial, (3, *spatial)) or 0 in spatial:
@@ -245,10 +245,15 @@ def _displayed(
     return turn(pixels), turned, (spacing[row], spacing[column]), rank
 
 
+def _array(values: Any) -> NDArray:
+    # MONAI's function copies an array whose axes are not in order
+    return values if isinstance(values, np.ndarray) else convert_to_numpy(values)
+
+
 def _class_map(label: Any | None, shape: tuple[int, ...], name: str) -> NDArray | None:
     if label is None:
         return None
-    array = convert_to_numpy(label)
+    array = _array(label)
     if array.shape != shape:
         fail(f"{name} has shape {array.shape} but the image has {shape}: they must be equal.")
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
@@ -288,8 +293,10 @@ def _to_uint8(pixels: NDArray, window: tuple[float, float] | None) -> NDArray[np
     if window is None:
         return np.ascontiguousarray(pixels)
     low, high = window
-    scaled = (np.nan_to_num(pixels.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
-    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    scaled = (pixels.astype(np.float32) - low) * np.float32(255 / max(high - low, 1e-12))
+    np.fmax(scaled, 0, out=scaled)  # NaN becomes black
+    np.fmin(scaled, 255, out=scaled)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def _draw_outlines(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.measure import find_contours
@@ -148,7 +149,7 @@ def _edges(classes: NDArray) -> int:
 
 
 def _paths(classes: NDArray, box: Box, step: int, shape: tuple[int, ...]) -> Paths:
-    planes = np.ascontiguousarray(np.moveaxis(classes, 2, 0))
+    planes = _planes(classes)
     start, most = np.array([box[0].start, box[1].start]), 2 * np.array(shape[:2])
     found: Paths = {int(value): {} for value in np.unique(planes) if value > 0}
     for k, plane in enumerate(planes, box[2].start):
@@ -178,8 +179,7 @@ def _picture(pixels: NDArray, most: int) -> tuple[bytes, tuple[int, int], int]:
     every = math.ceil((height * width * count / _SAMPLES) ** (1 / 3))
     window = (0.0, 255.0) if colours and pixels.dtype == np.uint8 else _grey_window(pixels[::every, ::every, ::every])
     scale = math.sqrt(min(1.0, min(_MOST_PIXELS, most * _PIXELS_PER_BYTE) / (height * width * count)))
-    planes = np.moveaxis(_to_uint8(_shrunk(pixels, int(1 / scale)), window), 2, 0)
-    tiles = [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes]
+    tiles = [Image.fromarray(plane) for plane in _planes(_to_uint8(_shrunk(pixels, int(1 / scale)), window))]
     columns = math.ceil(math.sqrt(count))
     while True:
         side = [
@@ -196,6 +196,15 @@ def _picture(pixels: NDArray, most: int) -> tuple[bytes, tuple[int, int], int]:
             if buffer.tell() <= most or max(side) <= _BLOCK:
                 return buffer.getvalue(), (side[0], side[1]), columns
         scale *= max(0.3, 0.95 * math.sqrt(most / buffer.tell()))
+
+
+def _planes(volume: NDArray) -> NDArray:
+    """Return the slices of a volume (rows, columns, slices, ...), each in one piece of memory."""
+    # several times faster than numpy.ascontiguousarray
+    positive = volume[tuple(slice(None, None, -1 if step < 0 else 1) for step in volume.strides)]
+    flipped = [axis for axis, step in enumerate(volume.strides) if step < 0]
+    positive = positive if positive.flags.writeable else positive.copy()  # as torch needs it
+    return torch.from_numpy(positive).flip(flipped).movedim(2, 0).contiguous().numpy()
 
 
 def _shrunk(pixels: NDArray, factor: int) -> NDArray:
