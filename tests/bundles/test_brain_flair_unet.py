@@ -161,7 +161,7 @@ class TestEndToEnd:
         self, trained: Path, brain_phantom: Path, tmp_path: Path
     ) -> None:
         images = sorted(p for p in brain_phantom.rglob("*.tif") if not p.stem.endswith("_mask"))
-        infer(trained, brain_phantom, tmp_path, **{"postprocessing::transforms::0::threshold": 0.1})
+        infer(trained, brain_phantom, tmp_path, **{"postprocessing::transforms::1::threshold": 0.1})
         expected = {p.relative_to(brain_phantom).with_name(f"{p.stem}_seg.png") for p in images}
         assert {p.relative_to(tmp_path) for p in tmp_path.rglob("*.png")} == expected
         values = set()
@@ -202,7 +202,7 @@ class TestEndToEnd:
             mean = sum(network(batch.flip(axes)).flip(axes) for axes in views) / len(views)
         logits = mean[:, 0].permute(1, 2, 0).numpy()
         threshold = float(1 / (1 + np.exp(-np.median(logits))))  # half of the pixels, whatever was learnt
-        settings = {"largest_component": False, "postprocessing::transforms::0::threshold": threshold}
+        settings = {"largest_component": False, "postprocessing::transforms::1::threshold": threshold}
         settings["mirror_axes"] = mirror_axes
         infer(trained, folder, tmp_path, intensity_normalization=intensity_normalization, **settings)
         written = read_slices(tmp_path, count, "phantom0_003") > 0
@@ -280,7 +280,7 @@ class TestConfigs:
         assert evaluate["validate::inferer::inferer"] == infer["inferer"]["inferer"]
         assert train["validate"]["inferer"]["enabled"] == infer["inferer"]["enabled"]
         scored, written = (c["transforms"] for c in (evaluate["validate::postprocessing"], infer["postprocessing"]))
-        assert scored == written[:2]
+        assert scored == written[1:3]
         data_format = config("metadata.json")["network_data_format"]
         assert data_format["inputs"]["image"]["spatial_shape"] == train["window_size"]
         assert (train["network_def"]["in_channels"], train["context_slices"]) == ("$3 * (2 * @context_slices + 1)", 0)
@@ -463,7 +463,7 @@ class TestBadInput:
 
 class TestUnusualInput:
     # enough pixels that a mask turned or mirrored cannot look the same
-    MUCH = {"largest_component": False, "postprocessing::transforms::0::threshold": 0.1}  # noqa: RUF012
+    MUCH = {"largest_component": False, "postprocessing::transforms::1::threshold": 0.1}  # noqa: RUF012
 
     @pytest.fixture(scope="class")
     def stacked(self, trained: Path, patient: tuple, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
@@ -528,7 +528,8 @@ class TestUnusualInput:
             np.testing.assert_allclose(nib.load(path).affine, axial(flair).affine, atol=1e-6)
         assert_alike(mask, read_slices(tmp_path / "out" / "three", 6) // 255)
         rows = {row["file"]: row for row in table(tmp_path / "out" / "inference.csv")}
-        assert rows[f"flair{suffix}"]["notes"] == ONE_CHANNEL
+        no_seg = "; no DICOM SEG: StudyInstanceUID is missing in the series." if suffix == ".dicom" else ""
+        assert rows[f"flair{suffix}"]["notes"] == ONE_CHANNEL + no_seg
         assert rows["three/p_1.tif"]["notes"] == ""
         assert [m for m in caplog.messages if m.endswith(f"flair{suffix} has {ONE_CHANNEL}.")]
 

@@ -1,22 +1,28 @@
-"""The evaluation report: one HTML page with figures of each case."""
+"""The evaluation report and the preview of an inference: HTML pages with pictures of each case."""
 
 from __future__ import annotations
 
 from .html import write_report
 from .overlay import PREDICTION_COLOURS, TRUTH_COLOURS, case_figure, choose_slices, overlay_rgb
 from .plots import distribution_svg
+from .preview import read_preview, write_preview
 from .sections import CELL_COLOURS, colour_cells, limit_figures, section_figure
+from .viewer import case_slices, share_of_page
 
 __all__ = [
     "CELL_COLOURS",
     "PREDICTION_COLOURS",
     "TRUTH_COLOURS",
     "case_figure",
+    "case_slices",
     "choose_slices",
     "colour_cells",
     "distribution_svg",
     "limit_figures",
     "overlay_rgb",
+    "read_preview",
     "section_figure",
+    "share_of_page",
+    "write_preview",
     "write_report",
 ]
