@@ -9,7 +9,6 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.transforms.utils import generate_spatial_bounding_box
 from scipy import ndimage
 
 from segbundles.errors import fail
@@ -32,9 +31,9 @@ def largest_component(mask: torch.Tensor, num_components: int = 1, connectivity:
         Boolean mask, (spatial).
     """
     found = torch.as_tensor(mask != 0).as_subclass(torch.Tensor)
-    start, end = generate_spatial_bounding_box(found[None])
-    box = tuple(map(slice, start, end))
-    inside = found[box].numpy(force=True)
+    everywhere = found.numpy(force=True)
+    box = next(iter(ndimage.find_objects(everywhere.view(np.uint8))), (slice(0, 0),) * found.ndim)
+    inside = everywhere[box]
     parts, count = ndimage.label(inside, ndimage.generate_binary_structure(inside.ndim, connectivity))
     if count <= num_components:
         return found
@@ -43,6 +42,12 @@ def largest_component(mask: torch.Tensor, num_components: int = 1, connectivity:
     kept = torch.zeros_like(found)
     kept[box] = torch.as_tensor(np.isin(parts, largest), device=found.device)
     return kept
+
+
+def _values(classes: torch.Tensor) -> list[float]:
+    if classes.is_floating_point():
+        return torch.unique(classes).tolist()
+    return torch.bincount(classes.flatten().int()).nonzero().flatten().tolist()  # much faster
 
 
 class KeepLargestConnectedComponentd(MapTransform):
@@ -74,7 +79,7 @@ class KeepLargestConnectedComponentd(MapTransform):
             classes = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
             kept = classes.clone()
             for channel in range(classes.shape[0]):
-                for value in torch.unique(classes[channel]).tolist():
+                for value in _values(classes[channel]):
                     if value != 0:
                         here = classes[channel] == value
                         kept[channel][here & ~largest_component(here, self.num_components, self.connectivity)] = 0
