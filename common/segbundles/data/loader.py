@@ -163,7 +163,7 @@ class TolerantDataLoader:
         mine = share(len(self.dataset))
         if self.skip is None:
             return list(mine)
-        return [index for index in mine if not self.skip(_reported(self.dataset.data[index]))]
+        return [index for index in mine if not self.skip(tuple(_reported(self.dataset.data[index])))]
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(
