@@ -12,7 +12,15 @@ from pathlib import Path
 
 from segbundles.errors import fail
 
-__all__ = ["evaluate_command", "find_bundle", "known_bundles", "run_commands", "segment_command", "train_commands"]
+__all__ = [
+    "evaluate_command",
+    "find_bundle",
+    "known_bundles",
+    "run_commands",
+    "segment_command",
+    "setting_pairs",
+    "train_commands",
+]
 
 _CONFIG = Path("configs", "inference.json")
 _PYTHON = ["python", "-m", "monai.bundle", "run"]
@@ -89,7 +97,7 @@ def train_commands(bundle: str, data: str, output: str, settings: Sequence[str] 
         known = json.loads(config.read_text(encoding="utf-8")).keys() - {
             "initial_weights"
         }  # those of the other network
-        shared = [word for pair in _pairs(settings) if pair[0].lstrip("-") in known for word in pair]
+        shared = [word for pair in setting_pairs(settings) if pair[0].lstrip("-") in known for word in pair]
         locator = str(Path(output, "locator"))
         commands.append(_command("training", root, [config.name], data, locator, [*models, *shared]))
     commands.append(_command("training", root, ["train.json"], data, output, [*models, *settings]))
@@ -130,6 +138,17 @@ def run_commands(commands: Sequence[Sequence[str]], say: Callable[[str], None]) 
     return status
 
 
+def setting_pairs(settings: Sequence[str]) -> list[list[str]]:
+    """Return the words of a command line, each option (``--knob``) with its value."""
+    pairs: list[list[str]] = []
+    for word in settings:
+        if word.startswith("--") or not pairs:
+            pairs.append([word])
+        else:
+            pairs[-1].append(word)
+    return [[*pair[0].split("=", 1), *pair[1:]] if "=" in pair[0] else pair for pair in pairs]
+
+
 def _command(
     run: str, root: Path, configs: Sequence[str], data: str, output: str, settings: Sequence[str]
 ) -> list[str]:
@@ -143,14 +162,3 @@ def _check_source(path: str) -> None:
     # a series in a folder of several has a path without suffix that does not exist
     if not Path(path).exists() and (Path(path).suffix or not Path(path).parent.is_dir()):
         fail(f"there is no file or folder {path}: give the path of the images.")
-
-
-def _pairs(settings: Sequence[str]) -> list[list[str]]:
-    """Return the words of a command line, each option with its value."""
-    pairs: list[list[str]] = []
-    for word in settings:
-        if word.startswith("--") or not pairs:
-            pairs.append([word])
-        else:
-            pairs[-1].append(word)
-    return [[*pair[0].split("=", 1), *pair[1:]] if "=" in pair[0] else pair for pair in pairs]

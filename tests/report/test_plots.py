@@ -28,9 +28,9 @@ def words(svg: bytes) -> list[str]:
 @pytest.mark.parametrize(
     ("svg", "expected"),
     [
-        (agreement_svg([1, 2, NAN], [2, 1, 5], "volume (ml)"), ["true volume (ml)", "predicted volume (ml)"]),
-        (agreement_svg([], [], "volume (ml)"), ["true volume (ml)"]),
-        (agreement_svg([3], [3], "volume (ml)"), ["true volume (ml)"]),
+        (agreement_svg([1, 2, NAN], [2, 1, 5], "true (ml)", "predicted (ml)"), ["true (ml)", "predicted (ml)"]),
+        (agreement_svg([], [], "true", "seen"), ["true"]),
+        (agreement_svg([3], [3], "true", "seen"), ["seen"]),
         (bland_altman_svg([10, 20, NAN], [11, 23, 5], "area"), ["bias 2", "limit 4.77", "limit -0.772"]),
         (bland_altman_svg([10], [11], "area"), ["bias 1"]),
         (calibration_svg(COUNTS.calibration(), "voxels"), ["share of voxels that are foreground"]),
@@ -55,7 +55,7 @@ def test_texts_of_the_figures(svg, expected):
 
 @pytest.mark.parametrize(("values", "shown"), [([1.0, 2.0, 3.0], 3), ([1.0, NAN, 3.0], 2)])
 def test_one_point_per_case(values, shown):
-    svg = agreement_svg(values, values, "volume").decode()
+    svg = agreement_svg(values, values, "true", "seen").decode()
     points = re.search(r'<g id="PathCollection_1">.*?</g>\s*</g>', svg, re.DOTALL)
     assert points.group().count("<use ") == shown
 

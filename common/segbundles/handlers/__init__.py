@@ -4,6 +4,7 @@ from .curves import OverlayImageHandler
 from .epoch_log import EpochLog
 from .evaluation import EvaluationReport
 from .measurements import InferenceMeasurements
+from .predictions import SavePredictions
 from .results import InferenceResults
 from .training import TrainingRun
 from .weights import WeightsLoader, save_weights
@@ -14,6 +15,7 @@ __all__ = [
     "InferenceMeasurements",
     "InferenceResults",
     "OverlayImageHandler",
+    "SavePredictions",
     "TrainingRun",
     "WeightsLoader",
     "save_weights",

@@ -81,7 +81,9 @@ def groups_svg(rows: Sequence[Mapping[str, Any]], label: str) -> bytes:
     figure, axes = _begin((4.2, 0.9 + 0.26 * len(rows)), label, "")
     for place, row in enumerate(rows):
         cases = [value for value in row.get("cases", ()) if np.isfinite(value)]
-        axes.scatter(cases, [place] * len(cases), s=12, color=_POINT, edgecolor=_BOX, linewidth=0.3, alpha=0.6)
+        axes.scatter(
+            cases, [place] * len(cases), s=12, color=_POINT, edgecolor=_BOX, linewidth=0.3, alpha=0.6, zorder=3
+        )
         if row["low"] is not None:
             axes.plot([row["low"], row["high"]], [place, place], color=_BOX, linewidth=2, solid_capstyle="butt")
         if row["value"] is not None:
@@ -94,19 +96,20 @@ def groups_svg(rows: Sequence[Mapping[str, Any]], label: str) -> bytes:
     return _svg(figure)
 
 
-def agreement_svg(truth: Sequence[float], predicted: Sequence[float], quantity: str) -> bytes:
-    """Draw predicted against true values, with the line on which they are equal.
+def agreement_svg(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> bytes:
+    """Draw two values of each case against each other, with the line on which they are equal.
 
     Args:
-        truth: true values (cases).
-        predicted: predicted values (cases).
-        quantity: what they are, with unit, such as "volume (ml)".
+        x: one value per case, such as the true volume.
+        y: the other value of each case, such as the predicted volume; cases where either is NaN are left out.
+        x_label: what ``x`` is, with unit.
+        y_label: what ``y`` is, with unit.
 
     Returns:
         An SVG document.
     """
-    figure, axes = _begin(_SQUARE, f"true {quantity}", f"predicted {quantity}")
-    known = np.array([truth, predicted], dtype=float)
+    figure, axes = _begin(_SQUARE, x_label, y_label)
+    known = np.array([x, y], dtype=float)
     known = known[:, ~np.isnan(known).any(0)]
     low, high = (known.min(), known.max()) if known.size else (0, 1)
     margin = 0.05 * (high - low) or 1

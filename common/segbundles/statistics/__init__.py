@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .agreement import bland_altman, intraclass_correlation, volume_agreement
 from .detection import DETECTION_COLUMNS, count_objects, detection_rates
-from .intervals import Interval, bootstrap_interval, group_names
+from .intervals import Interval, bootstrap_interval, group_names, over_cases, with_intervals
 from .paired import paired_difference
 from .probabilities import ProbabilityCounts
 
@@ -18,6 +18,8 @@ __all__ = [
     "detection_rates",
     "group_names",
     "intraclass_correlation",
+    "over_cases",
     "paired_difference",
     "volume_agreement",
+    "with_intervals",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from segbundles.errors import fail
 
-__all__ = ["Interval", "bootstrap_interval", "group_names"]
+__all__ = ["Interval", "bootstrap_interval", "group_names", "over_cases", "with_intervals"]
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,43 @@ def bootstrap_interval(
         found = [statistic(rows[np.concatenate([parts[part] for part in draw])]) for draw in drawn]
         low, high = map(float, np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2]))
     return Interval(None if np.isnan(value) else value, low, high, n, left_out, len(members))
+
+
+def with_intervals(
+    summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], groups: Sequence[Any]
+) -> dict[str, Any]:
+    """Add the interval of the mean to each metric of a summary.
+
+    Args:
+        summary: as from :func:`segbundles.metrics.summarize`.
+        rows: one row per case with the metrics.
+        groups: group of each case.
+
+    Returns:
+        The summary; metrics of the rows also have ``low``, ``high``, ``groups`` and ``left_out``, see
+        :class:`Interval`.
+    """
+    added = dict(summary)
+    for name, entry in summary.items():
+        if isinstance(entry, Mapping) and any(name in row for row in rows):
+            found = bootstrap_interval([row.get(name, np.nan) for row in rows], groups)
+            added[name] = {**entry, **{key: getattr(found, key) for key in ("low", "high", "groups", "left_out")}}
+    return added
+
+
+def over_cases(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """Say over how many cases the mean of a metric is, and why the others do not count.
+
+    Args:
+        rows: one row per case with the metric and ``status``.
+        metric: name of the metric.
+
+    Returns:
+        Such as "15 of 16 cases (1 missed)", or "16 cases" if all count.
+    """
+    without = [row for row in rows if np.isnan(row.get(metric, np.nan))]
+    if not without:
+        return f"{len(rows)} cases"
+    reasons = Counter(row.get("status") if row.get("status", "ok") != "ok" else "without a value" for row in without)
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    return f"{len(rows) - len(without)} of {len(rows)} cases ({why})"
