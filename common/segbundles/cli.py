@@ -206,7 +206,8 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("comparison"),
 ) -> None:
     """Compare evaluations of the same cases with the first one, case by case."""
-    from segbundles.comparison import compare, difference_line
+    from segbundles.comparison import compare
+    from segbundles.statistics import difference_line
 
     summary = compare(evaluations, out)
     for one in summary["evaluations"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = ["compare"]
 
 _MOST_CHANGED = 6
 _FAILURES = ("missed", "false positive")
+_PLACES = ("output_dir", "ckpt_dir", "bundle_root", "dataset_dir")  # not what was done, but where
 
 
 def compare(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
@@ -124,12 +125,9 @@ def _what_differs(past: Sequence[PastEvaluation]) -> list[dict[str, Any]]:
     """Return command, and the knobs and weights that are not the same in all evaluations."""
     found = []
     for one in past:
-        weights = {
-            f"sha256 of {knob}": entry.get("sha256") for knob, entry in one.record.get("weights", {}).items() if entry
-        }
+        weights = {knob: f"sha256 {entry['sha256']}" for knob, entry in one.record.get("weights", {}).items()}
         found.append({**one.record.get("knobs", {}), **weights})
-    places = ("output_dir", "ckpt_dir", "bundle_root", "dataset_dir")
-    names = [name for name in dict.fromkeys(key for knobs in found for key in knobs) if name not in places]
+    names = [name for name in dict.fromkeys(key for knobs in found for key in knobs) if name not in _PLACES]
     differing = [name for name in names if any(knobs.get(name) != found[0].get(name) for knobs in found)]
     return [
         {"command": one.record.get("command", ""), "differs": {name: knobs.get(name) for name in differing}}
@@ -144,11 +142,3 @@ def _most_changed(values: np.ndarray) -> list[int]:
     spread = np.where(known.all(0), values.max(0) - values.min(0), np.where(partly, np.inf, 0.0))
     order = np.argsort(-spread, kind="stable")
     return [int(place) for place in order[:_MOST_CHANGED] if spread[place] > 0]
-
-
-def difference_line(row: Mapping[str, Any]) -> str:
-    """Return a difference with its interval, such as ``+0.012 (0.003 to 0.021)``."""
-    if row["difference"] is None:
-        return "undefined"
-    interval = "" if row["low"] is None else f" ({row['low']:.3g} to {row['high']:.3g})"
-    return f"{row['difference']:+.3g}{interval}"

@@ -137,6 +137,7 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
         units={name: unit for name in metrics if (unit := units.get(base_name(name)))},
         notes=_notes(summary, metrics),
         settings=_tables(summary, metrics, past),
+        outlines=not any(base_name(name) in SECTION_UNITS for name in metrics),  # pictures of sections say it
     )
     return summary
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from segbundles.comparison import difference_line
 from segbundles.files import atomic_path
 from segbundles.metrics import higher_is_better
 from segbundles.report.html import _figure, _setting, _text
 from segbundles.report.plots import agreement_svg
+from segbundles.statistics import difference_line
 
 __all__ = ["write_comparison"]
 

@@ -112,7 +112,7 @@ def agreement_svg(x: Sequence[float], y: Sequence[float], x_label: str, y_label:
     known = np.array([x, y], dtype=float)
     known = known[:, ~np.isnan(known).any(0)]
     low, high = (known.min(), known.max()) if known.size else (0, 1)
-    margin = 0.05 * (high - low) or 1
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1
     ends = [low - margin, high + margin]
     axes.plot(ends, ends, color="0.4", linewidth=1, linestyle="--")
     _points(axes, *known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .agreement import bland_altman, intraclass_correlation, volume_agreement
 from .detection import DETECTION_COLUMNS, count_objects, detection_rates
 from .intervals import Interval, bootstrap_interval, group_names, over_cases, with_intervals
-from .paired import paired_difference
+from .paired import difference_line, paired_difference
 from .probabilities import ProbabilityCounts
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "bootstrap_interval",
     "count_objects",
     "detection_rates",
+    "difference_line",
     "group_names",
     "intraclass_correlation",
     "over_cases",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy import stats
 from segbundles.errors import fail
 from segbundles.statistics.intervals import bootstrap_interval, group_names
 
-__all__ = ["paired_difference"]
+__all__ = ["difference_line", "paired_difference"]
 
 
 def paired_difference(
@@ -66,3 +66,11 @@ def paired_difference(
         "only_before": int((~np.isnan(one) & np.isnan(other)).sum()),
         "only_after": int((np.isnan(one) & ~np.isnan(other)).sum()),
     }
+
+
+def difference_line(row: Mapping[str, Any]) -> str:
+    """Write a :func:`paired_difference` with its interval, such as ``+0.012 (0.003 to 0.021)``."""
+    if row["difference"] is None:
+        return "undefined"
+    interval = "" if row["low"] is None else f" ({row['low']:.3g} to {row['high']:.3g})"
+    return f"{row['difference']:+.3g}{interval}"
