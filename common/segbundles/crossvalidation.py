@@ -131,7 +131,7 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
     write_report(
         Path(out, "report.html"),
         title=f"Cross-validation of {bundle}, {len(folders)} folds",
-        rows=[{name: row.get(name) for name in columns} for row in rows],
+        rows=[{name: row.get(name) for name in columns if name != "content"} for row in rows],
         figures=dict(zip(figures, limit_figures([*figures.values()]), strict=True)),
         summary=metrics,
         units={name: unit for name in metrics if (unit := units.get(base_name(name)))},

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from segbundles.datasets import merge, write_datalist
+from segbundles.datasets import merge, split_cases, write_datalist
 from segbundles.datasets.folds import write_folds
 
 
@@ -45,6 +45,9 @@ def test_every_case_is_tested_once_and_groups_stay_together(tmp_path):
     for case in lists[0]["training"]:
         assert (tmp_path / "out/fold0/data" / case["image"]).resolve() == data / "d" / f"{case['case']}.tif"
     assert lists == read(write_folds(data, tmp_path / "out", 3))
+    for fold, one in enumerate(lists):  # the same folds as of `prepare --folds`
+        splits = split_cases({case["case"]: case["group"] for case in slices}, folds=3, fold=fold)
+        assert {*names(one["testing"])} == {case for case, split in splits.items() if split == "validation"}
 
 
 def test_each_data_set_of_a_merged_list_is_in_every_fold_and_names_may_repeat(tmp_path):

@@ -45,12 +45,14 @@ def count_objects(prediction: ArrayLike, truth: ArrayLike, min_size: int = 1, co
         fail(f"prediction has shape {seen.shape}, truth {true.shape}: they must be equal.")
     (true_parts, true_sizes), (seen_parts, seen_sizes) = (_parts(mask, min_size, connectivity) for mask in (true, seen))
     found, touching, matched = set(), set(), 0
-    pairs, overlaps = np.unique(np.stack([true_parts, seen_parts])[:, true & seen], axis=1, return_counts=True)
-    for (t, s), both in zip(pairs.T.tolist(), overlaps.tolist(), strict=True):
-        if t and s:
-            found.add(t)
-            touching.add(s)
-            matched += 2 * both > true_sizes[t] + seen_sizes[s] - both
+    shared = (true_parts > 0) & (seen_parts > 0)
+    step = int(seen_parts.max(initial=0)) + 1
+    pairs, overlaps = np.unique(true_parts[shared].astype(np.int64) * step + seen_parts[shared], return_counts=True)
+    for pair, both in zip(pairs.tolist(), overlaps.tolist(), strict=True):
+        t, s = divmod(pair, step)
+        found.add(t)
+        touching.add(s)
+        matched += 2 * both > true_sizes[t] + seen_sizes[s] - both
     counts = (len(true_sizes), len(found), matched, len(seen_sizes))
     counts += (len(seen_sizes) - len(touching), len(seen_sizes) - matched)
     return dict(zip(DETECTION_COLUMNS, counts, strict=True))
