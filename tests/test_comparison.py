@@ -94,6 +94,10 @@ def test_page_shows_what_changed_most_side_by_side(folders, tmp_path):
     assert "A 1 missed, 0 false positive; B 0 missed" in page
     assert "over 2 groups" in page
     assert not re.search(r"https?:", page)
+    files = ["dice_B.svg", "differences.csv", "differences.tex", "hd95_mm_B.svg"]
+    assert sorted(path.name for path in (tmp_path / "out/report").iterdir()) == files
+    latex = (tmp_path / "out/report/differences.tex").read_text()
+    assert "B & dice & 4 & 2 & 0.525 & 0.625 & 0.100" in latex
 
 
 def test_three_evaluations_on_the_command_line(folders, tmp_path):

@@ -26,6 +26,8 @@ _PLACES = ("output_dir", "ckpt_dir", "bundle_root", "dataset_dir")  # not what w
 def compare(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
     """Compare evaluations with the first one, case by case; write ``compare.csv``, ``.json`` and ``.html`` to ``out``.
 
+    ``out/report`` has the table of differences as CSV and LaTeX, and the figures as SVG.
+
     Args:
         folders: two or more folders of ``segbundles evaluate`` or ``crossvalidate``. They are called A, B and so on.
         out: folder to write to.

@@ -92,6 +92,8 @@ def fold_commands(bundle: str, folder: Path, settings: Sequence[str] = ()) -> li
 def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]:
     """Join the evaluations of all folds: ``metrics.csv``, ``summary.json`` and ``report.html`` in ``out``.
 
+    ``out/report`` has the summary as CSV and LaTeX, and a figure of the folds for each metric as SVG.
+
     Args:
         bundle: name for the heading.
         out: folder to write to.
@@ -105,7 +107,7 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
     Raises:
         ValueError: when an evaluation is missing.
     """
-    from segbundles.report import limit_figures, write_report
+    from segbundles.report import export, groups_svg, limit_figures, write_report
 
     past = [read_evaluation(folder / "evaluation") for folder in folders]
     rows, figures = [], {}
@@ -128,6 +130,11 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
     write_json(Path(out, "summary.json"), summary)
     metrics = {name: entry for name, entry in summary.items() if isinstance(entry, dict)}
     units = METRIC_UNITS | SECTION_UNITS
+    means = [{"metric": name, **entry} for name, entry in metrics.items()]
+    by_fold = {
+        f"folds_{name}": groups_svg([_dot(fold, rows, name) for fold in summary["folds"]], name) for name in metrics
+    }
+    export(Path(out, "report"), {"summary": ([*means[0]], means)}, by_fold)
     write_report(
         Path(out, "report.html"),
         title=f"Cross-validation of {bundle}, {len(folders)} folds",
@@ -164,6 +171,14 @@ def _part(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kept = ("mean", "sd", "low", "high", "n")
     metrics = {k: {key: v[key] for key in kept} for k, v in found.items() if isinstance(v, dict)}
     return {"cases": len(rows), "groups": len({*group_names(groups)}), **metrics}
+
+
+def _dot(part: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Return a fold as :func:`segbundles.report.groups_svg` draws it."""
+    found = part.get(metric, {})
+    cases = [row[metric] for row in rows if row["fold"] == part["fold"]]
+    interval = {"value": found.get("mean"), "low": found.get("low"), "high": found.get("high")}
+    return {"name": f"fold {part['fold']}", **interval, "cases": cases}
 
 
 def _notes(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from .plots import (
     thresholds_svg,
 )
 from .sections import CELL_COLOURS, colour_cells, limit_figures, section_figure
-from .tables import to_latex
+from .tables import export, to_latex
 
 __all__ = [
     "CELL_COLOURS",
@@ -27,6 +27,7 @@ __all__ = [
     "choose_slices",
     "colour_cells",
     "distribution_svg",
+    "export",
     "groups_svg",
     "limit_figures",
     "overlay_rgb",

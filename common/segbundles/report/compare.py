@@ -15,6 +15,7 @@ from segbundles.files import atomic_path
 from segbundles.metrics import higher_is_better
 from segbundles.report.html import _figure, _setting, _text
 from segbundles.report.plots import agreement_svg
+from segbundles.report.tables import export
 from segbundles.statistics import difference_line
 
 __all__ = ["write_comparison"]
@@ -30,7 +31,7 @@ def write_comparison(
     units: Mapping[str, str],
     changed: Sequence[tuple[str, Sequence[bytes | None], int]],
 ) -> None:
-    """Write the page of a comparison, which needs no other file and no network.
+    """Write the page of a comparison, which needs no other file and no network; ``report`` beside it has its parts.
 
     Args:
         path: file to write.
@@ -53,12 +54,14 @@ def write_comparison(
     environment.globals |= {"difference": difference_line, "higher": higher_is_better}
     labels = {name: f"{name.removesuffix(f'_{unit}')} ({unit})" if unit else name for name, unit in units.items()}
     letters = [one["letter"] for one in summary["evaluations"]]
-    plots = [
-        agreement_svg(found[0], found[number], f"{labels[name]} of A", f"{labels[name]} of {letters[number]}")
-        for number in range(1, len(letters))
+    plots = {
+        f"{name}_{letter}": agreement_svg(
+            found[0], found[number], f"{labels[name]} of A", f"{labels[name]} of {letter}"
+        )
+        for number, letter in enumerate(letters[1:], 1)
         for name, found in list(values.items())[:_PLOTS]
         if not np.isnan(found[[0, number]]).all()
-    ]
+    }
     name, first = next(iter(values.items()))
     page = environment.get_template("compare.html.j2").render(
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -66,11 +69,13 @@ def write_comparison(
         labels=labels,
         letters=letters,
         ordered_by=labels[name],
-        plots=[f"data:image/svg+xml;base64,{base64.b64encode(plot).decode()}" for plot in plots],
+        plots=[f"data:image/svg+xml;base64,{base64.b64encode(plot).decode()}" for plot in plots.values()],
         changed=[
             {"case": case, "figures": [_figure(one) for one in pictures], "values": first[:, place].tolist()}
             for case, pictures, place in changed
         ],
     )
+    differences = summary["differences"]
+    export(path.parent / "report", {"differences": ([*differences[0]], differences)}, plots)
     with atomic_path(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")

@@ -1,15 +1,42 @@
-"""Tables to take into a paper."""
+"""Tables and figures to take into a paper."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["to_latex"]
+from segbundles.files import atomic_path, write_table
+
+__all__ = ["export", "to_latex"]
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+def export(
+    folder: Path,
+    tables: Mapping[str, tuple[Sequence[str], Sequence[Mapping[str, Any]]]],
+    figures: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write tables as ``<name>.csv`` and ``<name>.tex``, and figures as ``<name>.svg``.
+
+    Args:
+        folder: folder to write to.
+        tables: columns and rows by name.
+        figures: SVG documents by name.
+
+    Raises:
+        ValueError: when a file cannot be written.
+    """
+    for name, (columns, rows) in tables.items():
+        write_table(folder / f"{name}.csv", columns, rows)
+        with atomic_path(folder / f"{name}.tex") as part:
+            part.write_text(to_latex(columns, rows), encoding="utf-8")
+    for name, figure in (figures or {}).items():
+        with atomic_path(folder / f"{name}.svg") as part:
+            part.write_bytes(figure)
 
 
 def to_latex(
