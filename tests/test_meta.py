@@ -11,6 +11,7 @@ import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 
 from segbundles import meta
+from segbundles.data.loader import _collate
 from segbundles.meta import (
     add_note,
     batch_notes,
@@ -21,9 +22,12 @@ from segbundles.meta import (
     image_meta,
     join_notes,
     notes_of,
+    pixel_nm,
+    pixel_sizes_nm,
     set_box,
     set_has_spacing,
     set_notes,
+    set_pixel_sizes_nm,
     set_slice_files,
     slice_files,
     spacing_of,
@@ -84,7 +88,21 @@ def test_what_travels_survives_a_batch() -> None:
     assert batch_notes({"notes": "all"}, 2) == ["all", "all"]
 
 
-@pytest.mark.parametrize("name", ["filename_or_obj", "has_spacing", "box_start", "box_end"])
+def test_pixel_sizes_survive_a_batch_in_which_others_have_none() -> None:
+    items = [{"image": image(filename_or_obj=f"{k}.tif")} for k in range(2)]
+    set_pixel_sizes_nm(items[0]["image"], (4, 4.03, 50))
+    set_pixel_sizes_nm(items[1]["image"], None)
+    assert "pixel_sizes_nm" not in items[1]["image"].meta
+    first, second = decollate_batch(_collate(items))
+    assert pixel_sizes_nm(first["image"]) == (4, 4.03, 50)
+    assert pixel_nm(first["image"]) == pytest.approx(4.015)
+    assert (pixel_sizes_nm(second["image"]), pixel_nm(second["image"]), pixel_nm(torch.zeros(1))) == (None, None, None)
+    set_pixel_sizes_nm(second["image"], (4, 5, 0))
+    assert (pixel_sizes_nm(second["image"]), pixel_nm(second["image"])) == ((4, 5, 0), None)
+    assert notes_of(second["image"]) == "pixels of 4 x 5 nm are not square: their size is not used"
+
+
+@pytest.mark.parametrize("name", ["filename_or_obj", "has_spacing", "pixel_sizes_nm", "box_start", "box_end"])
 def test_no_other_module_writes_these_names(name: str) -> None:
     found = [path.name for path in LIBRARY.rglob("*.py") if re.search(rf"[\"']{name}[\"']", path.read_text())]
     assert found == ["meta.py"]

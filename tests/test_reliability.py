@@ -344,6 +344,8 @@ def test_unicode_spaces_and_links_in_paths(forked: ForkedRuns, phantom: Path, tm
         "inference.csv",
         "inference.log",
         "inferring.config.json",
+        "measurements.json",
+        "preview.html",
         *(f"{k}_seg.png" for k in range(1, 9)),
     }
     rows = table(place / "masks" / "inference.csv")

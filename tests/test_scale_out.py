@@ -141,8 +141,7 @@ def test_a_process_that_fails_waits_for_no_other(tmp_path: Path, monkeypatch: py
         results = InferenceResults(tmp_path / str(group.rank))
         results.start(engine)
         fail_to_segment(results, tmp_path / "a.png")
-        with pytest.raises(KeyError, match="stopped"):
-            results.stop(engine, KeyError("stopped"))
+        results.stop(engine, KeyError("stopped"))
         assert results.path.is_file() == (group.rank == 0)
 
 
@@ -502,7 +501,7 @@ class TestTwoProcesses:
         rows = table(root / "two" / "evaluating" / "metrics.csv")
         assert len({row["case"] for row in rows}) == 3
         page = (root / "two" / "evaluating" / "report.html").read_text()
-        assert page.count("data:image/jpeg") == 3
+        assert page.count('<img src="data:image/jpeg') == 3
 
     @pytest.mark.parametrize("bundle", SCALED, ids=lambda bundle: bundle.name)
     def test_they_segment_every_image_once(self, bundle: Scaled, scene: Scene) -> None:

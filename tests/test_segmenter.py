@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from monai.bundle import create_workflow
 from tiny_bundles import AFFINE, TINY_BUNDLES, TinyBundle
 
 from segbundles.errors import InputError
+from segbundles.measurements import columns
 from segbundles.segmenter import Segmenter
 
 BY_NAME = {bundle.name: bundle for bundle in TINY_BUNDLES}
@@ -35,7 +37,15 @@ def test_an_array_or_a_path_gives_what_its_file_gives(bundle: TinyBundle, tmp_pa
     found, by_path = segment(image, bundle.affine), segment(tmp_path / "in" / bundle.file)
     np.testing.assert_array_equal(image, before)
     stem = bundle.file.split(".")[0]
-    names = {"pred": f"{stem}_seg.*", "cells": f"{stem}_cells.*"}
+    names = {"pred": f"{stem}_seg.*", "cells": f"{stem}_cells.tif"}
+    (measured,) = json.loads((tmp_path / "out" / "measurements.json").read_text())["images"]
+    for result in (found, by_path):
+        mine, written = columns(result.pop("measurements")), columns(measured)
+        assert mine == {
+            key: value if isinstance(value, str) else pytest.approx(value)
+            for key, value in written.items()
+            if key in mine
+        }
     assert found.keys() == (names.keys() if bundle.name == "em_membrane_unet" else {"pred"})
     for key, array in found.items():
         (path,) = (tmp_path / "out").glob(names[key])

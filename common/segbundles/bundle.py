@@ -164,6 +164,8 @@ def settle(bundle_root: str | Path) -> RunSettings:
     values = {name: value for name, value in values.items() if value is not ABSENT}
     for name in running.given.keys() & values.keys():
         settings.sources.setdefault(name, running.source(name))
+    if isinstance(count := values.get("num_classes"), int):
+        settings.classes = {str(k): settings.classes.get(str(k), f"class {k}") for k in range(count)}
     for name, problem in list(faults(schema, values)) or broken_rules(values):
         source = settings.sources.get(name, "")
         source = f" (from {source})" if source.startswith("the facts") else ""

@@ -37,6 +37,7 @@ __all__ = [
     "read_json",
     "read_table",
     "shown",
+    "shown_below",
     "walk",
     "write_json",
     "write_table",
@@ -56,6 +57,19 @@ _holders: weakref.WeakValueDictionary[str, RunLock] = weakref.WeakValueDictionar
 def shown(path: str | os.PathLike) -> str:
     r"""Return a path as text that can be printed: bytes that are not UTF-8 are escaped, as in ``caf\xe9.png``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def shown_below(path: str | os.PathLike, root: str | os.PathLike) -> str:
+    """Return a path relative to a folder, with ``/``, as :func:`shown`; a path outside the folder stays as it is.
+
+    Args:
+        path: a file or folder.
+        root: the folder. A path that equals it, such as that of a DICOM series, is shown as its name.
+    """
+    path, root = Path(path), Path(root)
+    if path == root:
+        return shown(path.name)
+    return shown(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -25,9 +25,11 @@ __all__ = [
     "join_notes",
     "notes_of",
     "pixel_nm",
+    "pixel_sizes_nm",
     "set_box",
     "set_has_spacing",
     "set_notes",
+    "set_pixel_sizes_nm",
     "set_slice_files",
     "slice_files",
     "spacing_of",
@@ -37,10 +39,12 @@ FILE = "filename_or_obj"
 NOTES = "notes"
 SLICE_FILES = "slices"
 HAS_SPACING = "has_spacing"
+PIXEL_SIZES = "pixel_sizes_nm"
 BOX_START, BOX_END = "box_start", "box_end"
 
 #: what only some images have, and what its absence means; MONAI's collation drops what is not in all of a batch
-DEFAULTS: dict[str, Any] = {NOTES: "", SLICE_FILES: "", HAS_SPACING: True}
+DEFAULTS: dict[str, Any] = {NOTES: "", SLICE_FILES: "", HAS_SPACING: True, PIXEL_SIZES: np.zeros(3)}
+_SQUARE = 0.01  # by which width and height of a pixel may differ
 
 
 def _meta(image: Any) -> Any:
@@ -130,10 +134,30 @@ def set_has_spacing(image: Any, known: bool) -> None:
     _meta(image)[HAS_SPACING] = known
 
 
+def pixel_sizes_nm(image: Any) -> tuple[float, float, float] | None:
+    """Return width, height and distance of slices of a 2D image or stack in nm, as its file says; None if unknown.
+
+    The distance is 0 where only it is unknown.
+    """
+    width, height, distance = (float(size) for size in _meta(image).get(PIXEL_SIZES, DEFAULTS[PIXEL_SIZES]))
+    return (width, height, distance) if width and height else None
+
+
 def pixel_nm(image: Any) -> float | None:
-    """Return the size of a pixel in nm that the file of an image contains; None if it is not known."""
-    value = _meta(image).get("pixel_nm")
-    return float(value) if value else None
+    """Return the size of the pixels of a 2D image or stack in nm; None if it is unknown or they are not square."""
+    sizes = pixel_sizes_nm(image)
+    if sizes is None or abs(sizes[0] - sizes[1]) > _SQUARE * max(sizes[:2]):
+        return None
+    return (sizes[0] + sizes[1]) / 2
+
+
+def set_pixel_sizes_nm(image: Any, sizes: Sequence[float] | None) -> None:
+    """Keep what the file of a 2D image or stack says about its pixels; a note says if they are not square."""
+    if sizes is None:
+        return
+    _meta(image)[PIXEL_SIZES] = np.array(sizes, dtype=np.float64)
+    if pixel_nm(image) is None:
+        add_note(image, f"pixels of {sizes[0]:.4g} x {sizes[1]:.4g} nm are not square: their size is not used")
 
 
 def box_of(image: Any) -> tuple[list[int], list[int]] | None:

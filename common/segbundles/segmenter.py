@@ -17,7 +17,7 @@ from monai.utils import MetaKeys
 
 from segbundles.errors import fail, unwrapped
 from segbundles.handlers import WeightsLoader
-from segbundles.transforms import SaveSegmentationd
+from segbundles.transforms import SaveOutputd
 
 __all__ = ["Segmenter"]
 
@@ -69,8 +69,9 @@ class Segmenter:
         self.oriented = any(isinstance(step, Orientationd) for step in steps)
         self.preprocessing = Compose([step for step in steps if step is not self.reads])
         steps = parsed("postprocessing").flatten().transforms
-        self.keys = [key for step in steps if isinstance(step, SaveSegmentationd) for key in step.keys]
-        self.postprocessing = Compose([step for step in steps if not isinstance(step, SaveSegmentationd)])
+        written = [key for step in steps if isinstance(step, SaveOutputd) for key in step.keys]
+        self.keys = list(dict.fromkeys(written))
+        self.postprocessing = Compose([step for step in steps if not isinstance(step, SaveOutputd)])
 
     @unwrapped
     def __call__(self, image: np.ndarray | PathLike, affine: np.ndarray | None = None) -> dict[str, Any]:
@@ -84,8 +85,9 @@ class Segmenter:
                 for images without a patient's axes.
 
         Returns:
-            The results that inference would write, by their key, (x, y) or (x, y, z): ``"pred"``, the class indices,
-            and ``"cells"``, numbered from 1, if the bundle finds cells. ``"measurements"`` is what
+            The results that inference would write, by their key, (x, y) or (x, y, z): ``"pred"``, the class indices;
+            ``"cells"``, numbered from 1, if the bundle finds cells; and, with the knob ``save_probabilities``,
+            ``"prob"``, the probability of each class, with the classes as first axis. ``"measurements"`` is what
             ``measurements.json`` has for one image, unless that knob is off; cells are in its ``"table"``.
 
         Raises:
@@ -105,8 +107,9 @@ class Segmenter:
             batch[Keys.PRED] = self.inferer(batch[Keys.IMAGE].to(self.device), self.network)
         (item,) = decollate_batch(batch)
         item = self.postprocessing(item)
+        results = {key: item[key].numpy(force=True) for key in self.keys}
         # (1, spatial), or (spatial) if the JSON has squeezed it for MONAI Label
-        results = {key: item[key].numpy(force=True).reshape(item[key].shape[-rank:]) for key in self.keys}
+        results = {key: value[0] if value.ndim > rank and len(value) == 1 else value for key, value in results.items()}
         return results | {key: item[key] for key in ["measurements"] if key in item}
 
     def _tensor(self, image: np.ndarray, affine: np.ndarray | None) -> MetaTensor:

@@ -161,7 +161,7 @@ class TestEndToEnd:
         self, trained: Path, brain_phantom: Path, tmp_path: Path
     ) -> None:
         images = sorted(p for p in brain_phantom.rglob("*.tif") if not p.stem.endswith("_mask"))
-        infer(trained, brain_phantom, tmp_path, **{"postprocessing::transforms::0::threshold": 0.1})
+        infer(trained, brain_phantom, tmp_path, **{"postprocessing::transforms::1::threshold": 0.1})
         expected = {p.relative_to(brain_phantom).with_name(f"{p.stem}_seg.png") for p in images}
         assert {p.relative_to(tmp_path) for p in tmp_path.rglob("*.png")} == expected
         values = set()
@@ -202,7 +202,7 @@ class TestEndToEnd:
             mean = sum(network(batch.flip(axes)).flip(axes) for axes in views) / len(views)
         logits = mean[:, 0].permute(1, 2, 0).numpy()
         threshold = float(1 / (1 + np.exp(-np.median(logits))))  # half of the pixels, whatever was learnt
-        settings = {"largest_component": False, "postprocessing::transforms::0::threshold": threshold}
+        settings = {"largest_component": False, "postprocessing::transforms::1::threshold": threshold}
         settings["mirror_axes"] = mirror_axes
         infer(trained, folder, tmp_path, intensity_normalization=intensity_normalization, **settings)
         written = read_slices(tmp_path, count, "phantom0_003") > 0
@@ -463,7 +463,7 @@ class TestBadInput:
 
 class TestUnusualInput:
     # enough pixels that a mask turned or mirrored cannot look the same
-    MUCH = {"largest_component": False, "postprocessing::transforms::0::threshold": 0.1}  # noqa: RUF012
+    MUCH = {"largest_component": False, "postprocessing::transforms::1::threshold": 0.1}  # noqa: RUF012
 
     @pytest.fixture(scope="class")
     def stacked(self, trained: Path, patient: tuple, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:

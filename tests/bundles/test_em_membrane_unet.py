@@ -100,6 +100,9 @@ class TestEndToEnd:
             "inference.csv",
             "inference.log",
             "inferring.config.json",
+            "measurements.json",
+            "preview.html",
+            "train-volume_cells.csv",
             "train-volume_cells.tif",
             "train-volume_seg.tif",
         ]
@@ -431,7 +434,8 @@ class TestBadInput:
         ):
             assert rows[file]["status"] == "failed"
             assert reason in rows[file]["notes"]
-        assert sorted(p.name for p in (tmp_path / "out" / "gut é").iterdir()) == ["a_cells.tif", "a_seg.png"]
+        written = sorted(p.name for p in (tmp_path / "out" / "gut é").iterdir())
+        assert written == ["a_cells.csv", "a_cells.tif", "a_seg.png"]
         assert tifffile.imread(tmp_path / "out" / "stack_seg.tif").shape == (3, 80, 64)
 
 

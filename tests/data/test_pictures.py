@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from segbundles.data import FrameReader, MaskReader, StackReader, SuffixReader, TiffReader
 from segbundles.data.pictures import page_count, read_picture
+from segbundles.meta import notes_of, pixel_sizes_nm
 from segbundles.transforms import CheckImaged, FillChannelsd
 
 SIZE = (5, 4, 3)
@@ -787,3 +788,80 @@ def test_stack_errors(tmp_path, caplog):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             reader.get_data(reader.read([first, tmp_path / name]))
         assert len(caplog.records) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- pixel sizes
+
+PLANE = np.zeros((20, 30), np.uint8)
+STACK = np.zeros((3, 20, 30), np.uint8)
+
+
+def sizes_of(path, reader=StackReader):
+    reader = reader()
+    _, meta = reader.get_data(reader.read(path))
+    return pixel_sizes_nm(meta), notes_of(meta)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "expected"),
+    [
+        (PLANE, {"resolution": (2.5e6, 2e6), "resolutionunit": "CENTIMETER"}, (4, 5, 0)),
+        (PLANE, {"resolution": (6.35e6, 6.35e6), "resolutionunit": "INCH"}, (4, 4, 0)),
+        (PLANE, {"resolution": (2e6, 2.5e6), "resolutionunit": "CENTIMETER", "extratags": [(274, 3, 1, 6)]}, (4, 5, 0)),
+        (PLANE, {"resolution": (2.5e6, 2.5e6), "resolutionunit": "NONE"}, None),
+        (PLANE, {"resolution": (72, 72), "resolutionunit": "INCH"}, None),
+        (PLANE, {"resolution": (118.11, 118.11), "resolutionunit": "CENTIMETER"}, None),
+        (PLANE, {}, None),
+        (STACK, {"imagej": True, "resolution": (0.25, 0.25), "metadata": {"unit": "nm", "spacing": 50}}, (4, 4, 50)),
+        (STACK, {"imagej": True, "resolution": (250, 250), "metadata": {"unit": "\\u00B5m"}}, (4, 4, 0)),
+        (STACK, {"imagej": True, "resolution": (2, 2), "metadata": {"unit": "mm", "spacing": 3}}, (5e5, 5e5, 3e6)),
+        (STACK, {"imagej": True, "resolution": (2, 2), "metadata": {"unit": "pixel", "spacing": 3}}, None),
+        (STACK, {"imagej": True, "resolution": (72, 72), "metadata": {"unit": "inch"}}, None),
+        (
+            STACK,
+            {"ome": True, "metadata": {"PhysicalSizeX": 0.004, "PhysicalSizeY": 0.004, "PhysicalSizeZ": 0.05}},
+            (4, 4, 50),
+        ),
+        (
+            STACK,
+            {
+                "ome": True,
+                "metadata": {
+                    **{"PhysicalSizeX": 40, "PhysicalSizeXUnit": "Å"},
+                    **{"PhysicalSizeY": 4, "PhysicalSizeYUnit": "nm"},
+                },
+            },
+            (4, 4, 0),
+        ),
+        (STACK, {"ome": True, "metadata": {"PhysicalSizeX": 2, "PhysicalSizeXUnit": "pixel"}}, None),
+        (STACK, {"ome": True}, None),
+    ],
+)
+def test_the_pixel_size_of_a_tiff(tmp_path, pixels, options, expected):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="minisblack", **options)
+    sizes, note = sizes_of(tmp_path / "a.tif")
+    assert sizes == (expected and pytest.approx(expected))
+    square = not expected or expected[0] == expected[1]
+    assert note == ("" if square else "pixels of 4 x 5 nm are not square: their size is not used")
+    assert sizes_of(tmp_path / "a.tif", SuffixReader)[0] == sizes
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp"])
+@pytest.mark.parametrize(("dpi", "expected"), [(50_000, 508), (300, None), (72, None)])
+def test_the_pixel_size_of_a_picture(tmp_path, name, dpi, expected):
+    Image.fromarray(PLANE).save(tmp_path / name, dpi=(dpi, dpi))
+    assert sizes_of(tmp_path / name)[0] == (expected and pytest.approx((expected, expected, 0), rel=1e-4))
+
+
+def test_a_stack_of_files_has_one_pixel_size(tmp_path):
+    for name, per_cm in (("a", 2.5e6), ("b", 2.5e6), ("c", 2e6)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", PLANE, resolution=(per_cm, per_cm), resolutionunit="CENTIMETER")
+    assert sizes_of([tmp_path / "a.tif", tmp_path / "b.tif"]) == (pytest.approx((4, 4, 0)), "")
+    why = "the files of the stack contain different pixel sizes: none is used"
+    assert sizes_of([tmp_path / "a.tif", tmp_path / "c.tif"]) == (None, why)
+
+
+def test_damaged_headers_of_sizes_do_not_stop_the_reading(tmp_path):
+    description = '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"></OME>'
+    tifffile.imwrite(tmp_path / "a.tif", PLANE, description=description, metadata=None)
+    assert sizes_of(tmp_path / "a.tif")[0] is None

@@ -106,6 +106,19 @@ def test_notes_on_the_prediction_come_after_those_on_the_image():
     assert [report.notes for _, report in reports] == ["small", "note on b; large"]
 
 
+def test_postprocessing_may_add_notes():
+    def noted(item: dict) -> dict:
+        add_note(item["pred"], f"value {float(item['pred'].flatten()[0]):g}")
+        return item
+
+    reports = []
+    loader = TolerantDataLoader(Dataset([image("a", 1), image("b", 2)]), 2)
+    evaluator = TolerantEvaluator("cpu", loader, Negative(), postprocessing=noted)
+    evaluator.add_event_handler(InferenceEvents.IMAGE_COMPLETED, lambda e: reports.append(e.state.report.notes))
+    evaluator.run()
+    assert reports == ["value -1", "note on b; value -2"]
+
+
 def test_an_interruption_and_an_error_of_a_handler_stop_the_run():
     def stop(_):
         raise KeyError("table")

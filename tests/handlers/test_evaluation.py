@@ -15,6 +15,7 @@ from monai.engines import SupervisedEvaluator
 from segbundles import report
 from segbundles.bundle import RunSettings
 from segbundles.handlers import EvaluationReport
+from segbundles.handlers import evaluation as module
 from segbundles.inferers import LocatorCropInferer
 from segbundles.scorers import Scorer, VolumeScorer
 from segbundles.transforms import LogitsToClassd
@@ -93,7 +94,14 @@ def test_three_files(tmp_path, figures, batch_size, caplog):
     assert "Fish &amp; chips" in page
     assert "p3/img" in page
     assert "Knobs" not in page
-    assert page.count("data:image/jpeg") == (4 if figures else 0)
+    assert page.count('<img src="data:image/jpeg') == (4 if figures else 0)
+    sliders = [case["slices"] for case in report.read_preview(tmp_path / "report.html")]
+    assert len(sliders) == (4 if figures else 0)
+    if figures:  # in the order of the page, the worst first
+        found = [[list(one["paths"]) for o in slices["overlays"] for one in o["classes"]] for slices in sliders]
+        box, other = list("2345"), list("4567")
+        assert sorted(found) == sorted([[box, box], [box, other], [box], [box]])
+        assert {(slices["slices"], slices["aspect"]) for slices in sliders} == {(12, 0.5)}
     assert "Dice 0.3750 (sd 0.4787, worst 0.0000, n 4), 1 missed" in caplog.messages
     assert f"Results: {tmp_path / 'report.html'}, metrics.csv, summary.json" in caplog.messages
 
@@ -138,7 +146,7 @@ def test_names(tmp_path):
     evaluate(tmp_path, [case(file, BOX, BOX, case=name) for file, names in files.items() for name in names])
     names = ["patient 1", "p1/img", "e/p1/img.nii.gz", "e/p1/img.nii.gz (4)"]
     assert [row["case"] for row in table(tmp_path)] == names
-    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/jpeg") == 4
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('<img src="data:image/jpeg') == 4
 
 
 @pytest.mark.parametrize(
@@ -185,4 +193,13 @@ def test_the_scorer_in_the_docstring_works(tmp_path):
     exec(textwrap.dedent(Scorer.__doc__.split(".. code-block:: python")[1]), names)
     evaluate(tmp_path, CASES, names["DiceScorer"]())
     assert [row["dice"] for row in table(tmp_path)] == ["1", "0.5", "0", "0"]
-    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("data:image/jpeg") == 4
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count('<img src="data:image/jpeg') == 4
+
+
+@pytest.mark.parametrize(("total", "share"), [(4_000_000, 500_000), (400_000, 100_000)])
+def test_sliders_share_the_report(tmp_path, monkeypatch, total, share):
+    seen = []
+    monkeypatch.setattr(report, "case_slices", lambda *given, most_bytes, **more: seen.append(most_bytes))
+    monkeypatch.setattr(module, "_SLICES_BYTES", total)
+    evaluate(tmp_path, CASES)
+    assert seen == [share] * 4

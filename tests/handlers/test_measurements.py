@@ -18,6 +18,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 from segbundles.data import FolderImages, TolerantDataLoader
 from segbundles.engines import TolerantEvaluator
 from segbundles.handlers import InferenceMeasurements, InferenceResults
+from segbundles.meta import set_pixel_sizes_nm
 from segbundles.transforms import MeasureCellsd, MeasureMaskd, SaveSegmentationd
 
 
@@ -111,8 +112,8 @@ def test_what_is_measured_before_a_stop_is_written(tmp_path):
     run = evaluator(FolderImages(tmp_path / "d"), tmp_path / "d", tmp_path / "o", MeasureMaskd("pred"))
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    assert images(tmp_path / "o")["a.nrrd"]["classes"]["class 1"]["voxels"] == 1
-    assert table(tmp_path / "o")["a.nrrd"]["voxels_class_1"] == "1"
+    assert images(tmp_path / "o")["a.nrrd"]["classes"]["segmentation"]["voxels"] == 1
+    assert table(tmp_path / "o")["a.nrrd"]["voxels_segmentation"] == "1"
 
 
 def test_each_slice_of_a_stack_is_a_row_and_pixels_are_not_mm(tmp_path):
@@ -157,7 +158,8 @@ def test_each_slice_of_a_stack_is_a_row_and_pixels_are_not_mm(tmp_path):
 def test_cells_have_a_table_and_a_note_on_the_pixel_size(tmp_path, given, in_file, size, note):
     cells = torch.zeros(1, 6, 5, dtype=torch.int32)
     cells[0, 1:3, 1:3] = 1
-    mask = MetaTensor((cells > 0).to(torch.uint8), meta={"pixel_nm": in_file} if in_file else {})
+    mask = MetaTensor((cells > 0).to(torch.uint8))
+    set_pixel_sizes_nm(mask, in_file and (in_file, in_file, 0.0))
     item = MeasureCellsd("pred", pixel_nm=given)({"pred": mask, "cells": cells})
     assert item["pred"].meta.get("notes", "") == note
     measured = item["measurements"]

@@ -260,6 +260,7 @@ def test_report_replaces_the_last_one_and_leaves_nothing_else(tmp_path):
         ({"rows": [{"dice": 1.0}]}, r"every row needs \"case\".*got a row with only \['dice'\]"),
         ({"rows": [ROWS[0], ROWS[0]]}, "case names must differ, got more than one 'good'"),
         ({"figures": {"other": b""}}, "figures has a picture for 'other', which is not a case of rows"),
+        ({"slices": {"other": {}}}, "slices has a picture for 'other', which is not a case of rows"),
         ({"figures": {"good": b"no picture"}}, "a figure must be the bytes of a picture, got b'no picture'"),
         ({"sort_by": "hd"}, r"sort_by must be a metric of the rows \(dice, hd95_mm\), got 'hd'"),
     ],

@@ -5,7 +5,9 @@ import re
 import resource
 from contextlib import contextmanager
 
+import imagecodecs
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -15,7 +17,9 @@ from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_da
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd
 from PIL import Image
 
-from segbundles.transforms import SaveSegmentationd, SetSpacingd
+from segbundles.data import FolderImages, StackReader
+from segbundles.meta import pixel_sizes_nm, set_pixel_sizes_nm
+from segbundles.transforms import LogitsToClassd, SaveProbabilitiesd, SaveSegmentationd, SetSpacingd, ToProbabilitiesd
 
 RNG = np.random.default_rng(0)
 GEOMETRIES = {
@@ -342,3 +346,220 @@ def test_every_corner_of_an_oblique_nrrd_in_world_coordinates(tmp_path):
         np.testing.assert_allclose(
             made.TransformIndexToPhysicalPoint(corner), given.TransformIndexToPhysicalPoint(corner), rtol=0, atol=1e-9
         )
+
+
+# ----------------------------------------------------------------------------------------------------------- 3D Slicer
+
+CLASSES = {"0": "background", "1": "left atrium", "2": "scar"}
+CODES = {"1": {"category": ["91723000", "SCT", "Anatomical Structure"], "type": ["82471001", "SCT", "Left atrium"]}}
+SLICER = {"mask_format": "seg.nrrd", "classes": CLASSES, "codes": CODES, "num_classes": 3}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("suffix", [".nrrd", ".nii.gz", ".mhd"])
+def test_a_segmentation_of_slicer(tmp_path, suffix, geometry):
+    source = volume(tmp_path / "in" / f"a{suffix}", geometry)
+    (saved,) = segment([source], tmp_path / "out", tmp_path / "in", **SLICER)
+    assert saved == str(tmp_path / "out/a_seg.seg.nrrd")
+    given, made = sitk.ReadImage(str(source)), sitk.ReadImage(saved)
+    for name in ("GetSpacing", "GetOrigin", "GetDirection", "GetSize"):
+        np.testing.assert_allclose(getattr(made, name)(), getattr(given, name)(), rtol=1e-5, atol=1e-5)
+    array, header = nrrd.read(saved)
+    np.testing.assert_array_equal(array, sitk.GetArrayFromImage(given).T > 100)
+    assert (header["space"], header["type"], header["encoding"]) == ("left-posterior-superior", "unsigned char", "gzip")
+    direction = np.array(given.GetDirection()).reshape(3, 3) * given.GetSpacing()
+    np.testing.assert_allclose(header["space directions"], direction.T, atol=1e-5)
+    np.testing.assert_allclose(header["space origin"], given.GetOrigin(), atol=1e-4)
+    assert header["Segmentation_MasterRepresentation"] == "Binary labelmap"
+    assert header["Segment0_Color"] == "0.901961 0.623529 0"  # (230, 159, 0) / 255
+    assert [header[f"Segment{k}_Name"] for k in range(2)] == ["left atrium", "scar"]
+    assert [header[f"Segment{k}_LabelValue"] for k in range(2)] == ["1", "2"]
+    assert [header[f"Segment{k}_Layer"] for k in range(2)] == ["0", "0"]
+    assert header["Segment1_Extent"] == "0 -1 0 -1 0 -1"  # nothing is of class 2
+    assert "~SCT^91723000^Anatomical Structure~SCT^82471001^Left atrium~^^~" in header["Segment0_Tags"]
+    assert header["Segment1_Tags"].count("SCT^85756007^Tissue") == 2
+
+
+def test_the_extent_of_a_segment_is_its_box(tmp_path):
+    classes = np.zeros((7, 6, 5), np.uint8)
+    classes[1:3, 2:6, 4] = 2
+    classes[0, 0, 1] = 1
+    SaveSegmentationd("pred", tmp_path, **SLICER)(pred(classes, tmp_path / "a.nrrd"))
+    _, header = nrrd.read(str(tmp_path / "a_seg.seg.nrrd"))
+    assert header["Segment0_Extent"] == "0 0 0 0 1 1"
+    assert header["Segment1_Extent"] == "1 2 2 5 4 4"
+
+
+def test_pictures_are_no_segmentations_of_slicer_and_2d_images_are_flat_ones(tmp_path):
+    plane = RNG.integers(0, 3, (6, 4), dtype=np.uint8)
+    save = SaveSegmentationd("pred", tmp_path / "out", **SLICER)
+    for name, expected in (("a.png", "a_seg.png"), ("a.nrrd", "a_seg.seg.nrrd"), ("scan", "scan_seg.seg.nrrd")):
+        saved = save(pred(plane, tmp_path / name, original_affine=np.eye(3)))["pred"].meta["saved_to"]
+        assert saved == str(tmp_path / "out" / expected)
+    array, _ = nrrd.read(saved)
+    np.testing.assert_array_equal(array[..., 0], plane)
+
+
+def test_results_in_the_folder_of_the_images_are_not_segmented_again(tmp_path):
+    source = volume(tmp_path / "a.nrrd", "plain")
+    tuple(segment([source], tmp_path, tmp_path, **SLICER))
+    save = SaveSegmentationd("pred", tmp_path, tmp_path)
+    assert save.is_written(source)
+    assert not save.is_written(tmp_path / "b.nrrd")
+    (tmp_path / "inference.csv").write_text("file,status\na.nrrd,ok\n")
+    for skip in (["*.none"], []):
+        assert [entry["image"] for entry in FolderImages(tmp_path, tmp_path, skip)] == [str(source)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_format": "nrrd"}, "mask_format must be 'seg.nrrd', or None for the format of the image, got 'nrrd'."),
+        ({"mask_format": "seg.nrrd"}, "mask_format 'seg.nrrd' needs classes, the name of each class by its index."),
+        ({"classes": {"0": "none"}}, "classes must name at least one class besides 0, the background, got"),
+        ({"classes": {"heart": 1}}, "a class must be a number from 0 to 255, got 'heart'."),
+        ({"classes": CLASSES, "codes": {"3": CODES["1"]}}, "codes has class 3, but classes only has [0, 1, 2]: name"),
+        ({"classes": CLASSES, "codes": {"1": {"type": ["1", "SCT", "A"]}}}, "codes of class 1 must have category and"),
+        (
+            {"classes": CLASSES, "codes": {"1": {**CODES["1"], "type": ["1", "SCT"]}}},
+            "the type of class 1 must be a value, a coding scheme and a meaning, got ['1', 'SCT'].",
+        ),
+    ],
+)
+def test_wrong_names_and_codes(options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        SaveSegmentationd("pred", **options)
+
+
+# ------------------------------------------------------------------------------------------------------- probabilities
+
+
+def logits(channels, size):
+    """Random logits with ties, and with differences that probabilities of float32 do not show."""
+    values = torch.as_tensor(RNG.normal(0, 3, (channels, *size)).astype(np.float32))
+    values[:, 0] = 0
+    values[-1, 1] = values[:, 1].amax(0) + 1e-7
+    values[0, 2] = 1e-9 if channels == 1 else 90
+    return values
+
+
+@pytest.mark.parametrize(("channels", "num_classes"), [(1, 2), (2, 2), (3, 3), (5, 5)])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".tif", ".png", ".jpg", ""])
+def test_probabilities_add_up_and_the_largest_is_the_mask(tmp_path, suffix, channels, num_classes):
+    size = (6, 5) if suffix in (".png", ".jpg") else (6, 5, 4)
+    item = pred(np.zeros(size, np.uint8), tmp_path / f"a{suffix}")
+    item["pred"] = MetaTensor(logits(channels, size), meta=item["pred"].meta)
+    set_pixel_sizes_nm(item["pred"], (4, 4, 50))
+    item = LogitsToClassd("pred")(ToProbabilitiesd("pred")(item))
+    assert item["prob"].shape == (num_classes, *size)
+    np.testing.assert_allclose(item["prob"].sum(0), 1, atol=1e-6)
+    np.testing.assert_array_equal(item["prob"].argmax(0), item["pred"][0])
+
+    SaveProbabilitiesd("prob", tmp_path / "out", tmp_path, num_classes=num_classes)(item)
+    (path,) = (tmp_path / "out").iterdir()
+    flat = suffix in (".png", ".jpg")
+    expected = {"": ".nii.gz", ".jpg": ".png"}.get(suffix, suffix) if not flat or num_classes < 5 else ".tif"
+    expected = ".png" if flat and num_classes < 5 else expected
+    assert path.name == f"a_prob{expected}"
+    if expected == ".png":
+        read = imagecodecs.png_decode(path.read_bytes())  # rows, columns, channels
+        assert read.dtype == np.uint16
+        assert (read.sum(-1, dtype=int) == 65535).all()
+        read = read.transpose(2, 1, 0)
+        np.testing.assert_allclose(read / 65535, item["prob"].numpy(), atol=num_classes / 65535)
+    elif expected == ".tif":
+        with tifffile.TiffFile(path) as file:
+            assert file.series[0].axes == ("CYX" if flat else "ZCYX")
+            assert file.imagej_metadata["unit"] == "nm"
+            read = file.asarray()
+        read = np.moveaxis(read, -3, 0)
+        read = read.transpose(0, *reversed(range(1, read.ndim)))
+    elif expected == ".nii.gz":
+        read = np.moveaxis(np.asarray(nib.load(path).dataobj), -1, 0)
+    else:
+        read = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).transpose(3, 2, 1, 0)
+    if expected != ".png":
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, item["prob"].numpy())
+    np.testing.assert_array_equal(read.argmax(0), item["pred"][0])
+
+
+def test_probabilities_of_a_stack_of_pictures(tmp_path):
+    files = [tmp_path / f"s_{k}.png" for k in range(4)]
+    item = pred(np.zeros((6, 5, 4), np.uint8), files[0], slices="\n".join(map(str, files)))
+    item["prob"] = MetaTensor(logits(3, (6, 5, 4)).softmax(0), meta=item["pred"].meta)
+    SaveProbabilitiesd("prob", tmp_path / "out", tmp_path, num_classes=3)(item)
+    for k in range(4):
+        read = imagecodecs.png_decode((tmp_path / f"out/s_{k}_prob.png").read_bytes()).transpose(2, 1, 0)
+        np.testing.assert_allclose(read / 65535, item["prob"][..., k].numpy(), atol=3 / 65535)
+
+
+def test_probabilities_are_turned_back_with_the_mask(tmp_path):
+    """Orientation only moves voxels, so that the probabilities on the file's grid are those of the network."""
+    source = volume(tmp_path / "a.nrrd", "left-handed")
+    before = preprocessing(None)
+    item = decollate_batch(list_data_collate([before({"image": str(source)})]))[0]
+    item["pred"] = (item["image"] - 100) / 20
+    after = Compose(
+        [
+            ToProbabilitiesd("pred"),
+            LogitsToClassd("pred"),
+            Invertd(["pred", "prob"], before, "image", nearest_interp=True, to_tensor=True),
+            SaveProbabilitiesd("prob", tmp_path, tmp_path),
+            SaveSegmentationd("pred", tmp_path, tmp_path),
+        ]
+    )
+    after(item)
+    grey = sitk.GetArrayFromImage(sitk.ReadImage(str(source))).astype(np.float32)
+    made = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a_prob.nrrd")))
+    np.testing.assert_allclose(made[..., 1], 1 / (1 + np.exp(-(grey - 100) / 20)), atol=1e-6)
+    np.testing.assert_array_equal(made.argmax(-1), sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a_seg.nrrd"))))
+
+
+def test_probabilities_as_output():
+    prob = torch.tensor([[[0.2, 0.7]], [[0.8, 0.3]]])
+    torch.testing.assert_close(ToProbabilitiesd("pred", logits=False)({"pred": prob})["prob"], prob)
+    with pytest.raises(ValueError, match=r"^pred has one channel, but probabilities must have one per class"):
+        ToProbabilitiesd("pred", logits=False)({"pred": prob[:1]})
+
+
+# --------------------------------------------------------------------------------------------------------- pixel sizes
+
+
+@pytest.mark.parametrize("label_image", [False, True])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((20, 30), {"resolution": (2.5e6, 2.5e6), "resolutionunit": "CENTIMETER"}),
+        (
+            (3, 20, 30),
+            {"imagej": True, "resolution": (0.25, 0.25), "metadata": {"axes": "ZYX", "unit": "nm", "spacing": 50}},
+        ),
+    ],
+)
+def test_masks_keep_the_pixel_size(tmp_path, size, options, label_image):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros(size, np.uint8), photometric="minisblack", **options)
+    image = LoadImaged("pred", reader=StackReader)({"pred": tmp_path / "a.tif"})
+    image = EnsureChannelFirstd("pred")(image)
+    image["pred"][0, 0] = 1
+    saved = SaveSegmentationd("pred", tmp_path / "out", tmp_path, label_image=label_image)(image)["pred"]
+    reader = StackReader()
+    array, meta = reader.get_data(reader.read(saved.meta["saved_to"]))
+    np.testing.assert_array_equal(array > 0, image["pred"][0])
+    assert pixel_sizes_nm(meta) == pytest.approx((4, 4, 50 if len(size) == 3 else 0))
+
+
+def test_many_cells_and_large_pixels_keep_what_their_format_can_hold(tmp_path):
+    cells = np.arange(300 * 300 * 2, dtype=np.int32).reshape(300, 300, 2)
+    item = pred(cells, tmp_path / "a.tif")
+    set_pixel_sizes_nm(item["pred"], (0.3, 0.3, 50))
+    SaveSegmentationd("pred", tmp_path, label_image=True)(item)
+    with tifffile.TiffFile(tmp_path / "a_seg.tif") as file:  # uint32, which ImageJ does not have
+        np.testing.assert_array_equal(file.asarray(), cells.transpose())
+        assert file.pages.first.get_resolution("CENTIMETER") == pytest.approx((1e7 / 0.3, 1e7 / 0.3))
+    item = pred(np.zeros((20, 30), np.uint8), tmp_path / "b.png")
+    set_pixel_sizes_nm(item["pred"], (0.3, 0.3, 0))
+    SaveSegmentationd("pred", tmp_path)(item)
+    with Image.open(tmp_path / "b_seg.png") as picture:  # 3.3e9 pixels per metre do not fit into a PNG
+        assert "dpi" not in picture.info
+        assert picture.size == (20, 30)

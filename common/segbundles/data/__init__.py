@@ -1,7 +1,7 @@
 """Reading and writing images, lists of cases, volumes slice by slice, and loading images of which some may be bad."""
 
 from .base import file_stem, file_suffix
-from .cases import Datalist, FolderImages, image_name, image_root
+from .cases import Datalist, FolderImages, image_root
 from .dicom import DicomReader, is_dicom_slice
 from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
 from .loader import Failure, SharedDataLoader, TolerantDataLoader, validation_sampler
@@ -10,7 +10,7 @@ from .readers import StackReader, SuffixReader
 from .samplers import BalancedSampler
 from .stacks import SliceDataset, SliceStacks, lesion_weights, slice_sampler
 from .volumes import NiftiReader, SimpleITKReader
-from .writers import SimpleITKWriter, TiffWriter
+from .writers import PngWriter, SimpleITKWriter, TiffWriter
 
 __all__ = [
     "VOID",
@@ -23,6 +23,7 @@ __all__ = [
     "MaskReader",
     "NiftiReader",
     "PictureReader",
+    "PngWriter",
     "SharedDataLoader",
     "SimpleITKReader",
     "SimpleITKWriter",
@@ -35,7 +36,6 @@ __all__ = [
     "TolerantDataLoader",
     "file_stem",
     "file_suffix",
-    "image_name",
     "image_root",
     "is_dicom_slice",
     "lesion_weights",

@@ -28,7 +28,7 @@ from segbundles.errors import InputError, fail
 from segbundles.files import DATALIST_NAME, SPLITS, read_table, shown, walk
 from segbundles.leaks import check_leaks
 
-__all__ = ["Datalist", "FolderImages", "image_name", "image_root"]
+__all__ = ["Datalist", "FolderImages", "image_root"]
 
 logger = logging.getLogger("segbundles")
 
@@ -156,19 +156,6 @@ def image_root(dataset_dir: PathLike) -> Path:
     """Return the folder that output paths mirror: ``dataset_dir``, or its folder if it is a file or a link to one."""
     path = _unlinked(dataset_dir)
     return path.parent if path.is_file() else path
-
-
-def image_name(file: PathLike, root: Path) -> str:
-    """Return the name of an image in tables and pages: its path below ``root``, printable.
-
-    Args:
-        file: the image.
-        root: as from :func:`image_root`.
-    """
-    path = Path(file)
-    if path == root:  # a DICOM series
-        return shown(path.name)
-    return shown(path.relative_to(root).as_posix() if path.is_relative_to(root) else path)
 
 
 class FolderImages(_LazyCases):
@@ -332,7 +319,7 @@ class FolderImages(_LazyCases):
                 continue
             elif path.name.startswith("."):
                 reason = "hidden"
-            elif path.parent / file_stem(path) in results:
+            elif path.parent / _result_stem(path) in results:
                 reason = "as results of an earlier run"
             elif self.skip and _is_label(path, labels):
                 reason = BY_LABEL
@@ -386,7 +373,7 @@ class FolderImages(_LazyCases):
             return
         written = self._outputs(Path(self.output_dir).resolve(), by_output)
         for path in found:
-            if path.parent / file_stem(path) in written:
+            if path.parent / _result_stem(path) in written:
                 fail(f"{shown(path)} would be replaced by a result of this run: choose another output_dir.")
 
 
@@ -407,6 +394,12 @@ def _labels(datalists: Iterable[Path]) -> set[Path]:
 
 def _is_label(path: Path, labels: set[Path]) -> bool:
     return path in labels or path.name.lower().endswith(SLICER_LABEL)
+
+
+def _result_stem(path: Path) -> str:
+    """Return the name of a file without its suffix, as results have it: ``a_seg.seg.nrrd`` gives ``a_seg``."""
+    slicer = path.name.lower().endswith(SLICER_LABEL)
+    return path.name[: -len(SLICER_LABEL)] if slicer else file_stem(path)
 
 
 def _series_folders(files: Iterable[Path]) -> set[Path]:

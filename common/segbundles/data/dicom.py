@@ -42,6 +42,7 @@ __all__ = [
     "list_series",
     "may_be_volume",
     "slice_files",
+    "sorted_frames",
 ]
 
 SAME_PLACE_MM = 0.01
@@ -252,11 +253,34 @@ class DicomReader(FileReader):
             if len(frames) == 1:
                 raise InputError("it is one slice of a DICOM series; give the folder with the whole series.")
             return _volume(frames)
-        if not path.is_dir():
-            return _read_series(_only([one for one in list_series(path.parent) if one.name == path.name], path.parent))
-        if isinstance(self.series, list | tuple):
-            return _read_channels(channel_series(_study_series(path), self.series))
-        return _read_series(_only(chosen_series(list_series(path), self.series), path, self.series))
+        found = _series_of(path, self.series)
+        if path.is_dir() and isinstance(self.series, list | tuple):
+            return _read_channels(found)
+        return _read_series(found[0])
+
+
+def sorted_frames(path: Path, series: int | str | Sequence[int | str] | None = None) -> list[Frame]:
+    """Return the frames of what :class:`DicomReader` reads, in the order of its last axis; pixels are not read.
+
+    Args:
+        path: as for the reader.
+        series: as for the reader; of several channels, the frames of the first are returned.
+
+    Raises:
+        ValueError: as for the reader.
+    """
+    if path.is_file():
+        return _sorted(read_frames(path))
+    return _sorted([frame for file in _series_of(path, series)[0].files for frame in read_frames(file)])
+
+
+def _series_of(path: Path, series: int | str | Sequence[int | str] | None) -> list[Series]:
+    """Return the series that a folder, or the name of a series in one, stands for: one, or one per channel."""
+    if not path.is_dir():
+        return [_only([one for one in list_series(path.parent) if one.name == path.name], path.parent)]
+    if isinstance(series, list | tuple):
+        return channel_series(_study_series(path), series)
+    return [_only(chosen_series(list_series(path), series), path, series)]
 
 
 def _only(found: Sequence[Series], folder: Path, selector: int | str | None = None) -> Series:
@@ -300,13 +324,20 @@ def _read_channels(series: Sequence[Series]) -> tuple[np.ndarray, dict]:
     return np.stack(arrays, axis=-1), meta
 
 
-def _volume(frames: Sequence[Frame]) -> tuple[np.ndarray, dict]:
+def _sorted(frames: Sequence[Frame]) -> list[Frame]:
+    """Return the frames of one volume by their positions along the normal."""
     if len(frames) == 1:
         raise InputError(f"it contains only one slice, {frames[0].name}: give the whole series.")
     _check_alike(frames)
-    axes, spacing = frames[0].axes, frames[0].spacing
+    normal = np.cross(*frames[0].axes)
+    return sorted(frames, key=lambda one: one.position @ normal)
+
+
+def _volume(frames: Sequence[Frame]) -> tuple[np.ndarray, dict]:
+    first = frames[0]  # whose axes count for all, in the file's order
+    frames = _sorted(frames)
+    axes, spacing = first.axes, first.spacing
     normal = np.cross(*axes)
-    frames = sorted(frames, key=lambda one: one.position @ normal)
     step = _check_positions(frames, normal)
     planes, padded = zip(*read_pixels(frames), strict=True)
     array = np.stack(planes, axis=2)

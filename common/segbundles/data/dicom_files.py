@@ -23,7 +23,16 @@ from pydicom.uid import RLELossless
 from segbundles.errors import InputError
 from segbundles.files import shown
 
-__all__ = ["Frame", "NotPlacedError", "SeriesTags", "is_dicom_slice", "read_frames", "read_pixels", "read_series_tags"]
+__all__ = [
+    "Frame",
+    "NotPlacedError",
+    "SeriesTags",
+    "is_dicom_slice",
+    "read_frames",
+    "read_header",
+    "read_pixels",
+    "read_series_tags",
+]
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
 # waveforms, presentation states, registrations and segmentations, reports, documents, radiotherapy, spectra
@@ -216,6 +225,16 @@ def read_series_tags(path: Path) -> SeriesTags:
             patient=_text(header, "PatientID"),
             frames=int(frames or 1),
         )
+
+
+def read_header(path: Path) -> pydicom.Dataset:
+    """Return all tags of a file except the pixels, as the source of an object that is derived from it.
+
+    Raises:
+        ValueError: when the header is truncated or damaged.
+    """
+    with _careful(path):
+        return pydicom.dcmread(path, stop_before_pixels=True, force=True)
 
 
 def read_frames(path: Path) -> list[Frame]:

@@ -20,7 +20,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC
 from segbundles.data.base import PIL, TIFF, FileReader, file_suffix
 from segbundles.data.volumes import COMPLEX
 from segbundles.errors import InputError
-from segbundles.meta import add_note, image_meta
+from segbundles.meta import add_note, image_meta, set_pixel_sizes_nm
 
 __all__ = ["Picture", "PictureReader", "TiffReader", "page_count", "read_picture"]
 
@@ -64,6 +64,13 @@ _OF_SLIDES = ("thumbnail", "label", "macro", "map")
 _REDUCED_OR_MASK = 0b101
 _UNNAMED = dict.fromkeys("IQ", "unnamed")
 
+_NM = {
+    **{"nm": 1.0, "nanometer": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "\\u00B5m": 1e3, "micron": 1e3, "microns": 1e3},
+    **{"micrometer": 1e3, "mm": 1e6, "millimeter": 1e6, "Å": 0.1, "pm": 1e-3, "m": 1e9, "cm": 1e7, "inch": 25.4e6},
+}
+_OF_PRINT = ("cm", "inch")  # units that programs write without a person's knowledge
+_FINEST_PRINT_NM = 5000.0  # 5080 dpi
+
 
 class Picture(NamedTuple):
     """The pixels of a file, as viewers turn them.
@@ -73,12 +80,17 @@ class Picture(NamedTuple):
         palettes: RGBA of each index, (colours, 4), uint8, for each slice; or none.
         alpha: whether the last channel is alpha.
         notes: what a person should know about the reading.
+        pixel_nm: width, height and distance of slices in nm, 0 for an unknown distance; None if unknown. Resolutions in
+            pixels per inch, cm or m only count where a pixel is smaller than 5 um (above 5080 dpi), because programs
+            write those of screens and printers, such as 72 or 300 dpi, without asking. Sizes in nm, um or mm, which
+            ImageJ and OME headers contain, always count.
     """
 
     pixels: np.ndarray
     palettes: Sequence[np.ndarray] = ()
     alpha: bool = False
     notes: Sequence[str] = ()
+    pixel_nm: tuple[float, float, float] | None = None
 
     def expanded(self) -> Picture:
         """Return the picture that its palettes show: grey if all colours are grey, with alpha if some are transparent.
@@ -128,6 +140,7 @@ class PictureReader(FileReader):
         # 4 x 4 for 2D images too: they may be in one batch with volumes
         meta = image_meta(np.eye(4), array.shape[: array.ndim - colour], colour)
         add_note(meta, *picture.notes)
+        set_pixel_sizes_nm(meta, picture.pixel_nm)
         return array, meta
 
 
@@ -210,8 +223,32 @@ def _read_other(path: Path, start: bytes) -> Picture:
             notes = ["PNG of 16 bits per channel"]
         else:
             plane = _from_pil(image)
-        pixels = _upright(plane.pixels, _orientation(image))
-    return Picture(pixels[None], () if plane.palette is None else (plane.palette,), plane.alpha, notes)
+        orientation = _orientation(image)
+        dpi = image.info.get("dpi") or (0, 0)
+    sizes = _pixel_nm([float(per_inch) for per_inch in dpi], "inch", orientation)
+    pixels = _upright(plane.pixels, orientation)
+    return Picture(pixels[None], () if plane.palette is None else (plane.palette,), plane.alpha, notes, sizes)
+
+
+def _pixel_nm(
+    per_unit: Sequence[float], unit: str, orientation: Any = 1, distance: float = 0.0
+) -> tuple[float, float, float] | None:
+    """Return width, height and distance of slices in nm, see :class:`Picture`.
+
+    Args:
+        per_unit: pixels per unit along a stored row and column.
+        unit: name of the unit.
+        orientation: value of the orientation tag.
+        distance: distance of slices, in the unit.
+    """
+    scale = _NM.get(unit)
+    if scale is None or not all(np.isfinite([*per_unit, distance])) or min(per_unit) <= 0:
+        return None
+    width, height = (scale / value for value in per_unit)
+    if unit in _OF_PRINT and max(width, height) >= _FINEST_PRINT_NM:
+        return None
+    width, height = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+    return width, height, abs(distance) * scale
 
 
 def _bits_per_pixel(image: Image.Image, start: bytes) -> int:
@@ -294,10 +331,32 @@ def _read_tiff(path: Path, page: int | None) -> Picture:
         if len(shapes) > 1:
             raise InputError(f"it has pages of different sizes, {sorted(shapes)}: give each size its own file.")
         planes = [image.read() for image in images]
+        sizes = None
+        with suppress(Exception):  # pixels can be read although other data are damaged
+            sizes = _tiff_pixel_nm(file)
     palettes = [plane.palette for plane in planes if plane.palette is not None]
     if palettes and len(palettes) < len(planes):
         raise InputError("only some of its pages have a palette: save all as grey or RGB.")
-    return Picture(np.stack([plane.pixels for plane in planes]), palettes, planes[0].alpha)
+    return Picture(np.stack([plane.pixels for plane in planes]), palettes, planes[0].alpha, pixel_nm=sizes)
+
+
+def _tiff_pixel_nm(file: tifffile.TiffFile) -> tuple[float, float, float] | None:
+    tags = file.pages.first.tags
+    orientation = tags.valueof(_ORIENTATION, 1)
+    if file.is_ome:
+        image = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]
+        pixels = (image[0] if isinstance(image, list) else image)["Pixels"]
+
+        def nm(axis: str) -> float:
+            return float(pixels.get(f"PhysicalSize{axis}", 0)) * _NM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), 0)
+
+        return _pixel_nm([1 / nm(axis) for axis in "XY"], "nm", orientation, nm("Z"))
+    per_unit = [upper / lower for upper, lower in (tags.valueof(name) for name in ("XResolution", "YResolution"))]
+    if file.is_imagej:
+        header = file.imagej_metadata
+        return _pixel_nm(per_unit, header.get("unit", ""), orientation, float(header.get("spacing", 0)))
+    unit = {2: "inch", 3: "cm"}.get(tags.valueof("ResolutionUnit", 2), "")
+    return _pixel_nm(per_unit, unit, orientation)
 
 
 def _all_images(file: tifffile.TiffFile, path: Path) -> list[_Image]:

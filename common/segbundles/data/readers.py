@@ -15,7 +15,15 @@ from segbundles.data.dicom import DicomReader, is_dicom
 from segbundles.data.pictures import PictureReader
 from segbundles.data.volumes import NiftiReader, SimpleITKReader
 from segbundles.errors import InputError, fail
-from segbundles.meta import add_note, image_meta, notes_of, set_has_spacing, set_slice_files
+from segbundles.meta import (
+    add_note,
+    image_meta,
+    notes_of,
+    pixel_sizes_nm,
+    set_has_spacing,
+    set_pixel_sizes_nm,
+    set_slice_files,
+)
 
 __all__ = ["StackReader", "SuffixReader"]
 
@@ -80,8 +88,9 @@ class StackReader(SuffixReader):
     channels.
 
     The metadata says whether the affine is in mm (volume files) or counts pixels, see
-    :func:`segbundles.meta.has_spacing`, and lists the files of a stack of 2D images, see
-    :func:`segbundles.meta.slice_files`.
+    :func:`segbundles.meta.has_spacing`, lists the files of a stack of 2D images, see
+    :func:`segbundles.meta.slice_files`, and has the size of their pixels if the files contain it, see
+    :func:`segbundles.meta.pixel_sizes_nm`.
 
     Args:
         page: page of a TIFF to read, from 0; None reads all.
@@ -117,6 +126,7 @@ class StackReader(SuffixReader):
             return (array[:, :, :, 0] if vector else array), meta
         array, first = super().get_data((paths[:1], kwargs))
         notes = [notes_of(first)]
+        sizes = {pixel_sizes_nm(first)}
         files: list[Path] = []
         if len(paths) > 1 or len(first[MetaKeys.SPATIAL_SHAPE]) == 2:
             arrays = [_slice(paths[0], array, first)]
@@ -124,6 +134,7 @@ class StackReader(SuffixReader):
                 array, meta = super().get_data(([path], kwargs))
                 arrays.append(_slice(path, array, meta))
                 notes.append(notes_of(meta))
+                sizes.add(pixel_sizes_nm(meta))
                 if arrays[-1].shape != arrays[0].shape:
                     fail(
                         f"{path} is {_size(arrays[-1])} but {paths[0]} of the same stack is {_size(arrays[0])}: all "
@@ -134,6 +145,10 @@ class StackReader(SuffixReader):
         meta = image_meta(np.diag([-1.0, -1.0, 1.0, 1.0]), array.shape[:3], array.ndim == 4)
         set_has_spacing(meta, False)
         add_note(meta, *notes)
+        if len(sizes) == 1:
+            set_pixel_sizes_nm(meta, *sizes)
+        else:
+            add_note(meta, "the files of the stack contain different pixel sizes: none is used")
         if files:
             set_slice_files(meta, files)
         return array, meta

@@ -1,10 +1,14 @@
-"""Image writers that MONAI does not have: SimpleITK for NRRD and MetaImage, tifffile for TIFF stacks."""
+"""Image writers that MONAI does not have: SimpleITK for NRRD and MetaImage, tifffile for TIFF, imagecodecs for PNG."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 import tifffile
@@ -16,11 +20,16 @@ from monai.utils import convert_data_type
 
 from segbundles.errors import fail
 
-__all__ = ["SimpleITKWriter", "TiffWriter"]
+__all__ = ["PngWriter", "SimpleITKWriter", "TiffWriter"]
+
+_NM_PER_CM, _NM_PER_M = 1e7, 1e9
+_OF_IMAGEJ = (np.uint8, np.uint16, np.float32)
+_SMALL = 2**32 - 2**25  # bytes of pixels that fit into a TIFF, with its directories
+_PNG_LIMIT = 2**31 - 1
 
 
 class _ArrayWriter(ImageWriter):
-    """Base of the two writers: one channel, resampled to the grid of its file as MONAI's ``NibabelWriter`` does."""
+    """Base of these writers: one channel, resampled to the grid of its file as MONAI's ``NibabelWriter`` does."""
 
     def __init__(self, output_dtype: DtypeLike = np.uint8, **kwargs: Any) -> None:
         super().__init__(output_dtype=output_dtype, affine=None, **kwargs)
@@ -74,27 +83,109 @@ class _ArrayWriter(ImageWriter):
 
 
 class SimpleITKWriter(_ArrayWriter):
-    """Write NRRD or MetaImage with SimpleITK, with the spacing, origin and direction of the affine."""
+    """Write NRRD or MetaImage with SimpleITK, with the spacing, origin and direction of the affine.
+
+    Args:
+        output_dtype: type of the values.
+        channels_last: whether the array has a last axis of channels.
+        header: further fields of the header.
+    """
+
+    def __init__(
+        self,
+        output_dtype: DtypeLike = np.uint8,
+        channels_last: bool = False,
+        header: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(output_dtype, **kwargs)
+        self.channels_last = channels_last
+        self.header = dict(header or {})
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, compressed."""
         super().write(filename, verbose=verbose)
-        rank = self.data_obj.ndim
+        rank = self.data_obj.ndim - self.channels_last
         array = self.data_obj.astype(self.output_dtype, copy=False)
-        image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose()))
+        axes = (*reversed(range(rank)), *range(rank, array.ndim))
+        image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(axes)), isVector=self.channels_last)
         affine = np.eye(rank + 1) if self.affine is None else orientation_ras_lps(to_affine_nd(rank, self.affine))
         spacing = np.linalg.norm(affine[:rank, :rank], axis=0)
         image.SetSpacing(spacing.tolist())
         image.SetOrigin(affine[:rank, rank].tolist())
         image.SetDirection((affine[:rank, :rank] / spacing).ravel().tolist())
+        for name, value in self.header.items():
+            image.SetMetaData(name, value)
         sitk.WriteImage(image, str(filename), useCompression=True)
 
 
 class TiffWriter(_ArrayWriter):
-    """Write (W, H) as one page or (W, H, pages) as a stack, with tifffile."""
+    """Write (W, H) as one page or (W, H, pages) as a stack, with tifffile.
+
+    Channels, and stacks of known pixel size, are written as ImageJ hyperstacks, which name their axes and unit; other
+    known pixel sizes as resolution in pixels per cm. What ImageJ's format has no room for (more than 4 GB, uint32) is
+    written without it.
+
+    Args:
+        output_dtype: type of the values.
+        channels_last: whether the array has a last axis of channels.
+        pixel_nm: width, height and distance of slices in nm (0 where it is not known), or None.
+    """
+
+    def __init__(
+        self,
+        output_dtype: DtypeLike = np.uint8,
+        channels_last: bool = False,
+        pixel_nm: Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(output_dtype, **kwargs)
+        self.channels_last = channels_last
+        self.pixel_nm = pixel_nm
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, compressed."""
         super().write(filename, verbose=verbose)
         array = self.data_obj.astype(self.output_dtype, copy=False)
-        tifffile.imwrite(filename, array.transpose(), photometric="minisblack", compression="deflate")
+        pages, channels = array.ndim - self.channels_last > 2, self.channels_last
+        array = array.transpose(*range(2, array.ndim), 1, 0)
+        axes = "Z" * pages + "C" * channels + "YX"
+        metadata: dict[str, Any] = {"axes": axes}
+        imagej = (channels or (pages and self.pixel_nm is not None)) and array.nbytes < _SMALL
+        options: dict[str, Any] = {"imagej": True} if imagej and array.dtype in _OF_IMAGEJ else {}
+        if self.pixel_nm is not None:
+            *sizes, distance = self.pixel_nm
+            options["resolution"] = tuple(1 / size for size in sizes)
+            if "imagej" in options:
+                metadata |= {"unit": "nm", "spacing": distance} if distance else {"unit": "nm"}
+            else:
+                options["resolution"] = tuple(_NM_PER_CM / size for size in sizes)
+                options["resolutionunit"] = "CENTIMETER"
+        tifffile.imwrite(filename, array, photometric="minisblack", compression="deflate", metadata=metadata, **options)
+
+
+class PngWriter(_ArrayWriter):
+    """Write (W, H) or (W, H, 1 to 4 channels), of 8 or 16 bits, as PNG with imagecodecs.
+
+    Args:
+        output_dtype: type of the values, uint8 or uint16.
+        pixel_nm: width and height of a pixel in nm, for the resolution in the file; None leaves it out.
+    """
+
+    def __init__(
+        self, output_dtype: DtypeLike = np.uint8, pixel_nm: Sequence[float] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(output_dtype, **kwargs)
+        self.pixel_nm = pixel_nm
+
+    def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        """Write the file."""
+        super().write(filename, verbose=verbose)
+        array = self.data_obj.astype(self.output_dtype, copy=False)
+        data = imagecodecs.png_encode(np.ascontiguousarray(array.swapaxes(0, 1)))
+        per_metre = [] if self.pixel_nm is None else [round(_NM_PER_M / size) for size in self.pixel_nm[:2]]
+        if per_metre and max(per_metre) <= _PNG_LIMIT:
+            body = b"pHYs" + struct.pack(">IIB", *per_metre, 1)
+            after = 33  # the signature and the header
+            data = data[:after] + struct.pack(">I", 9) + body + struct.pack(">I", zlib.crc32(body)) + data[after:]
+        Path(filename).write_bytes(data)

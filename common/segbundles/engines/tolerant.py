@@ -55,8 +55,11 @@ class TolerantEvaluator(SupervisedEvaluator):
 
     A batch that fails is evaluated again, image by image, so that one bad image does not take the others with it. After
     a failure ``engine.state.batch`` and ``engine.state.output`` have only the images that are left, possibly none.
-    Notes are taken from the metadata right after the network, because postprocessing may drop them, and again at the
-    end.
+    Notes are taken from the metadata right after the network, because postprocessing may drop them, and once more at
+    the end, because it may add some.
+
+    An error that stops the run is raised after the ``EXCEPTION_RAISED`` handlers of ``val_handlers``, so that all of
+    them can write what there is; they need not raise it.
 
     Args:
         val_data_loader: usually a :class:`segbundles.data.TolerantDataLoader`, whose
@@ -72,6 +75,7 @@ class TolerantEvaluator(SupervisedEvaluator):
         super().__init__(*args, event_names=[*(event_names or ()), InferenceEvents], **kwargs)
         self.add_event_handler(Events.EPOCH_STARTED, lambda _: self._lap())
         self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._take_notes)
+        self.add_event_handler(Events.EXCEPTION_RAISED, _raise)
 
     def _iteration(self, engine: Engine, batchdata: Any) -> list[Any]:
         if isinstance(batchdata, Failure):
@@ -116,3 +120,7 @@ class TolerantEvaluator(SupervisedEvaluator):
     def _lap(self) -> float:
         since, self._since = self._since, time.perf_counter()
         return self._since - since
+
+
+def _raise(engine: Engine, error: BaseException) -> None:
+    raise error

@@ -5,6 +5,7 @@ from .epoch_log import EpochLog
 from .evaluation import EvaluationReport
 from .measurements import InferenceMeasurements
 from .predictions import SavePredictions
+from .preview import Preview
 from .results import InferenceResults
 from .training import TrainingRun
 from .weights import WeightsLoader, save_weights
@@ -15,6 +16,7 @@ __all__ = [
     "InferenceMeasurements",
     "InferenceResults",
     "OverlayImageHandler",
+    "Preview",
     "SavePredictions",
     "TrainingRun",
     "WeightsLoader",

@@ -30,6 +30,8 @@ __all__ = ["EvaluationReport"]
 logger = logging.getLogger("segbundles")
 
 FEW_GROUPS = 10
+_SLICES_BYTES = 10_000_000  # of all cases
+_CASE_BYTES = 500_000
 
 
 class EvaluationReport:
@@ -48,7 +50,8 @@ class EvaluationReport:
         title: heading of the report.
         settings: what the run uses. Its record is written to ``evaluating.config.json`` and shown at the end of the
             report, and its notes are added to the notes on each case. None leaves them out.
-        figures: whether to draw the cases.
+        figures: whether to draw the cases, and to add sliders through their slices; these share 10 MB, at most 500 kB
+            and at least 30 kB each.
         image_key: image in the engine's batch.
         label_key: truth in the engine's output, class indices.
         pred_key: prediction in the engine's output, class indices.
@@ -75,6 +78,7 @@ class EvaluationReport:
         self.figures = figures
         self.image_key, self.label_key, self.pred_key = image_key, label_key, pred_key
         self._run_log = RunLog(self.output_dir / "evaluation.log")
+        self._most_bytes = _CASE_BYTES
         self._cases: list[list[CaseRecord]] = []  # of this process; the records of a case stay together
 
     def attach(self, engine: Engine) -> None:
@@ -92,6 +96,11 @@ class EvaluationReport:
         if self.settings:
             self.settings.write(self.output_dir / "evaluating.config.json")
         self._cases = []
+        if self.figures:
+            from segbundles.report import share_of_page
+
+            data = engine.state.dataloader
+            self._most_bytes = share_of_page(_SLICES_BYTES, len(getattr(data, "dataset", data)), _CASE_BYTES)
 
     def add(self, engine: Engine) -> None:
         """Score the cases of a batch."""
@@ -102,6 +111,10 @@ class EvaluationReport:
             name = str(batch.get("case") or f"{Path(file).parent.name}/{file_stem(file)}".strip("/"))
             records = self.scorer.score(name, item, self.figures)
             for record in records:
+                if record.slices is not None:
+                    from segbundles.report import case_slices
+
+                    record.slices = case_slices(**record.slices, most_bytes=self._most_bytes)
                 record.file = file + record.name.removeprefix(name)
                 record.group = str(batch.get("group") or "")
                 if self.settings and self.settings.notes:
@@ -147,6 +160,7 @@ class EvaluationReport:
             title=self.title,
             rows=rows,
             figures={r.name: f for r, f in zip(drawn, limit_figures([r.figure for r in drawn]), strict=True)},
+            slices={record.name: record.slices for record in records if record.slices},
             summary=metrics,
             units={key: unit for key in metrics if (unit := units.get(base_name(key)))},
             notes=[*evaluation.notes, *few],

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 
-from segbundles.data import file_stem, image_name, image_root
+from segbundles.data import file_stem, image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import InferenceEvents
-from segbundles.files import atomic_path, read_json, write_json
+from segbundles.files import atomic_path, read_json, shown_below, write_json
 from segbundles.measurements import CELL_COLUMNS
 from segbundles.transforms import SaveSegmentationd
 
@@ -30,8 +30,7 @@ class InferenceMeasurements:
 
     The file has what ``inference.csv`` has and what does not fit into a table, such as the size of each part: one entry
     per image, with its ``files`` (several for a stack), ``status``, ``seconds``, ``notes`` and measurements. In a
-    process group the first process writes the entries of all. It is used beside :class:`InferenceResults`, which raises
-    the error that ends a run.
+    process group the first process writes the entries of all.
 
     Args:
         output_dir: folder to write to.
@@ -69,7 +68,7 @@ class InferenceMeasurements:
     def add(self, engine: Engine) -> None:
         """Add an image."""
         report = engine.state.report
-        files = [image_name(file, self.root) for file in report.files]
+        files = [shown_below(file, self.root) for file in report.files]
         measured = dict(report.item.get("measurements", {}))
         table = measured.pop("table", None)
         if "slices" in measured:
@@ -87,7 +86,7 @@ class InferenceMeasurements:
             self._write(entries)
 
     def stop(self, engine: Engine, error: BaseException) -> None:
-        """Write what there is when an error stops the run, which InferenceResults then raises."""
+        """Write what there is when an error stops the run."""
         if process_rank() == 0:
             with suppress(ValueError):  # the error that stopped the run is the one to be seen
                 self._write(self.entries)

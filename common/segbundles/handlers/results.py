@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 
-from segbundles.data import image_name, image_root
+from segbundles.data import image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import InferenceEvents
 from segbundles.errors import fail
-from segbundles.files import RunLog, atomic_path, check_writable, read_table
+from segbundles.files import RunLog, atomic_path, check_writable, read_table, shown_below
 from segbundles.measurements import columns, summarize
 from segbundles.meta import join_notes
 from segbundles.transforms import SaveSegmentationd
@@ -96,11 +96,10 @@ class InferenceResults:
                 self.settings.write(self.output_dir / "inferring.config.json")
         self.rows = []
         self._earlier = self._read() if self.skip_finished else {}
-        # added when all handlers are attached, and so called after all others: both may end the run with an error
-        for event, handler in ((Events.COMPLETED, self.finish), (Events.EXCEPTION_RAISED, self.stop)):
-            if engine.has_event_handler(handler, event):
-                engine.remove_event_handler(handler, event)
-            engine.add_event_handler(event, handler)
+        # added when all handlers are attached, and so called after all others
+        if engine.has_event_handler(self.finish, Events.COMPLETED):
+            engine.remove_event_handler(self.finish, Events.COMPLETED)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def _read(self) -> dict[str, dict[str, str]]:
         if not self.path.is_file():
@@ -122,8 +121,7 @@ class InferenceResults:
         return True
 
     def _written(self, file: str) -> bool:
-        paths = ([output.output_path(file, pages) for pages in (False, True)] for output in self._outputs)
-        return all(any(path.is_file() for path in either) for either in paths)
+        return all(output.is_written(file) for output in self._outputs)
 
     def add(self, engine: Engine) -> None:
         """Add the rows of an image."""
@@ -148,7 +146,6 @@ class InferenceResults:
             with suppress(ValueError):  # the error that stopped the run is the one to be seen
                 self._write()
         self._log.release(error)
-        raise error
 
     def finish(self, engine: Engine) -> None:
         """Write the table in the first process, with the rows of all.
@@ -189,4 +186,4 @@ class InferenceResults:
         logger.info(f"{count} image{'s'[: count != 1]} segmented{also}. Results: {self.output_dir}")
 
     def _name(self, file: str) -> str:
-        return image_name(file, self.root)
+        return shown_below(file, self.root)

@@ -6,6 +6,7 @@ from .autocast import AutocastInferer
 from .frame import FrameInferer
 from .locator_crop import LocatorCropInferer
 from .mirror import MirrorInferer
+from .scale import ScaleInferer
 from .tiles import TileInferer
 
-__all__ = ["AutocastInferer", "FrameInferer", "LocatorCropInferer", "MirrorInferer", "TileInferer"]
+__all__ = ["AutocastInferer", "FrameInferer", "LocatorCropInferer", "MirrorInferer", "ScaleInferer", "TileInferer"]

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
-from torch.nn import functional as F
 
 from segbundles.errors import fail
 from segbundles.meta import set_notes
 from segbundles.transforms.frames import frame_box, frame_size
+
+from .scale import run_at_size
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "FrameInferer"]
 
@@ -93,11 +94,7 @@ class FrameInferer(Inferer):
     def _run(self, frames: torch.Tensor, network: Callable, *args: Any, **kwargs: Any) -> torch.Tensor:
         size = tuple(frames.shape[2:])
         computed = frame_size(size, self.height, self.max_pixels)
-        if computed == size:
-            return self.inferer(frames, network, *args, **kwargs)
-        frames = F.interpolate(frames, computed, mode="bilinear", antialias=True)
-        logits = self.inferer(frames, network, *args, **kwargs)
-        return F.interpolate(logits, size, mode="bilinear", antialias=True)
+        return run_at_size(self.inferer, computed, frames, network, *args, **kwargs)
 
     def _run_boxes(
         self, frames: torch.Tensor, boxes: Sequence[tuple[int, ...]], network: Callable, *args: Any, **kwargs: Any

@@ -1,4 +1,4 @@
-"""The evaluation report: one HTML page with figures of each case."""
+"""The evaluation report and the preview of an inference: HTML pages with pictures of each case."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from .plots import (
     precision_recall_svg,
     thresholds_svg,
 )
+from .preview import read_preview, write_preview
 from .sections import CELL_COLOURS, colour_cells, limit_figures, section_figure
 from .tables import export, to_latex
+from .viewer import case_slices, share_of_page
 
 __all__ = [
     "CELL_COLOURS",
@@ -24,6 +26,7 @@ __all__ = [
     "bland_altman_svg",
     "calibration_svg",
     "case_figure",
+    "case_slices",
     "choose_slices",
     "colour_cells",
     "distribution_svg",
@@ -32,8 +35,11 @@ __all__ = [
     "limit_figures",
     "overlay_rgb",
     "precision_recall_svg",
+    "read_preview",
     "section_figure",
+    "share_of_page",
     "thresholds_svg",
     "to_latex",
+    "write_preview",
     "write_report",
 ]

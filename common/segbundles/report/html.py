@@ -10,7 +10,7 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from numbers import Integral, Real
 from pathlib import Path
@@ -28,7 +28,7 @@ from segbundles.metrics import higher_is_better
 from segbundles.report.overlay import PREDICTION_COLOURS, TRUTH_COLOURS
 from segbundles.report.plots import distribution_svg
 
-__all__ = ["write_report"]
+__all__ = ["write_page", "write_report"]
 
 _UNDEFINED = "\N{EM DASH}"
 _NO_FAILURE = ("ok", "empty", "one class")
@@ -40,6 +40,7 @@ def write_report(
     title: str,
     rows: Sequence[Mapping[str, Any]],
     figures: Mapping[str, bytes] | None = None,
+    slices: Mapping[str, Mapping[str, Any]] | None = None,
     summary: Mapping[str, Mapping[str, float | None]],
     metrics: Sequence[str] | None = None,
     units: Mapping[str, str] | None = None,
@@ -62,6 +63,8 @@ def write_report(
         rows: one dict per case: "case" (its name, unique), metrics (None and NaN mean undefined), "status" (default:
             "missed" if a metric is undefined, else "ok") and any other columns.
         figures: picture of each case (JPEG, PNG or WebP, as from :func:`case_figure`); not every case needs one.
+        slices: the slices of each case, as from :func:`case_slices`, for a slider below its picture; not every case
+            needs them.
         summary: "mean", "sd", "median", "worst" and "n" of each metric; missing values are shown as undefined. A metric
             that is in no row (such as one pooled over the cases) is only shown in the summary.
         metrics: the metrics in their order. Defaults to the summary's.
@@ -78,11 +81,11 @@ def write_report(
 
     Raises:
         ValueError: when there are no rows, a case has no name or the name of another, ``sort_by`` is not a metric of
-            the rows, a figure belongs to no case or is not a picture, or the file cannot be written.
+            the rows, a figure or slices belong to no case, a figure is not a picture, or the file cannot be written.
     """
-    figures, units = figures or {}, units or {}
+    figures, slices, units = figures or {}, slices or {}, units or {}
     metrics = list(summary) if metrics is None else list(metrics)
-    _check_cases(rows, figures)
+    _check_cases(rows, {"figures": figures, "slices": slices})
     per_case = [name for name in metrics if any(name in row for row in rows)]
     if sort_by is None and per_case:
         sort_by = per_case[0]
@@ -92,24 +95,22 @@ def write_report(
     digits = {name: _digits(name, rows, summary, units) for name in metrics}
     cases = []
     for row in sorted(rows, key=lambda row: _badness(row, per_case, sort_by)):
-        cases.append({"row": row, "status": _status(row, per_case), "figure": _figure(figures.get(row["case"]))})
+        name = row["case"]
+        shown = {"figure": _figure(figures.get(name)), "slices": slices.get(name)}
+        cases.append({"row": row, "status": _status(row, per_case), **shown})
     place = {case["row"]["case"]: k for k, case in enumerate(cases, 1)}
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = lambda value, name=None: _text(value, digits.get(name))
-    environment.filters["breakable"] = lambda name: escape(name).replace("_", Markup("_<wbr>"))
-    script = environment.get_template("report.js.j2").render()
     columns = dict.fromkeys(key for row in rows for key in row if key not in ("case", "status", *per_case))
     software = {"python": platform.python_version(), **versions(), "numpy": np.__version__}
-    page = environment.get_template("report.html.j2").render(
+    return write_page(
+        path,
+        "report.html.j2",
+        "report.js.j2",
+        {
+            "cell": lambda value, name=None: _text(value, digits.get(name)),
+            "breakable": lambda name: escape(name).replace("_", Markup("_<wbr>")),
+        },
         title=title,
-        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         notes=[notes] if isinstance(notes, str) else list(notes or []),
         statuses=Counter(case["status"] for case in cases).most_common(),
         ok=_NO_FAILURE,
@@ -127,15 +128,52 @@ def write_report(
             heading: [[_setting(cell) for cell in row] for row in table]
             for heading, table in {**(settings or {}), "Versions": software.items()}.items()
         },
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    template: str,
+    script: str,
+    filters: Mapping[str, Callable[..., Any]] | None = None,
+    **values: Any,
+) -> Path:
+    """Write a page from the templates of this folder; no script but its own may run on it.
+
+    Args:
+        path: file to write; missing folders are created, an existing file is replaced.
+        template: file name of the page's template.
+        script: file name of the template of its script.
+        filters: further filters of the template.
+        values: what the template shows, besides the ``date``.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: when the file cannot be written.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(filters or {})
+    code = environment.get_template(script).render()
+    page = environment.get_template(template).render(
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        script=code,
+        script_hash=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
+        **values,
     )
     with atomic_path(path) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
-def _check_cases(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, bytes]) -> None:
+def _check_cases(rows: Sequence[Mapping[str, Any]], pictures: Mapping[str, Mapping[str, Any]]) -> None:
     if not rows:
         fail("rows is empty: there is no case to report.")
     names = Counter(row.get("case") for row in rows)
@@ -143,8 +181,9 @@ def _check_cases(rows: Sequence[Mapping[str, Any]], figures: Mapping[str, bytes]
         fail(f'every row needs "case", the name of its case; got a row with only {_keys_without_case(rows)}.')
     if repeated := [name for name, count in names.items() if count > 1]:
         fail(f"case names must differ, got more than one {repeated[0]!r}: put the folder into the name.")
-    if strays := [name for name in figures if name not in names]:
-        fail(f"figures has a picture for {strays[0]!r}, which is not a case of rows.")
+    for kind, given in pictures.items():
+        if strays := [name for name in given if name not in names]:
+            fail(f"{kind} has a picture for {strays[0]!r}, which is not a case of rows.")
 
 
 def _keys_without_case(rows: Sequence[Mapping[str, Any]]) -> list[str]:

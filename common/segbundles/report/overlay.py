@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
@@ -15,13 +15,13 @@ from scipy.ndimage import binary_erosion, uniform_filter
 from skimage.measure import find_contours
 
 from segbundles.errors import fail
+from segbundles.segments import PREDICTION_COLOURS
 
 __all__ = ["PREDICTION_COLOURS", "TRUTH_COLOURS", "case_figure", "choose_slices", "overlay_rgb"]
 
-# a pair of colours per class, cool for truth and warm for prediction: Okabe and Ito's colour-blind-safe palette, then
-# two more
+# with PREDICTION_COLOURS a pair of colours per class, cool for truth and warm for prediction: Okabe and Ito's
+# colour-blind-safe palette, then two more
 TRUTH_COLOURS = ((86, 180, 233), (0, 158, 115), (240, 228, 66), (51, 102, 255), (255, 255, 255))
-PREDICTION_COLOURS = ((230, 159, 0), (204, 121, 167), (213, 94, 0), (238, 51, 119), (255, 170, 187))
 
 _SMALLEST_SIDE = 384  # pixels; overlay_rgb enlarges the longer side to at least this
 _SUPERSAMPLING = 3
@@ -195,44 +195,65 @@ def case_figure(
     Raises:
         ValueError: when the shapes do not match, or a class map contains fractions.
     """
-    pixels = convert_to_numpy(image)
     maps = {"truth": truth, "prediction": prediction}
-    labels = {name: convert_to_numpy(x) for name, x in maps.items() if x is not None}
+    given = {name: x for name, x in maps.items() if x is not None}
+    pixels, labels, spacing, rank = _displayed(image, given, spacing_mm, slice_axis, affine)
+    if rank == 2:
+        panels = _image_panels(pixels[:, :, 0], {name: x[:, :, 0] for name, x in labels.items()}, spacing)
+    else:
+        panels = _volume_panels(pixels, labels, spacing, max_slices)
+    return _encode(_compose(panels))
+
+
+def _displayed(
+    image: Any, maps: Mapping[str, Any], spacing_mm: Sequence[float] | None, slice_axis: int, affine: Any | None
+) -> tuple[NDArray, dict[str, NDArray], tuple[float, float], int]:
+    """Check a case and turn it to how it is shown, see :func:`case_figure`.
+
+    Returns:
+        Image (rows, columns, slices) or (rows, columns, slices, 3), class maps (rows, columns, slices), spacing along
+        rows and columns, and the number of spatial axes; a 2D image has one slice.
+    """
+    pixels = _array(image)
+    labels = {name: _array(x) for name, x in maps.items()}
     spatial = next(iter(labels.values())).shape if labels else pixels.shape[pixels.shape[0] == 3 :]
-    if len(spatial) not in (2, 3) or pixels.shape not in (spatial, (3, *spatial)) or 0 in spatial:
+    rank = len(spatial)
+    if rank not in (2, 3) or pixels.shape not in (spatial, (3, *spatial)) or 0 in spatial:
         fail(
             f"image must have shape (W, H), (3, W, H), (W, H, D) or (3, W, H, D) and the class maps its spatial shape, "
             f"got image {pixels.shape}" + "".join(f", {name} {x.shape}" for name, x in labels.items()) + "."
         )
     labels = {name: _class_map(x, spatial, name) for name, x in labels.items()}
     if spacing_mm is None:
-        spacing_mm = (1.0,) * len(spatial) if affine is None else np.linalg.norm(_affine(affine)[:3, :3], axis=0)
+        spacing_mm = (1.0,) * rank if affine is None else np.linalg.norm(_affine(affine)[:3, :3], axis=0)
     spacing = [float(s) for s in spacing_mm]
-    if len(spacing) < len(spatial) or min(spacing) <= 0:
-        fail(f"spacing_mm must be {len(spatial)} positive numbers, one per axis, got {list(spacing_mm)}.")
-    if pixels.ndim > len(spatial):
+    if len(spacing) < rank or min(spacing) <= 0:
+        fail(f"spacing_mm must be {rank} positive numbers, one per axis, got {list(spacing_mm)}.")
+    if pixels.ndim > rank:
         pixels = np.moveaxis(pixels, 0, -1)
+    if rank == 2:
+        flat = {name: x.T[:, :, None] for name, x in labels.items()}
+        return np.swapaxes(pixels, 0, 1)[:, :, None], flat, (spacing[1], spacing[0]), rank
+    if not -3 <= slice_axis <= 2:
+        fail(f"slice_axis must be from -3 to 2, got {slice_axis}.")
+    row, column, flips = _display_axes(slice_axis % 3, affine)
 
-    if len(spatial) == 2:
-        rows = {name: x.T for name, x in labels.items()}
-        panels = _image_panels(np.swapaxes(pixels, 0, 1), rows, (spacing[1], spacing[0]))
-    else:
-        if not -3 <= slice_axis <= 2:
-            fail(f"slice_axis must be from -3 to 2, got {slice_axis}.")
-        row, column, flips = _display_axes(slice_axis % 3, affine)
+    def turn(x: NDArray) -> NDArray:
+        return np.flip(np.moveaxis(x, (row, column, slice_axis % 3), (0, 1, 2)), flips)
 
-        def turn(x: NDArray) -> NDArray:
-            return np.flip(np.moveaxis(x, (row, column, slice_axis % 3), (0, 1, 2)), flips)
+    turned = {name: turn(x) for name, x in labels.items()}
+    return turn(pixels), turned, (spacing[row], spacing[column]), rank
 
-        turned = {name: turn(x) for name, x in labels.items()}
-        panels = _volume_panels(turn(pixels), turned, (spacing[row], spacing[column]), max_slices)
-    return _encode(_compose(panels))
+
+def _array(values: Any) -> NDArray:
+    # MONAI's function copies an array whose axes are not in order
+    return values if isinstance(values, np.ndarray) else convert_to_numpy(values)
 
 
 def _class_map(label: Any | None, shape: tuple[int, ...], name: str) -> NDArray | None:
     if label is None:
         return None
-    array = convert_to_numpy(label)
+    array = _array(label)
     if array.shape != shape:
         fail(f"{name} has shape {array.shape} but the image has {shape}: they must be equal.")
     if array.dtype.kind == "f" and not np.array_equal(array, np.rint(array)):
@@ -272,8 +293,10 @@ def _to_uint8(pixels: NDArray, window: tuple[float, float] | None) -> NDArray[np
     if window is None:
         return np.ascontiguousarray(pixels)
     low, high = window
-    scaled = (np.nan_to_num(pixels.astype(np.float32), nan=low) - low) / max(high - low, 1e-12)
-    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    scaled = (pixels.astype(np.float32) - low) * np.float32(255 / max(high - low, 1e-12))
+    np.fmax(scaled, 0, out=scaled)  # NaN becomes black
+    np.fmin(scaled, 255, out=scaled)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def _draw_outlines(

@@ -25,7 +25,7 @@ from segbundles.report.overlay import (
     _to_uint8,
 )
 
-__all__ = ["CELL_COLOURS", "colour_cells", "limit_figures", "section_figure"]
+__all__ = ["CELL_COLOURS", "colour_cells", "group_cells", "limit_figures", "section_figure"]
 
 # Okabe and Ito's colour-blind-safe palette, with grey instead of black
 CELL_COLOURS = (
@@ -44,17 +44,17 @@ _REPORT_BYTES = 14_000_000  # of all sections; base64-encoded 19 MB
 _REACH = 8  # pixels by which cells are grown to find their neighbours
 
 
-def colour_cells(cells: Any) -> NDArray[np.uint8]:
-    """Colour a label image so that neighbouring cells differ.
+def group_cells(cells: Any) -> NDArray[np.uint8]:
+    """Divide the cells of a label image into as many groups as there are :data:`CELL_COLOURS`; neighbours differ.
 
-    Cells are coloured one after the other, each with the least used colour that no neighbour has. If no colour is left
+    Cells are assigned one after the other, each to the smallest group that no neighbour belongs to. If no group is left
     (nine cells that all touch each other), two neighbours share one.
 
     Args:
         cells: label image (H, W), membranes 0.
 
     Returns:
-        Colours, (H, W, 3), uint8; membranes are black.
+        Groups, (H, W), uint8, from 1; membranes are 0.
     """
     labels = convert_to_numpy(cells)
     if labels.ndim != 2 or labels.dtype.kind not in "iub" or not labels.size or labels.min() < 0:
@@ -68,7 +68,7 @@ def colour_cells(cells: Any) -> NDArray[np.uint8]:
     for one, other in np.unique(pairs[(pairs[:, 0] != pairs[:, 1]) & pairs.all(1)], axis=0).tolist():
         neighbours.setdefault(one, set()).add(other)
         neighbours.setdefault(other, set()).add(one)
-    table = np.zeros((labels.max() + 1, 3), np.uint8)
+    table = np.zeros(labels.max() + 1, np.uint8)
     chosen: dict[int, int] = {}
     used: Counter[int] = Counter()
     for cell in range(1, len(table)):
@@ -76,8 +76,20 @@ def colour_cells(cells: Any) -> NDArray[np.uint8]:
         free = [k for k in range(len(CELL_COLOURS)) if k not in taken] or list(range(len(CELL_COLOURS)))
         chosen[cell] = min(free, key=lambda k: used[k])
         used[chosen[cell]] += 1
-        table[cell] = CELL_COLOURS[chosen[cell]]
+        table[cell] = chosen[cell] + 1
     return table[labels]
+
+
+def colour_cells(cells: Any) -> NDArray[np.uint8]:
+    """Colour a label image so that neighbouring cells differ, see :func:`group_cells`.
+
+    Args:
+        cells: label image (H, W), membranes 0.
+
+    Returns:
+        Colours, (H, W, 3), uint8; membranes are black.
+    """
+    return np.array([(0, 0, 0), *CELL_COLOURS], np.uint8)[group_cells(cells)]
 
 
 def section_figure(image: Any, truth: Any, prediction: Any, membrane_probability: Any, cells: Any) -> bytes:

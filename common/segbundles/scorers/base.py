@@ -10,10 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 
-from segbundles.errors import fail
-from segbundles.meta import file_name, spacing_of
+from segbundles.transforms import displayed_case
 
 __all__ = ["CaseRecord", "Evaluation", "Scorer", "class_maps", "dice_line", "draw", "mean_of_defined"]
 
@@ -27,6 +25,7 @@ class CaseRecord:
         row: the columns after ``case``: ``status``, metrics (NaN where undefined) and ``notes``.
         details: what only the scorer itself reads again, such as the rows of slices; it must be picklable.
         figure: picture for the report, JPEG or PNG; None if it is not drawn.
+        slices: what the report shows with a slider, see :func:`draw`; None if it shows nothing.
         file: longer name, used if another case has the same one; the report sets it.
         group: ``group`` of the case in the datalist, such as its patient; the report sets it.
     """
@@ -35,6 +34,7 @@ class CaseRecord:
     row: dict[str, Any]
     details: Any = None
     figure: bytes | None = None
+    slices: Mapping[str, Any] | None = None
     file: str = ""
     group: str = ""
 
@@ -78,8 +78,8 @@ class Scorer(Protocol):
             def score(self, name, item, figures):
                 truth, prediction = class_maps(item)
                 row = segmentation_metrics(prediction, truth, spacing_of(item["label"]))
-                figure = draw(item, (truth, prediction)) if figures else None
-                return [CaseRecord(name, {**row, "notes": notes_of(item["image"], item["pred"])}, figure=figure)]
+                row["notes"] = notes_of(item["image"], item["pred"])
+                return [CaseRecord(name, row, **(draw(item, (truth, prediction)) if figures else {}))]
 
             def conclude(self, records):
                 summary = summarize([record.row for record in records])
@@ -115,8 +115,8 @@ def class_maps(item: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def draw(
     item: Mapping[str, Any], maps: Sequence[torch.Tensor], slice_axis: int = -1, channel: int | None = None
-) -> bytes:
-    """Draw a case with outlines of truth and prediction.
+) -> dict[str, Any]:
+    """Draw a case with outlines of truth and prediction, and collect what a slider through its slices shows.
 
     Args:
         item: the case, see :meth:`segbundles.scorers.Scorer.score`.
@@ -124,19 +124,18 @@ def draw(
         slice_axis: axis across which a volume is cut into the slices that are shown.
         channel: channel to show; None shows three channels as colours, otherwise the first one.
 
+    Returns:
+        ``figure`` and ``slices`` of a :class:`CaseRecord`: a JPEG picture, and the arguments of
+        :func:`segbundles.report.case_slices`.
+
     Raises:
         ValueError: when the image has no such channel.
     """
     from segbundles.report import case_figure
 
-    image, label = np.asarray(item["image"].detach().cpu()), item["label"]
-    if channel is not None and not 0 <= channel < len(image):
-        fail(f"channel is {channel}, but {file_name(item['image'])} has {len(image)}: count from 0, or give None.")
-    if channel is not None or len(image) != 3:
-        image = image[channel or 0]
-    affine = np.asarray(label.affine) if label.ndim == 4 and isinstance(label, MetaTensor) else None
-    truth, prediction = (one.numpy() for one in maps)
-    return case_figure(image, truth, prediction, spacing_mm=spacing_of(label), slice_axis=slice_axis, affine=affine)
+    shown = displayed_case(item["image"], dict(zip(("truth", "prediction"), maps, strict=True)), channel, slice_axis)
+    options = {key: value for key, value in shown.items() if key not in ("image", "overlays")}
+    return {"figure": case_figure(shown["image"], *shown["overlays"].values(), **options), "slices": shown}
 
 
 def dice_line(summary: Mapping[str, Any]) -> str:

@@ -43,7 +43,7 @@ class FrameScorer:
             **segmentation_metrics(prediction, truth, (), self.num_classes, distances=False),
             "notes": notes_of(item["image"], item["pred"]),
         }
-        return [CaseRecord(name, row, counts, draw(item, (truth, prediction)) if figures else None)]
+        return [CaseRecord(name, row, counts, **(draw(item, (truth, prediction)) if figures else {}))]
 
     def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
         """Return the mean scores of the frames, and the pooled scores of the set and of each sequence."""

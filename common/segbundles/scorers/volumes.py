@@ -33,8 +33,8 @@ class VolumeScorer:
     def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
         """Score a volume: overlaps, and distances if its spacing is known."""
         maps = class_maps(item)
-        figure = draw(item, maps) if figures else None
-        return [CaseRecord(name, _row(item, maps, self.num_classes), figure=figure)]
+        drawn = draw(item, maps) if figures else {}
+        return [CaseRecord(name, _row(item, maps, self.num_classes), **drawn)]
 
     def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
         """Return the mean scores of all volumes, and say which have no distances."""
@@ -73,9 +73,9 @@ class SliceScorer:
             "lesion_free_slices": len(slices) - len(dice),
             "false_positive_slices": sum(one["predicted_pixels"] > 0 for one in slices if not one["truth_pixels"]),
         }
-        figure = draw(item, maps, self.slice_axis, self.channel) if figures else None
+        drawn = draw(item, maps, self.slice_axis, self.channel) if figures else {}
         details = [{"slice": number, **one} for number, one in zip(names, slices, strict=True)]
-        return [CaseRecord(name, _row(item, maps, self.num_classes, by_slice), details, figure)]
+        return [CaseRecord(name, _row(item, maps, self.num_classes, by_slice), details, **drawn)]
 
     def conclude(self, records: Sequence[CaseRecord]) -> Evaluation:
         """Return the mean scores of all volumes, and the table of all slices."""

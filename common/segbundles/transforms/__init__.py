@@ -2,14 +2,16 @@
 
 from .channels import FillChannelsd, RandFillChannelsd
 from .check import CheckImaged, LabelToClassd, SetSpacingd
-from .classmap import LogitsToClassd
+from .classmap import LogitsToClassd, ToProbabilitiesd
 from .component import KeepLargestConnectedComponentd, largest_component
 from .crop import CropBoxd
+from .dicom_seg import SaveDicomSegd
 from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
-from .io import SaveSegmentationd
+from .io import SaveOutputd, SaveProbabilitiesd, SaveSegmentationd
 from .measure import MeasureCellsd, MeasureMaskd
 from .padding import FillPaddingd
 from .pages import LoadPaged
+from .preview import Previewd, displayed_case
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
 from .slices import NeighbourSlicesd, NormalizeSlicesd, ScaleSlicesd
@@ -31,16 +33,22 @@ __all__ = [
     "MeasureMaskd",
     "NeighbourSlicesd",
     "NormalizeSlicesd",
+    "Previewd",
     "ProbabilityWatershedd",
     "RandCropByKnownClassesd",
     "RandFillChannelsd",
     "ResampleToSpacing",
     "ResampleToSpacingd",
+    "SaveDicomSegd",
+    "SaveOutputd",
+    "SaveProbabilitiesd",
     "SaveSegmentationd",
     "ScaleSlicesd",
     "SetSpacingd",
     "SignedDistanceMap",
     "SignedDistanceMapd",
+    "ToProbabilitiesd",
+    "displayed_case",
     "grey_watershed",
     "largest_component",
     "probability_watershed",

@@ -1,4 +1,4 @@
-"""Converting a network's output to a class map."""
+"""Converting a network's output to a class map, and to probabilities."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Hashable, Mapping
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from monai.utils import ensure_tuple_rep
 
 from segbundles.errors import fail
 
-__all__ = ["LogitsToClassd"]
+__all__ = ["LogitsToClassd", "ToProbabilitiesd"]
 
 
 class LogitsToClassd(MapTransform):
@@ -41,3 +42,58 @@ class LogitsToClassd(MapTransform):
             classes = logits > self.logit if logits.shape[0] == 1 else logits.argmax(0, keepdim=True)
             d[key] = classes.to(torch.uint8)
         return d
+
+
+class ToProbabilitiesd(MapTransform):
+    """Keep the probability of every class, (classes, spatial), float32, under another key.
+
+    The probabilities of a pixel add up to 1. The most probable class, the first one in a tie, is that of
+    :class:`LogitsToClassd` with a threshold of 0.5, also where logits differ by less than float32 probabilities can.
+
+    Args:
+        keys: outputs of a network: logits, of which a single channel is class 1, or probabilities of all classes. They
+            stay unchanged.
+        prob_keys: keys of the probabilities.
+        logits: whether the outputs are logits.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when probabilities have a single channel.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob_keys: KeysCollection = "prob",
+        logits: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.prob_keys = ensure_tuple_rep(prob_keys, len(self.keys))
+        self.logits = logits
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Return the data with probabilities."""
+        d = dict(data)
+        for key, prob_key in self.key_iterator(d, self.prob_keys):
+            output = d[key].float()
+            if not self.logits:
+                if output.shape[0] == 1:
+                    fail(f"{key} has one channel, but probabilities must have one per class: set logits to true.")
+                d[prob_key] = output / output.sum(0, keepdim=True)
+                continue
+            if output.shape[0] == 1:
+                output = torch.cat([torch.zeros_like(output), output])
+            d[prob_key] = _softmax(output)
+        return d
+
+
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Return probabilities whose largest one is where the largest logit is."""
+    classes, probabilities = logits.argmax(0, keepdim=True), logits.softmax(0)
+    hidden = probabilities.argmax(0, keepdim=True) != classes
+    if hidden.any():
+        largest = probabilities.amax(0, keepdim=True)
+        above = torch.nextafter(largest, torch.ones_like(largest))
+        probabilities.scatter_(0, classes, torch.where(hidden, above, probabilities.gather(0, classes)))
+    return probabilities

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from segbundles.measurements import measure_cells, measure_frame, measure_volume
@@ -27,8 +28,7 @@ class MeasureMaskd(MapTransform):
 
     Args:
         keys: class map, (1, spatial), on the grid of its file; one key.
-        classes: name of each class, by its index as text, as in ``metadata.json``.
-        num_classes: number of classes, background included; without a name a class is ``class 2``.
+        classes: name of each class by its index, which may be text, as in JSON. The background (0) is left out.
         shape: whether to measure extent and sphericity of volumes.
         parts: whether to measure each connected part.
         allow_missing_keys: as in MONAI.
@@ -37,14 +37,14 @@ class MeasureMaskd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        classes: Mapping[str, str] | None = None,
-        num_classes: int = 2,
+        classes: Mapping[Any, str] | None = None,
         shape: bool = False,
         parts: bool = False,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.names = {k: (classes or {}).get(str(k), f"class {k}") for k in range(1, num_classes)}
+        named = {1: "segmentation"} if classes is None else classes
+        self.names = {int(index): name for index, name in named.items() if int(index)}
         self.shape = shape
         self.parts = parts
 
@@ -59,10 +59,8 @@ class MeasureMaskd(MapTransform):
         classes = pred.numpy(force=True)[0].astype(np.uint8)
         if classes.ndim == 2:
             return measure_frame(classes, self.names, self.parts)
-        affine = pred.meta["original_affine"] if has_spacing(pred) and "original_affine" in pred.meta else None
-        measured = measure_volume(
-            classes, None if affine is None else np.asarray(affine), self.names, self.shape, self.parts
-        )
+        affine = pred.affine.numpy(force=True) if isinstance(pred, MetaTensor) and has_spacing(pred) else None
+        measured = measure_volume(classes, affine, self.names, self.shape, self.parts)
         if files := slice_files(pred):
             measured["slices"] = [measure_frame(classes[..., k], self.names) for k in range(len(files))]
         return measured
