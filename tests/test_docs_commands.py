@@ -174,6 +174,7 @@ def sources(
             (place / "Atrial Segmentation Challenge").symlink_to(left_atrium_phantom)
             as_heart(volumes, place / "Task02_Heart")
             copy_scan(volumes, place / "volumes")
+            nib.save(nib.load(place / "Task02_Heart/imagesTr/la_000.nii.gz"), place / "scan.nii.gz")
             return
         copy_scan(volumes, place / "scans")
         if page == "docs/edit_the_json.md":

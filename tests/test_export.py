@@ -180,7 +180,7 @@ def infer(root: Path, output_dir: str, **options: object) -> dict[str, np.ndarra
 def written(name: str, output_dir: str) -> dict[str, np.ndarray]:
     (row,) = table(Path(output_dir) / "inference.csv")
     assert row["status"] == "ok"
-    files = [path for path in Path(output_dir).iterdir() if path.suffix not in (".csv", ".json", ".log")]
+    files = [path for path in Path(output_dir).iterdir() if path.suffix not in (".csv", ".json", ".log", ".html")]
     found = {path.name: BY_NAME[name].read(path) for path in files}
     for array in found.values():
         assert 0.01 < (array > 0).mean() < 0.99  # an empty mask would agree whatever happened

@@ -198,7 +198,7 @@ class TestBundles:
         assert found == {"left_atrium_vnet": BUNDLES / "left_atrium_vnet", "mine": mine}
 
     def test_what_cannot_be_served_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"no bundle 'left_atrium': give one of brain_flair_unet, .*, or a folder"):
+        with pytest.raises(ValueError, match=r"no bundle 'left_atrium': give one of .*, or the path of its folder"):
             find_bundles(["left_atrium"])
         bare = make_bundle(tmp_path / "bare", None)
         with pytest.raises(

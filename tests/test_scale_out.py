@@ -109,7 +109,9 @@ def same_files(one: Path, several: Path, count: int) -> None:
         # these contain times, the command and the folders
         if file.name != "inference.csv" and not file.name.endswith(".config.json"):
             # so does the end of a report, and ids inside a plot are random
-            varying = rb'(?s)image/svg[^"]+|Written [^<]+|<section id="settings">.*</section>'
+            varying = (
+                rb'(?s)image/svg[^"]+|Written [^<]+|<section id="settings">.*</section>|"seconds": [\d.]+|[\d.]+ s<'
+            )
             contents = (re.sub(varying, b"", (out / file).read_bytes()) for out in (one, several))
             assert next(contents) == next(contents), file
 
@@ -511,7 +513,9 @@ class TestTwoProcesses:
         statuses = [row["status"] for row in two]
         images = len(scene.scans(bundle))
         assert (statuses.count("ok"), statuses.count("failed")) == (images, 1)
-        same_files(root / "one" / "inferring", root / "two" / "inferring", 2 + images * (1 + (bundle.name[:2] == "em")))
+        same_files(
+            root / "one" / "inferring", root / "two" / "inferring", 4 + images * (1 + 2 * (bundle.name[:2] == "em"))
+        )
         assert scene.errors[f"{bundle.name} inferring.0"].startswith(f"1 of {images + 1} images failed: bad/bad.")
 
     def test_only_the_first_one_reports_failures(self, scene: Scene) -> None:
@@ -634,7 +638,8 @@ def test_results_know_all_outputs_of_an_image() -> None:
     """Otherwise ``skip_finished`` would skip images of which an output is missing."""
     for path in ROOT.glob("bundles/*/configs/inference.json"):
         config = json.loads(path.read_text())
-        saved = [t for t in config["postprocessing"]["transforms"] if t["_target_"].endswith("SaveSegmentationd")]
+        wanted = ("SaveSegmentationd", "SaveProbabilitiesd")
+        saved = [t for t in config["postprocessing"]["transforms"] if t["_target_"].endswith(wanted)]
         (results,) = (h for h in config["handlers"] if h["_target_"].endswith("InferenceResults"))
-        postfixes = [transform.get("output_postfix", "seg") for transform in saved]
-        assert results.get("postfixes", ["seg"]) == postfixes, path
+        postfixes = [transform.get("output_postfix", "seg") for transform in saved[:-1]]
+        assert results["postfixes"] == f"${postfixes} + ['prob'] * @save_probabilities", path

@@ -498,7 +498,7 @@ class TestConfigs:
         scored = train["validate"]["inferer"]
         scored["inferer"]["inferer"] = evaluate["validate::inferer::inferer::inferer"]
         assert scored == infer["inferer"]
-        assert train["validate"]["postprocessing"] == infer["postprocessing"]["transforms"][0]
+        assert train["validate"]["postprocessing"] == infer["postprocessing"]["transforms"][1]
         assert config("metadata.json")["network_data_format"]["inputs"]["image"]["spatial_shape"] == train["patch_size"]
 
     def test_a_loss_without_terms_is_refused(self, phantom: Path, tmp_path: Path) -> None:
@@ -510,6 +510,7 @@ class TestConfigs:
         """MONAI Label removes SaveImaged, and saves the result of the other steps."""
         parser = ConfigParser()
         parser.read_config(str(CONFIGS / "inference.json"))
+        parser["preview"] = False  # it needs the image too
         steps = [t for t in parser.get_parsed_content("postprocessing").transforms if not isinstance(t, SaveImaged)]
         ramp = torch.linspace(-1, 1, 64 * 48).reshape(64, 48)
         pred = Compose(steps)({"pred": MetaTensor(torch.stack([torch.zeros(64, 48), ramp]))})["pred"]

@@ -18,6 +18,8 @@ from monai.data.utils import orientation_ras_lps
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 from scipy.spatial.transform import Rotation
 
+from segbundles.bundle import RunSettings
+
 CONFIG = Path(__file__).parents[2] / "bundles" / "left_atrium_vnet" / "configs" / "inference.json"
 ORDERS = [(axes, flips) for axes in itertools.permutations(range(3)) for flips in itertools.product((1, -1), repeat=3)]
 VOLUME = np.random.default_rng(0).integers(0, 1000, (5, 4, 3)).astype(np.int16)
@@ -95,7 +97,8 @@ def segment():
     """The left-atrium bundle's own inference on one file, with a tiny network that has random weights."""
     parser = ConfigParser()
     parser.read_config(CONFIG)
-    parser.update({"settings": None, "use_locator": False, "network_spacing_mm": [2.5] * 3, "base_channels": 2})
+    parser.update({"settings": RunSettings(), "preview": False, "measurements": False, "dicom_seg": False})
+    parser.update({"use_locator": False, "network_spacing_mm": [2.5] * 3, "base_channels": 2})
     parser.update({"window_size": [32, 32, 32], "dataset_dir": "/", "device": "$torch.device('cpu')", "amp": False})
 
     def run(path, output_dir):

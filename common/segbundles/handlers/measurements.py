@@ -81,9 +81,10 @@ class InferenceMeasurements:
 
     def finish(self, engine: Engine) -> None:
         """Write the file, in the first process."""
-        entries = list(chain.from_iterable(gather(self.entries)))
+        shares = gather(self.entries)
         if process_rank() == 0:
-            self._write(entries)
+            self.entries = list(chain.from_iterable(shares))
+            self._write(self.entries)
 
     def stop(self, engine: Engine, error: BaseException) -> None:
         """Write what there is when an error stops the run."""

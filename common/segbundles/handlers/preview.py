@@ -43,7 +43,7 @@ class Preview:
     Args:
         output_dir: folder of the page.
         dataset_dir: folder that file names are relative to.
-        title: heading of the page.
+        title: heading of the page; None takes the names of the classes from the settings.
         settings: settings of the run, for the names of the classes and for notes; None leaves them out.
         skip_finished: whether to keep what the page of an earlier run shows of images that are still in the data set
             and are not segmented again.
@@ -53,7 +53,7 @@ class Preview:
         self,
         output_dir: PathLike,
         dataset_dir: PathLike = "",
-        title: str = "Preview",
+        title: str | None = None,
         settings: RunSettings | None = None,
         skip_finished: bool = False,
     ) -> None:
@@ -99,6 +99,11 @@ class Preview:
         }
         self.cases.append(case)
 
+    def _classes(self) -> str:
+        classes = self.settings.classes if self.settings else {}
+        text = ", ".join(name for index, name in classes.items() if index != "0")
+        return text[:1].upper() + text[1:]
+
     def _slices(self, report: ImageReport) -> tuple[dict[str, Any] | None, str]:
         """Return what the slider shows, or None and why there is nothing."""
         from segbundles.report import case_slices
@@ -131,7 +136,7 @@ class Preview:
             everything = [*self.cases, *(self._earlier(engine) if self.skip_finished else ())]
             write_preview(
                 self.path,
-                title=self.title,
+                title=self.title or self._classes() or "Preview",
                 cases=sorted(everything, key=lambda case: case["files"][0]),
                 notes=self.settings.notes if self.settings else (),
                 classes=self.settings.classes if self.settings else None,

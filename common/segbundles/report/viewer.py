@@ -203,7 +203,8 @@ def _planes(volume: NDArray) -> NDArray:
     # several times faster than numpy.ascontiguousarray
     positive = volume[tuple(slice(None, None, -1 if step < 0 else 1) for step in volume.strides)]
     flipped = [axis for axis, step in enumerate(volume.strides) if step < 0]
-    positive = positive if positive.flags.writeable else positive.copy()  # as torch needs it
+    if not positive.flags.writeable or min(positive.strides) < 0:  # which torch refuses
+        positive = positive.copy()
     return torch.from_numpy(positive).flip(flipped).movedim(2, 0).contiguous().numpy()
 
 
