@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from segbundles.commands import evaluate_command, find_bundle, setting_pairs, tr
 from segbundles.datasets.folds import case_of, write_folds
 from segbundles.errors import fail
 from segbundles.evaluations import PastEvaluation, case_figures, read_evaluation
-from segbundles.files import DATALIST_NAME, read_json, write_json, write_table
-from segbundles.metrics import METRIC_UNITS, SECTION_UNITS, summarize
+from segbundles.files import DATALIST_NAME, read_json, write_json
+from segbundles.metrics import SECTION_UNITS, summarize
 from segbundles.metrics.segmentation import base_name
-from segbundles.statistics import Interval, group_names, with_intervals
+from segbundles.statistics import Interval, ProbabilityCounts, group_names, with_intervals
 
 __all__ = ["fold_commands", "join_folds", "start_folds"]
 
@@ -90,9 +91,7 @@ def fold_commands(bundle: str, folder: Path, settings: Sequence[str] = ()) -> li
 
 
 def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """Join the evaluations of all folds: ``metrics.csv``, ``summary.json`` and ``report.html`` in ``out``.
-
-    ``out/report`` has the summary as CSV and LaTeX, and a figure of the folds for each metric as SVG.
+    """Join the evaluations of all folds: the files of :func:`segbundles.report.write_evaluation` in ``out``.
 
     Args:
         bundle: name for the heading.
@@ -101,13 +100,13 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
 
     Returns:
         The summary: for each metric what :func:`segbundles.metrics.summarize` returns and the interval of its mean over
-        the groups; ``groups``, their number; and the lists ``folds`` and ``data_sets``, with the number of cases and
-        groups and the mean of each metric.
+        the groups; ``groups``, their number; the lists ``folds`` and ``data_sets``, with the number of cases and
+        groups and the mean of each metric; and the other parts of an evaluation.
 
     Raises:
         ValueError: when an evaluation is missing.
     """
-    from segbundles.report import export, groups_svg, limit_figures, write_report
+    from segbundles.report import Part, groups_svg, label, write_evaluation
 
     past = [read_evaluation(folder / "evaluation") for folder in folders]
     rows, figures = [], {}
@@ -118,91 +117,84 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
             entry, case = _entry(entries, row["case"]), row["case"]
             if any(case == other["case"] for other in rows):  # of another data set
                 case = f"{case} (fold {fold})"
-            head = {"case": case, "fold": fold, "group": str(entry.get("group", ""))}
+            head = {"case": case, "fold": fold}
             head |= {"data_set": entry["data_set"]} if "data_set" in entry else {}
-            rows.append({**row, **head})
+            rows.append({**head, "group": "", **row} | head | {"group": str(entry.get("group", ""))})
             if row["case"] in pictures:
                 figures[case] = pictures[row["case"]]
-    summary = _summary(rows, past)
-    first = [name for name in ("case", "fold", "data_set", "group") if any(name in row for row in rows)]
-    columns = dict.fromkeys([*first, *(name for row in rows for name in row)])
-    write_table(Path(out, "metrics.csv"), [*columns], rows)
-    write_json(Path(out, "summary.json"), summary)
-    metrics = {name: entry for name, entry in summary.items() if isinstance(entry, dict)}
-    units = METRIC_UNITS | SECTION_UNITS
-    means = [{"metric": name, **entry} for name, entry in metrics.items()]
-    by_fold = {
-        f"folds_{name}": groups_svg([_dot(fold, rows, name) for fold in summary["folds"]], name) for name in metrics
-    }
-    export(Path(out, "report"), {"summary": ([*means[0]], means)}, by_fold)
-    write_report(
-        Path(out, "report.html"),
-        title=f"Cross-validation of {bundle}, {len(folders)} folds",
-        rows=[{name: row.get(name) for name in columns if name != "content"} for row in rows],
-        figures=dict(zip(figures, limit_figures([*figures.values()]), strict=True)),
-        summary=metrics,
-        units={name: unit for name in metrics if (unit := units.get(base_name(name)))},
-        notes=_notes(summary, metrics),
-        settings=_tables(summary, metrics, past),
-        outlines=not any(base_name(name) in SECTION_UNITS for name in metrics),  # pictures of sections say it
-    )
-    return summary
-
-
-def _summary(rows: Sequence[Mapping[str, Any]], past: Sequence[PastEvaluation]) -> dict[str, Any]:
-    groups = [row["group"] for row in rows]
-    summary = with_intervals(summarize(rows), rows, groups)
-    summary["groups"] = len({*group_names(groups)})
-    weights = [evaluation.record.get("weights", {}).get("weights", {}).get("sha256") for evaluation in past]
-    by_fold = [[row for row in rows if row["fold"] == fold] for fold in range(len(past))]
+    summary = summarize(rows)
+    metrics = [name for name, entry in summary.items() if isinstance(entry, dict)]
+    weights = [one.record.get("weights", {}).get("weights", {}).get("sha256") for one in past]
     summary["folds"] = [
-        {"fold": fold, **_part(part), "weights_sha256": weights[fold]} for fold, part in enumerate(by_fold)
+        {**part, "weights_sha256": digest} for part, digest in zip(_by(rows, "fold"), weights, strict=True)
     ]
-    names = dict.fromkeys(row["data_set"] for row in rows if "data_set" in row)
-    parts = {name: [row for row in rows if row.get("data_set") == name] for name in names}
-    summary["data_sets"] = [{"data_set": name, **_part(part)} for name, part in parts.items()]
-    return summary
+    summary["data_sets"] = _by(rows, "data_set")
+    counts = [one.probabilities for one in past if one.probabilities is not None]
+    folds = Part(
+        "Folds",
+        tables={"folds": _table(summary["folds"], metrics)},
+        figures={
+            f"folds_{m}": groups_svg([_dot(part, rows, m) for part in summary["folds"]], label(m)) for m in metrics
+        },
+    )
+    sets = Part("Data sets", tables={"data_sets": _table(summary["data_sets"], metrics)})
+    first = past[0].record
+    write_evaluation(
+        Path(out),
+        title=f"Cross-validation of {bundle}, {len(folders)} folds",
+        rows=rows,
+        summary=summary,
+        unit=_unit(past[0]),
+        parts=[folds, *([sets] if summary["data_sets"] else [])],
+        notes=[
+            f"Each of the {len(rows)} cases was scored once, by a network that was trained without any case of its group. "
+            "Every fold kept the weights of its last epoch: nothing was chosen on the cases that are scored.",
+        ],
+        figures=figures,
+        probabilities=sum(counts, ProbabilityCounts()) if len(counts) == len(past) else None,
+        run={"folds": [one.summary.get("run") or one.record for one in past]},
+        settings={
+            "Commands": [(f"fold {fold}", one.record.get("command", "")) for fold, one in enumerate(past)],
+            "Knobs of the first evaluation": [*first.get("knobs", {}).items()],
+        },
+        outlined_classes=0 if any(base_name(name) in SECTION_UNITS for name in metrics) else 1,  # sections say it
+    )
+    return read_json(Path(out, "summary.json"))
 
 
-def _part(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the numbers of cases and groups, and the mean of each metric with its interval."""
-    groups = [row["group"] for row in rows]
-    found = with_intervals(summarize(rows), rows, groups)
-    kept = ("mean", "sd", "low", "high", "n")
-    metrics = {k: {key: v[key] for key in kept} for k, v in found.items() if isinstance(v, dict)}
-    return {"cases": len(rows), "groups": len({*group_names(groups)}), **metrics}
+def _unit(evaluation: PastEvaluation) -> str:
+    unit = evaluation.summary.get("unit", "groups")
+    return "groups" if unit == "cases" else unit
+
+
+def _by(rows: Sequence[Mapping[str, Any]], column: str) -> list[dict[str, Any]]:
+    """Return the numbers of cases and groups, and the mean of each metric with its interval, by a column's values."""
+    found = []
+    for value in dict.fromkeys(row[column] for row in rows if column in row):
+        part = [row for row in rows if row.get(column) == value]
+        groups = [row["group"] for row in part]
+        summary = with_intervals(summarize(part), part, groups)
+        kept = ("mean", "sd", "low", "high", "n")
+        metrics = {k: {key: v[key] for key in kept} for k, v in summary.items() if isinstance(v, dict)}
+        found.append({column: value, "cases": len(part), "groups": len({*group_names(groups)}), **metrics})
+    return found
+
+
+def _table(parts: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return a table of :func:`_by`, with the means as text."""
+    rows = [
+        {key: _shown(value) if isinstance(value, Mapping) else value for key, value in part.items()} for part in parts
+    ]
+    first = [key for part in parts[:1] for key in part if key not in (*metrics, "weights_sha256")]
+    return [*first, *metrics], rows
 
 
 def _dot(part: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """Return a fold as :func:`segbundles.report.groups_svg` draws it."""
     found = part.get(metric, {})
-    cases = [row[metric] for row in rows if row["fold"] == part["fold"]]
+    cases = [row.get(metric, math.nan) for row in rows if row["fold"] == part["fold"]]
     interval = {"value": found.get("mean"), "low": found.get("low"), "high": found.get("high")}
     return {"name": f"fold {part['fold']}", **interval, "cases": cases}
-
-
-def _notes(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
-    intervals = [f"{name} {_shown(entry)}" for name, entry in metrics.items()]
-    return [
-        f"Each of the {summary['cases']} cases was scored once, by a network that was trained without any case of its "
-        f"group; there are {summary['groups']} groups, such as patients. Every fold kept the weights of its last "
-        "epoch: nothing was chosen on the cases that are scored.",
-        f"Means, with 95 % intervals over the groups (percentile bootstrap): {', '.join(intervals)}.",
-    ]
-
-
-def _tables(
-    summary: Mapping[str, Any], metrics: Mapping[str, Any], past: Sequence[PastEvaluation]
-) -> dict[str, list[tuple[Any, ...]]]:
-    tables: dict[str, list[tuple[Any, ...]]] = {}
-    for heading, key in (("Data sets", "data_sets"), ("Folds", "folds")):
-        for part in summary[key]:
-            name, counted = str(next(iter(part.values()))), f"{part['cases']} cases of {part['groups']} groups"
-            means = ", ".join(f"{metric} {_shown(part[metric])}" for metric in metrics if metric in part)
-            tables.setdefault(heading, []).append((name, means, counted))
-    tables["Commands"] = [(f"fold {fold}", one.record.get("command", "")) for fold, one in enumerate(past)]
-    knobs = past[0].record.get("knobs", {})
-    return tables | {"Knobs of the first evaluation": [*knobs.items()]}
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

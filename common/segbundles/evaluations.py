@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from segbundles.errors import fail
-from segbundles.files import read_json, read_table
+from segbundles.facts import sha256
+from segbundles.files import DATALIST_NAME, SPLITS, read_json, read_table
 from segbundles.meta import files_of
 from segbundles.metrics import METRIC_UNITS, SECTION_UNITS
 from segbundles.metrics.segmentation import base_name
+from segbundles.statistics import ProbabilityCounts
 
-__all__ = ["PastEvaluation", "case_figures", "content_of", "metric_names", "read_evaluation"]
+__all__ = ["PastEvaluation", "case_figures", "content_of", "metric_names", "read_evaluation", "splits_of"]
 
 _TEXTS = ("case", "status", "notes", "group", "sequence", "data_set", "content", "spacing_mm")
 
@@ -31,11 +33,15 @@ class PastEvaluation:
         folder: its folder.
         rows: the rows of ``metrics.csv``; numbers are floats, NaN where they are undefined.
         record: how it was run, from ``evaluating.config.json``; empty where there is none.
+        summary: ``summary.json``; empty where there is none.
+        probabilities: ``probabilities.csv``; None where there is none.
     """
 
     folder: Path
     rows: list[dict[str, Any]]
     record: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    probabilities: ProbabilityCounts | None = None
 
 
 def read_evaluation(folder: str | Path) -> PastEvaluation:
@@ -54,9 +60,15 @@ def read_evaluation(folder: str | Path) -> PastEvaluation:
     rows = [{name: _value(name, text) for name, text in row.items()} for row in read_table(path)]
     if not rows or "case" not in rows[0]:
         fail(f"{path} has no cases: evaluate again.")
-    records = (folder / name for name in ("evaluating.config.json", "crossvalidation.json"))
-    record = next((read_json(file) for file in records if file.is_file()), {})
-    return PastEvaluation(folder, rows, record)
+    records = ("evaluating.config.json", "crossvalidation.json"), ("summary.json",)
+    record, summary = (
+        next((read_json(folder / name) for name in names if (folder / name).is_file()), {}) for names in records
+    )
+    counts = None
+    if (folder / "probabilities.csv").is_file():
+        bins = [[float(value) for value in row.values()] for row in read_table(folder / "probabilities.csv")]
+        counts = ProbabilityCounts(np.array(bins).T)
+    return PastEvaluation(folder, rows, record, summary, counts)
 
 
 def metric_names(rows: list[dict[str, Any]]) -> list[str]:
@@ -90,6 +102,25 @@ def content_of(item: Mapping[str, Any]) -> str:
             if member.is_file():
                 content.update(member.read_bytes())
     return content.hexdigest()
+
+
+def splits_of(dataset_dir: str | Path | None) -> dict[str, Any]:
+    """Return what is known of a prepared data set; nothing without a readable ``datalist.json``.
+
+    Args:
+        dataset_dir: its folder.
+
+    Returns:
+        ``name``, ``datalist_sha256``, and ``splits``: the number of ``cases`` and ``groups`` of each.
+    """
+    path = Path(dataset_dir or "", DATALIST_NAME)
+    if dataset_dir is None or not path.is_file():
+        return {}
+    datalist, splits = read_json(path), {}
+    for split in SPLITS:
+        groups = {str(entry.get("group", number)) for number, entry in enumerate(datalist.get(split) or [])}
+        splits[split] = {"cases": len(datalist.get(split) or []), "groups": len(groups)}
+    return {"name": datalist.get("name", ""), "datalist_sha256": sha256(path), "splits": splits}
 
 
 def _value(name: str, text: str) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from .evaluation import write_evaluation
 from .html import write_report
 from .overlay import PREDICTION_COLOURS, TRUTH_COLOURS, case_figure, choose_slices, overlay_rgb
+from .parts import Part
 from .plots import (
     agreement_svg,
     bland_altman_svg,
@@ -17,10 +19,12 @@ from .preview import read_preview, write_preview
 from .sections import CELL_COLOURS, colour_cells, limit_figures, section_figure
 from .tables import export, to_latex
 from .viewer import case_slices, share_of_page
+from .words import glossary, label
 
 __all__ = [
     "CELL_COLOURS",
     "PREDICTION_COLOURS",
+    "Part",
     "TRUTH_COLOURS",
     "agreement_svg",
     "bland_altman_svg",
@@ -31,7 +35,9 @@ __all__ = [
     "colour_cells",
     "distribution_svg",
     "export",
+    "glossary",
     "groups_svg",
+    "label",
     "limit_figures",
     "overlay_rgb",
     "precision_recall_svg",
@@ -40,6 +46,7 @@ __all__ = [
     "share_of_page",
     "thresholds_svg",
     "to_latex",
+    "write_evaluation",
     "write_preview",
     "write_report",
 ]

@@ -26,12 +26,13 @@ _BOX, _POINT, _THIRD = "#0072B2", "#56B4E9", "#D55E00"
 _SQUARE = (3.4, 3.2)
 
 
-def distribution_svg(values: Sequence[float], label: str) -> bytes:
-    """Draw a box plot (quartiles, median, whiskers of 1.5 interquartile ranges) with one point per case.
+def distribution_svg(values: Sequence[float], label: str, box: bool = True) -> bytes:
+    """Draw one point per case, and a box plot (quartiles, median, whiskers of 1.5 interquartile ranges).
 
     Args:
         values: finite values, at least one.
         label: text of the axis, with unit and n.
+        box: whether to draw the box plot; a few values do not have quartiles worth showing.
 
     Returns:
         An SVG document.
@@ -43,7 +44,7 @@ def distribution_svg(values: Sequence[float], label: str) -> bytes:
     axes.scatter(
         values, jitter, s=16 if len(values) > 30 else 30, color=_POINT, edgecolor=_BOX, linewidth=0.5, alpha=0.7
     )
-    if len(values) > 1:
+    if box and len(values) > 1:
         line = {"color": _BOX, "linewidth": 1.2}
         axes.boxplot(
             values,

@@ -130,7 +130,7 @@ def over_cases(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
     Returns:
         Such as "15 of 16 cases (1 missed)", or "16 cases" if all count.
     """
-    without = [row for row in rows if np.isnan(row.get(metric, np.nan))]
+    without = [row for row in rows if (value := row.get(metric)) is None or np.isnan(value)]
     if not without:
         return f"{len(rows)} cases"
     reasons = Counter(row.get("status") if row.get("status", "ok") != "ok" else "without a value" for row in without)

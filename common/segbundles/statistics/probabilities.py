@@ -45,17 +45,27 @@ class ProbabilityCounts:
         Raises:
             ValueError: when the shapes differ, or a probability is not between 0 and 1.
         """
-        p, true = np.asarray(probability, dtype=np.float64), np.asarray(truth) != 0
+        p, true = np.asarray(probability), np.asarray(truth) != 0
         if p.shape != true.shape:
             fail(f"probability has shape {p.shape}, truth {true.shape}: they must be equal.")
         if mask is not None:
             p, true = p[np.asarray(mask, dtype=bool)], true[np.asarray(mask, dtype=bool)]
         p, true = p.ravel(), true.ravel()
-        if not ((p >= 0) & (p <= 1)).all():
+        if p.size and not (p.min() >= 0 and p.max() <= 1):  # NaN is neither
             fail(f"probabilities must be between 0 and 1, got {p.min():.4g} to {p.max():.4g}: are these logits?")
-        place = np.minimum((p * bins).astype(np.int64), bins - 1)
-        counts = [np.bincount(place, weights, bins) for weights in (None, true.astype(float), p)]
-        return cls(np.stack(counts).astype(float))
+        # most pixels of a volume are in the first bin: count only the others one by one
+        first = p < 1 / bins
+        rest, true_rest = p[~first].astype(np.float64), true[~first]
+        place = np.minimum((rest * bins).astype(np.int64), bins - 1)
+        table = np.stack(
+            [
+                np.bincount(one, weights, bins)
+                for one, weights in ((place, None), (place[true_rest], None), (place, rest))
+            ]
+        ).astype(float)
+        below = (p.size - rest.size, true.sum() - true_rest.sum(), p[first].sum(dtype=np.float64))
+        table[:, 0] += below
+        return cls(table)
 
     def __add__(self, other: ProbabilityCounts) -> ProbabilityCounts:
         if self.table.shape != other.table.shape:
