@@ -113,7 +113,8 @@ def test_folds_are_joined(tmp_path):
     assert [part["data_set"] for part in summary["data_sets"]] == ["one", "two"]
     assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
     assert sorted(path.name for path in (tmp_path / "out/report").iterdir()) == [
-        *("folds_dice.svg", "summary.csv", "summary.tex"),
+        *("data_sets.csv", "data_sets.tex", "distribution_dice.svg", "folds.csv", "folds.tex", "folds_dice.svg"),
+        *("groups.csv", "groups.tex", "summary.csv", "summary.tex"),
     ]
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "Cross-validation of brain, 2 folds" in page

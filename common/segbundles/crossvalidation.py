@@ -129,16 +129,18 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
         {**part, "weights_sha256": digest} for part, digest in zip(_by(rows, "fold"), weights, strict=True)
     ]
     summary["data_sets"] = _by(rows, "data_set")
+    classes = past[0].summary.get("run", {}).get("classes", {})
+    sections = any(base_name(name) in SECTION_UNITS for name in metrics)
     counts = [one.probabilities for one in past if one.probabilities is not None]
     folds = Part(
         "Folds",
         tables={"folds": _table(summary["folds"], metrics)},
         figures={
-            f"folds_{m}": groups_svg([_dot(part, rows, m) for part in summary["folds"]], label(m)) for m in metrics
+            f"folds_{m}": groups_svg([_dot(part, rows, m) for part in summary["folds"]], label(m, classes))
+            for m in metrics
         },
     )
     sets = Part("Data sets", tables={"data_sets": _table(summary["data_sets"], metrics)})
-    first = past[0].record
     write_evaluation(
         Path(out),
         title=f"Cross-validation of {bundle}, {len(folders)} folds",
@@ -147,17 +149,18 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
         unit=_unit(past[0]),
         parts=[folds, *([sets] if summary["data_sets"] else [])],
         notes=[
-            f"Each of the {len(rows)} cases was scored once, by a network that was trained without any case of its group. "
-            "Every fold kept the weights of its last epoch: nothing was chosen on the cases that are scored.",
+            f"Each of the {len(rows)} cases was scored once, by a network that was trained without any case of its "
+            "group. Every fold kept the weights of its last epoch: nothing was chosen on the cases that are scored.",
         ],
         figures=figures,
         probabilities=sum(counts, ProbabilityCounts()) if len(counts) == len(past) else None,
         run={"folds": [one.summary.get("run") or one.record for one in past]},
         settings={
             "Commands": [(f"fold {fold}", one.record.get("command", "")) for fold, one in enumerate(past)],
-            "Knobs of the first evaluation": [*first.get("knobs", {}).items()],
+            "Knobs of the first evaluation": [*past[0].record.get("knobs", {}).items()],
         },
-        outlined_classes=0 if any(base_name(name) in SECTION_UNITS for name in metrics) else 1,  # sections say it
+        classes=classes,
+        outlined_classes=0 if sections else max(1, len(classes) - 1),  # pictures of sections explain themselves
     )
     return read_json(Path(out, "summary.json"))
 

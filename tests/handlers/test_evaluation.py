@@ -75,7 +75,7 @@ def table(folder):
 def test_three_files(tmp_path, figures, batch_size, caplog):
     with caplog.at_level(logging.INFO, "segbundles"):
         evaluate(tmp_path, CASES, batch_size=batch_size, figures=figures, title="Fish & chips")
-    files = ["evaluation.log", "metrics.csv", "report.html", "summary.json"]
+    files = ["evaluation.log", "metrics.csv", "report", "report.html", "summary.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == files
     rows = table(tmp_path)
     assert [row["case"] for row in rows] == ["p1/img", "p2/img", "p3/img", "p4/img"]

@@ -16,7 +16,7 @@ def test_whole_groups_are_drawn():
     found = bootstrap_interval([1.0, 3.0, 6.0], ["A", "A", "B"])
     assert (found.value, found.low, found.high) == (pytest.approx(10 / 3), 2.0, 6.0)
     assert (found.n, found.left_out, found.groups) == (3, 0, 2)
-    assert str(found) == "3.333 (2 to 6)"
+    assert str(found) == "3.33 (2 to 6)"
 
 
 def test_single_cases_are_drawn_as_scipy_draws_them():

@@ -36,8 +36,8 @@ _CASE_BYTES = 500_000
 class EvaluationReport:
     """Score every case and write ``metrics.csv``, ``summary.json``, ``report.html`` and the scorer's own tables.
 
-    ``report`` has the figures as SVG and the tables as CSV and LaTeX, and ``probabilities.csv`` the pixels of all cases,
-    counted by their probability, if the engine's output has probabilities. See
+    ``report`` has the figures as SVG and the tables as CSV and LaTeX. If the engine's output has probabilities,
+    ``probabilities.csv`` has the pixels of all cases, counted by their probability. See
     :func:`segbundles.report.write_evaluation`.
 
     A case is named after ``case`` in the datalist, or after its image's folder and stem. If two cases have the same
@@ -150,7 +150,7 @@ class EvaluationReport:
         raise error
 
     def _write(self, records: Sequence[CaseRecord], counts: Sequence[ProbabilityCounts]) -> None:
-        from segbundles.report import Part, write_evaluation
+        from segbundles.report import Part, label, write_evaluation
 
         _make_names_unique(records)
         # cases without distances have fewer columns than those with
@@ -168,7 +168,7 @@ class EvaluationReport:
             summary=evaluation.summary,
             unit=evaluation.unit,
             tables=evaluation.tables,
-            parts=[Part(name.capitalize(), tables={name: table}) for name, table in evaluation.shown.items()],
+            parts=[Part(label(name).capitalize(), tables={name: table}) for name, table in evaluation.shown.items()],
             notes=evaluation.notes,
             figures={record.name: record.figure for record in drawn},
             slices={record.name: record.slices for record in records if record.slices},
@@ -182,9 +182,8 @@ class EvaluationReport:
         for line in (evaluation.log, *few):
             if line:
                 logger.info(line)
-        logger.info(
-            f"Results: {self.output_dir / 'report.html'}, {', '.join(['metrics.csv', *evaluation.tables, 'summary.json'])}"
-        )
+        files = ["metrics.csv", *evaluation.tables, "summary.json"]
+        logger.info(f"Results: {self.output_dir / 'report.html'}, {', '.join(files)}")
 
     def _run_record(self, records: Sequence[CaseRecord]) -> dict[str, Any]:
         """Return what is needed to repeat the evaluation: command, knobs, weights, software, device, and data."""
@@ -192,8 +191,9 @@ class EvaluationReport:
         knobs = record.get("knobs", {})
         content = hashlib.sha256("".join(sorted(record.content for record in records)).encode()).hexdigest()
         data = {"split": knobs.get("split"), "scored_sha256": content, **splits_of(knobs.get("dataset_dir"))}
-        weights = {"weights": self.settings.facts} if self.settings else {}
-        return {**record, **weights, "device": self._device, "data": data}
+        if self.settings:
+            record |= {"weights": self.settings.facts, "classes": self.settings.classes}
+        return {**record, "device": self._device, "data": data}
 
 
 def _make_names_unique(records: Sequence[CaseRecord]) -> None:

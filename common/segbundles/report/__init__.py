@@ -24,8 +24,8 @@ from .words import glossary, label
 __all__ = [
     "CELL_COLOURS",
     "PREDICTION_COLOURS",
-    "Part",
     "TRUTH_COLOURS",
+    "Part",
     "agreement_svg",
     "bland_altman_svg",
     "calibration_svg",

@@ -129,7 +129,10 @@ def write_evaluation(
         else None,
         outlines=outlined_classes > 0,
         parts=parts,
-        headings={"group": singular if known else None, **dict.fromkeys(_HIDDEN)},
+        headings={
+            "group": singular if known and any(row["group"] != row["case"] for row in rows) else None,
+            **dict.fromkeys(_HIDDEN),
+        },
         classes=classes,
         plots=plots,
         boxes=boxes,
@@ -138,11 +141,14 @@ def write_evaluation(
 
 
 def _few_groups(cases: int, groups: int, unit: str) -> list[str]:
-    """Return a note if the cases belong to fewer than ten groups, several cases to one."""
-    if not groups < min(_FEW_GROUPS, cases):
-        return []
-    counted = f"{groups} {unit}" if groups > 1 else f"1 {unit.removesuffix('s')}"
-    return [
-        f"These {cases} cases belong to {counted}: cases of one {unit.removesuffix('s')} resemble each other. With fewer "
-        f"than {_FEW_GROUPS} {unit}, the figures say little about others."
-    ]
+    """Return a note if there are fewer than five groups, or fewer than ten and several cases belong to one."""
+    one = unit.removesuffix("s")
+    counted = f"{groups} {unit if groups > 1 else one}"
+    if groups < min(_FEW_GROUPS, cases):
+        return [
+            f"These {cases} cases belong to {counted}: cases of one {one} resemble each other. With fewer than "
+            f"{_FEW_GROUPS} {unit}, the figures say little about others."
+        ]
+    if groups < _FEWEST_FOR_BOXES:
+        return [f"All cases belong to {counted}: the figures say little about others, and there are no box plots."]
+    return []

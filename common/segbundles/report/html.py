@@ -76,7 +76,7 @@ def write_report(
             needs them.
         summary: "mean", "low" and "high" (its interval), "sd", "median", "worst" and "n" of each metric; missing values
             are shown as undefined. A metric that is in no row (such as one pooled over the cases) is only shown in the
-            summary.
+            summary, with "counted", what its n counts.
         metrics: the metrics in their order. Defaults to the summary's.
         units: unit of each metric that has one, such as {"hd95": "mm"}.
         notes: paragraphs below the heading.
@@ -121,7 +121,7 @@ def write_report(
     if plots is None:
         plots = draw_distributions(rows, labels, metrics, boxes)
     hidden = ("case", "status", *per_case, *(name for name, heading in headings.items() if heading is None))
-    columns = dict.fromkeys(key for row in rows for key in row if key not in hidden)
+    columns = dict.fromkeys(key for row in rows for key in row if key not in hidden and row[key] not in ("", None))
     rows = [{**row, "status": _status(row, per_case)} for row in rows]
     software = {"python": platform.python_version(), **versions(), "numpy": np.__version__}
     return write_page(
@@ -264,7 +264,9 @@ def _text(value: Any, digits: int | None = None) -> str:
         return _UNDEFINED
     if isinstance(value, Integral) or not _is_number(value):
         return str(value)
-    return f"{value:.{digits}f}" if digits is not None else f"{value:.4g}"
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _describe(
@@ -292,7 +294,7 @@ def _describe(
     if any(name in row for row in rows):
         described["n"] = over_cases(rows, name).replace(" cases", "")
     else:
-        described["n"] = _text(found.get("n"))
+        described["n"] = f"{_text(found.get('n'))} {found.get('counted', '')}".strip()
     return described
 
 

@@ -20,6 +20,7 @@ from segbundles.statistics import (
     Interval,
     ProbabilityCounts,
     detection_rates,
+    short,
     volume_agreement,
 )
 
@@ -99,9 +100,9 @@ def agreement_part(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str]
         return None
     part.tables["agreement"] = ([*table[0]], table)
     part.notes = [
-        "Bias: mean of predicted minus true; negative means that the prediction is too small. Limits of agreement: 95 % "
-        "of the differences are expected between them. ICC(2,1): intraclass correlation for absolute agreement, at most "
-        "1. Left figure: on the dashed line both are equal. Right figure (Bland-Altman): differences against means."
+        "Bias: mean of predicted minus true; negative means that the prediction is too small. Limits of agreement: 95 "
+        "% of the differences are expected between them. ICC(2,1): intraclass correlation for absolute agreement, at "
+        "most 1. On the dashed line of a scatter plot both are equal. A Bland-Altman plot has differences against means."
     ]
     return part
 
@@ -181,16 +182,16 @@ def probability_part(counts: ProbabilityCounts | None, foreground: str) -> Part 
         "threshold with the best Dice of all pixels",
         "Dice of all pixels at that threshold",
     )
-    table = [{"figure": word, "value": value} for word, value in zip(words, found.values(), strict=True)]
+    table = [{"score": word, "value": value} for word, value in zip(words, found.values(), strict=True)]
     return Part(
         "Probabilities",
         [
             f"Probability of {foreground}, pooled over the pixels of all cases, as the network gives it: before the "
-            "largest component, the watershed or another last step. Calibrated probabilities are on the dashed line: of "
-            f"the pixels with 0.7, 70 % are {foreground}. The threshold of the masks is 0.5; another one that is best "
+            "largest component, the watershed or another last step. Calibrated probabilities are on the dashed line: "
+            f"of the pixels with 0.7, 70 % are {foreground}. The threshold of the masks is 0.5; another one that is best "
             "here was chosen on these cases, so its Dice is optimistic."
         ],
-        {"probabilities": (["figure", "value"], table)},
+        {"probabilities": (["score", "value"], table)},
         {
             "calibration": calibration_svg(counts.calibration(lowest=_SURELY_BACKGROUND)),
             "precision_recall": precision_recall_svg(thresholds),
@@ -228,4 +229,4 @@ def _number(value: Any) -> float:
 
 
 def _range(low: float | None, high: float | None) -> str:
-    return "undefined" if low is None else f"{low:.4g} to {high:.4g}"
+    return "undefined" if low is None else f"{short(low)} to {short(high)}"

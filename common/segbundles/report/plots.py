@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from segbundles.statistics import bland_altman
+from segbundles.statistics import bland_altman, short
 
 __all__ = [
     "agreement_svg",
@@ -139,7 +139,7 @@ def bland_altman_svg(truth: Sequence[float], predicted: Sequence[float], quantit
     for name, style in (("bias", "-"), ("lower", "--"), ("upper", "--")):
         if found[name] is not None:
             axes.axhline(found[name], color=_BOX, linewidth=1.2, linestyle=style)
-            text = f"{'bias' if name == 'bias' else 'limit'} {found[name]:.3g}"
+            text = f"{'bias' if name == 'bias' else 'limit'} {short(found[name])}"
             axes.annotate(text, (1, found[name]), xycoords=("axes fraction", "data"), ha="right", va="bottom", size=8)
     axes.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
     axes.margins(y=0.15)
@@ -194,7 +194,13 @@ def thresholds_svg(rows: Sequence[Mapping[str, float]], threshold: float = 0.5) 
     figure, axes = _begin((4.2, 2.6), "threshold of the probability", "")
     for name, colour, style in (("dice", _BOX, "-"), ("precision", _POINT, "--"), ("recall", _THIRD, ":")):
         values = [row[name] for row in rows]
-        axes.plot([row["threshold"] for row in rows], values, color=colour, linestyle=style, label=name)
+        axes.plot(
+            [row["threshold"] for row in rows],
+            values,
+            color=colour,
+            linestyle=style,
+            label=name.replace("dice", "Dice"),
+        )
     _mark(axes, rows, threshold, "threshold", "dice")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=8)

@@ -145,8 +145,9 @@ def count_probabilities(item: Mapping[str, Any], key: str) -> ProbabilityCounts 
     if key not in item:
         return None
     probability, truth = (torch.as_tensor(np.asarray(item[name].detach().cpu())) for name in (key, "label"))
-    truth = truth[0]
-    return ProbabilityCounts.of((1 - probability[0]).clamp(0, 1), truth > 0, truth != VOID)
+    truth, void = truth[0], truth[0] == VOID
+    foreground = probability[1] if len(probability) == 2 else (1 - probability[0]).clamp(0, 1)
+    return ProbabilityCounts.of(foreground, truth > 0, ~void if void.any() else None)
 
 
 def draw(
@@ -186,13 +187,13 @@ def sizes(
         measure: quantities, such as ``volume_ml``, and the size of one pixel in each.
 
     Returns:
-        ``true_volume_ml``, ``predicted_volume_ml`` and so on of the foreground; with several foreground classes, of each:
-        ``true_volume_ml_1`` and so on.
+        ``true_volume_ml``, ``predicted_volume_ml`` and so on of the foreground; with several foreground classes,
+        of each: ``true_volume_ml_1`` and so on.
     """
     counts = [torch.bincount(classes.flatten().long(), minlength=num_classes) for classes in (truth, prediction)]
     single = num_classes == 2
     return {
-        f"{kind}_{quantity}{'' if single else f'_{k}'}": float(count[k] * size)
+        f"{kind}_{quantity}{'' if single else f'_{k}'}": int(count[k]) * size
         for k in range(1, num_classes)
         for quantity, size in measure.items()
         for kind, count in zip(("true", "predicted"), counts, strict=True)

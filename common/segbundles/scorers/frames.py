@@ -29,7 +29,8 @@ class FrameScorer:
     frames, the Jaccard of the foreground pooled over the sequence, the mean Dice of its frames, and how many frames
     were missed or false positive; and ``pooled_intervals``, those of Jaccard and mean Jaccard over the sequences. A
     frame also has its true and predicted share of the image and the counts of
-    :func:`segbundles.statistics.count_objects`. Pixels whose truth is :data:`segbundles.data.VOID` are left out of all numbers.
+    :func:`segbundles.statistics.count_objects`. Pixels whose truth is :data:`segbundles.data.VOID` are left out of all
+    numbers.
 
     Args:
         num_classes: number of classes, background included.
@@ -73,8 +74,8 @@ class FrameScorer:
         if len(sequences) < len(records):  # otherwise the table of frames says the same
             shown["sequences"] = (SEQUENCE_COLUMNS, sequences)
             notes.append(
-                "In the table of sequences, Jaccard is pooled over the pixels of a sequence and Dice is the mean of its "
-                "frames."
+                "In the table of sequences, Jaccard is pooled over the pixels of a sequence and Dice is the mean of "
+                "its frames."
             )
         log = (
             f"Pooled over {len(records)} frames: Jaccard {pooled['jaccard']:.4f}, mean with background "

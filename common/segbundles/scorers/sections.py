@@ -99,8 +99,8 @@ class SectionScorer:
             if isinstance(found, dict) and found["n"]
         ]
         notes = [
-            "Pixel accuracy and Dice of the membranes score the most probable class of each pixel; pixel accuracy of the "
-            "mask scores the mask that inference writes.",
+            "Pixel accuracy and Dice of the membranes score the most probable class of each pixel; pixel accuracy of "
+            "the mask scores the mask that inference writes.",
             "V_rand and V_info at the best threshold are the scores of the ISBI 2012 challenge: each at the one "
             f"threshold of the membrane probability that is best over these sections ({best['v_rand']:g} for V_rand, "
             f"{best['v_info']:g} for V_info), with thinned membranes. As the threshold is chosen on the sections that "

@@ -99,7 +99,8 @@ class SliceScorer:
             if key == "slice_dice":
                 rows = [{"slice_dice_all": one["dice"]} for one in slices]
                 groups = [record.group or record.name for record in records for _ in record.details]
-                summary |= with_intervals({"slice_dice_all": summarize(rows)["slice_dice_all"]}, rows, groups)
+                found = {"slice_dice_all": {**summarize(rows)["slice_dice_all"], "counted": "slices"}}
+                summary |= with_intervals(found, rows, groups)
         notes = [
             "Dice is computed over the whole volume of a case. A case without any truth has no Dice and does not enter "
             "the means if nothing is predicted either (status empty); if something is, its Dice is 0 and counts "
@@ -132,7 +133,7 @@ def _row(
         total = int((truth > 0).sum())
         inside = truth[tuple(slice(start, end) for start, end in zip(*box, strict=True))]
         row["truth_in_box"] = int((inside > 0).sum()) / total if total else math.nan
-    measure = {"pixels": 1.0}
+    measure = {"pixels": 1}
     if known:
         pixel = math.prod(spacing)
         measure = {"volume_ml": pixel / 1000} if truth.ndim == 3 else {"area_mm2": pixel}

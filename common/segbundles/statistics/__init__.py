@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .agreement import bland_altman, intraclass_correlation, volume_agreement
 from .detection import DETECTION_COLUMNS, count_objects, detection_rates
-from .intervals import Interval, bootstrap_interval, group_names, over_cases, with_intervals
+from .intervals import Interval, bootstrap_interval, group_names, over_cases, short, with_intervals
 from .paired import difference_line, paired_difference
 from .probabilities import ProbabilityCounts
 
@@ -21,6 +21,7 @@ __all__ = [
     "intraclass_correlation",
     "over_cases",
     "paired_difference",
+    "short",
     "volume_agreement",
     "with_intervals",
 ]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from segbundles.errors import fail
 
-__all__ = ["Interval", "bootstrap_interval", "group_names", "over_cases", "with_intervals"]
+__all__ = ["Interval", "bootstrap_interval", "group_names", "over_cases", "short", "with_intervals"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,12 @@ class Interval:
     def __str__(self) -> str:
         if self.value is None:
             return "undefined"
-        return f"{self.value:.4g}" + ("" if self.low is None else f" ({self.low:.4g} to {self.high:.4g})")
+        return short(self.value) + ("" if self.low is None else f" ({short(self.low)} to {short(self.high)})")
+
+
+def short(value: float) -> str:
+    """Write a number with three significant digits, or as a whole number from 1000 on."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def group_names(groups: Sequence[Any]) -> list[Any]:

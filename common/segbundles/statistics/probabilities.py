@@ -51,7 +51,7 @@ class ProbabilityCounts:
         if mask is not None:
             p, true = p[np.asarray(mask, dtype=bool)], true[np.asarray(mask, dtype=bool)]
         p, true = p.ravel(), true.ravel()
-        if p.size and not (p.min() >= 0 and p.max() <= 1):  # NaN is neither
+        if p.size and not (p.min() >= 0 and p.max() <= 1):  # neither holds for NaN
             fail(f"probabilities must be between 0 and 1, got {p.min():.4g} to {p.max():.4g}: are these logits?")
         # most pixels of a volume are in the first bin: count only the others one by one
         first = p < 1 / bins
