@@ -35,7 +35,7 @@ def words(svg: bytes) -> list[str]:
         (bland_altman_svg([10], [11], "area"), ["bias 1"]),
         (calibration_svg(COUNTS.calibration(), "voxels"), ["share of voxels that are foreground"]),
         (precision_recall_svg(COUNTS.thresholds()), ["recall", "precision", "0.5"]),
-        (thresholds_svg(COUNTS.thresholds()), ["threshold of the probability", "dice", "precision", "recall"]),
+        (thresholds_svg(COUNTS.thresholds()), ["threshold of the probability", "Dice", "precision", "recall"]),
         (
             groups_svg(
                 [

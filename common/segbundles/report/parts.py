@@ -102,7 +102,7 @@ def agreement_part(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str]
     part.notes = [
         "Bias: mean of predicted minus true; negative means that the prediction is too small. Limits of agreement: 95 "
         "% of the differences are expected between them. ICC(2,1): intraclass correlation for absolute agreement, at "
-        "most 1. On the dashed line of a scatter plot both are equal. A Bland-Altman plot has differences against means."
+        "most 1. On the dashed line of a scatter plot both are equal; a Bland-Altman plot has differences and means."
     ]
     return part
 
@@ -188,8 +188,8 @@ def probability_part(counts: ProbabilityCounts | None, foreground: str) -> Part 
         [
             f"Probability of {foreground}, pooled over the pixels of all cases, as the network gives it: before the "
             "largest component, the watershed or another last step. Calibrated probabilities are on the dashed line: "
-            f"of the pixels with 0.7, 70 % are {foreground}. The threshold of the masks is 0.5; another one that is best "
-            "here was chosen on these cases, so its Dice is optimistic."
+            f"of the pixels with 0.7, 70 % are {foreground}. The threshold of the masks is 0.5; another one that is "
+            "best here was chosen on these cases, so its Dice is optimistic."
         ],
         {"probabilities": (["score", "value"], table)},
         {
