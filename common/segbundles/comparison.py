@@ -90,6 +90,7 @@ def compare(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
         values=values,
         units={name: units[base_name(name)] for name in names},
         changed=[(cases[place], [pictures.get(cases[place]) for pictures in figures], place) for place in changed],
+        classes=past[0].summary.get("run", {}).get("classes"),
     )
     return summary
 

@@ -16,6 +16,7 @@ from segbundles.metrics import higher_is_better
 from segbundles.report.html import _figure, _setting, _text
 from segbundles.report.plots import agreement_svg
 from segbundles.report.tables import export
+from segbundles.report.words import label
 from segbundles.statistics import difference_line
 
 __all__ = ["write_comparison"]
@@ -30,6 +31,7 @@ def write_comparison(
     values: Mapping[str, np.ndarray],
     units: Mapping[str, str],
     changed: Sequence[tuple[str, Sequence[bytes | None], int]],
+    classes: Mapping[str, str] | None = None,
 ) -> None:
     """Write the page of a comparison, which needs no other file and no network; ``report`` beside it has its parts.
 
@@ -39,6 +41,7 @@ def write_comparison(
         values: each metric as (evaluations, cases), in the order of the page.
         units: unit of each metric, empty where it has none.
         changed: the cases that changed most: name, its picture in each evaluation, and its place in ``values``.
+        classes: name of each class, by its number.
 
     Raises:
         ValueError: when the file cannot be written.
@@ -52,7 +55,7 @@ def write_comparison(
     )
     environment.filters |= {"number": lambda value: _text(value, 3), "setting": _setting}
     environment.globals |= {"difference": difference_line, "higher": higher_is_better}
-    labels = {name: f"{name.removesuffix(f'_{unit}')} ({unit})" if unit else name for name, unit in units.items()}
+    labels = {name: label(name, classes, unit) for name, unit in units.items()}
     letters = [one["letter"] for one in summary["evaluations"]]
     plots = {
         f"{name}_{letter}": agreement_svg(
