@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from segbundles import files
-from segbundles.files import RunLock, RunLog, atomic_path, check_writable, read_json, read_table, shown, walk
+from segbundles.files import (
+    RunLock,
+    RunLog,
+    atomic_path,
+    check_writable,
+    read_json,
+    read_table,
+    shown,
+    walk,
+    write_table,
+)
 
 
 def test_file_appears_when_it_is_complete(tmp_path):
@@ -231,6 +241,12 @@ def test_tables_as_spreadsheets_save_them(tmp_path: Path, separator: str, mark: 
     ]
     (tmp_path / "t.json").write_text(mark + '{"é": 1}', encoding="utf-8")
     assert read_json(tmp_path / "t.json") == {"é": 1}
+
+
+def test_tables_have_empty_cells_for_what_is_undefined(tmp_path: Path) -> None:
+    rows = [{"case": "a, b", "dice": 1 / 3, "n": 2, "more": 1}, {"case": "c", "dice": float("nan"), "n": None}, {}]
+    write_table(tmp_path / "t.csv", ["case", "dice", "n"], rows)
+    assert (tmp_path / "t.csv").read_text().splitlines() == ["case,dice,n", '"a, b",0.333333,2', "c,,", ",,"]
 
 
 def test_a_name_that_is_not_utf_8_is_escaped_and_not_written(tmp_path: Path) -> None:

@@ -225,6 +225,61 @@ def evaluate(context: typer.Context, bundle: Bundle, data: Data, output: Output)
     _run([evaluate_command(bundle, data, output, context.args)])
 
 
+@app.command(context_settings=_SETTINGS)
+def crossvalidate(
+    context: typer.Context,
+    bundle: Bundle,
+    data: Data,
+    output: Output,
+    folds: Annotated[int, typer.Option(help="Number of folds, 2 or more.")] = 5,
+) -> None:
+    """Train and score a bundle on parts of the data in turn, so that every case is scored once.
+
+    Groups such as patients stay together. Run the same command again to continue. Settings of training and evaluation
+    are written as --knob value.
+    """
+    from segbundles.crossvalidation import fold_commands, join_folds, start_folds
+
+    folders = start_folds(bundle, data, output, folds, context.args)
+    for folder in folders:
+        _run(fold_commands(bundle, folder, context.args))
+    summary = join_folds(Path(bundle).name, output, folders)
+    table = Table("Metric", "Mean", "95 % interval", "SD", "Cases", title=f"{summary['groups']} groups")
+    for name, entry in summary.items():
+        if isinstance(entry, dict):
+            interval = "" if entry["low"] is None else f"{entry['low']:.4g} to {entry['high']:.4g}"
+            values = ("" if value is None else f"{value:.4g}" for value in (entry["mean"], entry["sd"]))
+            mean, sd = values
+            table.add_row(escape(name), mean, interval, sd, f"{entry['n']} of {summary['cases']}")
+    _console().print(table)
+    _console().print(f"Results: {Path(output, 'report.html')}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    evaluations: Annotated[
+        list[Path], typer.Argument(help="Folders of evaluate or crossvalidate, two or more.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path("comparison"),
+) -> None:
+    """Compare evaluations of the same cases with the first one, case by case."""
+    from segbundles.comparison import compare
+    from segbundles.statistics import difference_line
+
+    summary = compare(evaluations, out)
+    for one in summary["evaluations"]:
+        _console().print(f"{one['letter']}: {one['folder']}", highlight=False, markup=False, soft_wrap=True)
+    columns = ("Metric", "A", "Other", "Difference (95 % interval)", "p", "Better", "Equal", "Worse", "Cases")
+    table = Table(*columns, title=f"Intervals and p over {summary['groups']} {summary['unit']}")
+    for row in summary["differences"]:
+        before, after, p = ("" if row[key] is None else f"{row[key]:.4g}" for key in ("before", "after", "p"))
+        counts = (str(row[key]) for key in ("wins", "ties", "losses"))
+        cases = f"{row['n']} of {summary['cases']}"
+        table.add_row(row["metric"], before, f"{row['letter']}: {after}", difference_line(row), p, *counts, cases)
+    _console().print(table)
+    _console().print(f"Results: {out / 'compare.html'}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _run(commands: Sequence[Sequence[str]]) -> None:
     from segbundles.commands import run_commands
 

@@ -27,6 +27,7 @@ __all__ = [
     "run_commands",
     "scores",
     "segment_command",
+    "setting_pairs",
     "shipped_weights",
     "train_commands",
 ]
@@ -107,7 +108,7 @@ def train_commands(bundle: str, data: str, output: str, settings: Sequence[str] 
     _check_source(data)
     models = ["--ckpt_dir", str(Path(output, "models"))]
     commands = []
-    pairs = _pairs(settings)
+    pairs = setting_pairs(settings)
     shipped = fine_tunes(settings)
     if (config := root / "configs" / "train_locator.json").is_file():
         # initial_weights are those of the other network
@@ -127,12 +128,12 @@ def train_commands(bundle: str, data: str, output: str, settings: Sequence[str] 
 
 def args_file(settings: Sequence[str]) -> list[str]:
     """Return the option of a command line that names an args file, with its value; none without one."""
-    return _words([pair for pair in _pairs(settings) if pair[0] == "--args_file"])
+    return _words([pair for pair in setting_pairs(settings) if pair[0] == "--args_file"])
 
 
 def fine_tunes(settings: Sequence[str]) -> bool:
     """Return whether a training starts from the weights that came with its bundle."""
-    return ["--initial_weights", SHIPPED] in _pairs(settings)
+    return ["--initial_weights", SHIPPED] in setting_pairs(settings)
 
 
 def shipped_weights(root: Path, name: str = "model") -> Path:
@@ -203,7 +204,7 @@ def before_and_after(bundle: str, data: str, output: str, settings: Sequence[str
         settings: further words of the command line of the training.
     """
     root = find_bundle(bundle)
-    shared = _words([pair for pair in _pairs(settings) if pair[0] != "--initial_weights"])
+    shared = _words([pair for pair in setting_pairs(settings) if pair[0] != "--initial_weights"])
     weights = ["--weights", str(shipped_weights(root))]
     if (root / "configs" / "train_locator.json").is_file():
         weights += ["--locator_weights", str(shipped_weights(root, "locator"))]
@@ -265,6 +266,17 @@ def run_commands(commands: Sequence[Sequence[str]], say: Callable[[str], None]) 
     return status
 
 
+def setting_pairs(settings: Sequence[str]) -> list[list[str]]:
+    """Return the words of a command line, each option (``--knob``) with its value."""
+    pairs: list[list[str]] = []
+    for word in settings:
+        if word.startswith("--") or not pairs:
+            pairs.append([word])
+        else:
+            pairs[-1].append(word)
+    return [[*pair[0].split("=", 1), *pair[1:]] if "=" in pair[0] else pair for pair in pairs]
+
+
 def _command(
     run: str, root: Path, configs: Sequence[str], data: str, output: str, settings: Sequence[str]
 ) -> list[str]:
@@ -289,14 +301,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _words(pairs: Sequence[Sequence[str]]) -> list[str]:
     return [word for pair in pairs for word in pair]
-
-
-def _pairs(settings: Sequence[str]) -> list[list[str]]:
-    """Return the words of a command line, each option with its value."""
-    pairs: list[list[str]] = []
-    for word in settings:
-        if word.startswith("--") or not pairs:
-            pairs.append([word])
-        else:
-            pairs[-1].append(word)
-    return [[*pair[0].split("=", 1), *pair[1:]] if "=" in pair[0] else pair for pair in pairs]

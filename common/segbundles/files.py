@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -14,7 +15,7 @@ import sys
 import traceback
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -39,6 +40,7 @@ __all__ = [
     "shown_below",
     "walk",
     "write_json",
+    "write_table",
 ]
 
 logger = logging.getLogger("segbundles")
@@ -94,6 +96,27 @@ def read_table(path: str | os.PathLike, errors: str = "strict") -> Iterator[dict
         head = file.readline()
         file.seek(0)
         yield from csv.DictReader(file, delimiter=max(",;\t", key=head.count))
+
+
+def write_table(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file that :func:`read_table` reads; it appears complete or not at all.
+
+    Args:
+        path: file to write.
+        columns: names of the columns.
+        rows: one dictionary per row. NaN, None and missing values are empty cells; numbers have six digits.
+
+    Raises:
+        ValueError: when the file cannot be written.
+    """
+    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({name: _table_cell(value) for name, value in row.items()} for row in rows)
+
+
+def _table_cell(value: Any) -> Any:
+    return value if not isinstance(value, float) else "" if math.isnan(value) else f"{value:.6g}"
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class TestEndToEnd:
     ) -> None:
         """No Dice where nothing is predicted; 0, and counted, where something is."""
         for threshold, status, dice in ((0.999999, "empty", ""), (1e-6, "false positive", "0")):
-            settings = {"split": "training", "validate::postprocessing::transforms::0::threshold": threshold}
+            settings = {"split": "training", "validate::postprocessing::transforms::1::threshold": threshold}
             rows = {r["case"]: r for r in evaluate(trained, brain_phantom, tmp_path / status, **settings)}
             assert (rows["phantom0_001"]["status"], rows["phantom0_001"]["dice"]) == (status, dice)
             summary = json.loads((tmp_path / status / "summary.json").read_text())
@@ -131,7 +131,7 @@ class TestEndToEnd:
     def test_largest_component_is_a_knob_of_evaluation(
         self, trained: Path, brain_phantom: Path, tmp_path: Path
     ) -> None:
-        settings = {"split": "training", "validate::postprocessing::transforms::0::threshold": 0.2}
+        settings = {"split": "training", "validate::postprocessing::transforms::1::threshold": 0.2}
         predicted = {}
         for keep in (True, False):
             evaluate(trained, brain_phantom, tmp_path / str(keep), largest_component=keep, **settings)
@@ -144,7 +144,7 @@ class TestEndToEnd:
     ) -> None:
         image, label = patient
         filled = np.repeat(image[1:2], 3, 0)
-        settings = {"largest_component": False, "validate::postprocessing::transforms::0::threshold": 0.1}
+        settings = {"largest_component": False, "validate::postprocessing::transforms::1::threshold": 0.1}
         for name, pixels in (("whole", image), ("filled", filled)):
             entries = write_slices(tmp_path / name, pixels, label * 255)
             (tmp_path / name / "datalist.json").write_text(json.dumps({"validation": entries}))
@@ -280,7 +280,8 @@ class TestConfigs:
         assert evaluate["validate::inferer::inferer"] == infer["inferer"]["inferer"]
         assert train["validate"]["inferer"]["enabled"] == infer["inferer"]["enabled"]
         scored, written = (c["transforms"] for c in (evaluate["validate::postprocessing"], infer["postprocessing"]))
-        assert scored == written[1:3]
+        assert scored[0] == {key: value for key, value in written[0].items() if key != "_disabled_"}
+        assert scored[1:] == written[1:3]
         data_format = config("metadata.json")["network_data_format"]
         assert data_format["inputs"]["image"]["spatial_shape"] == train["window_size"]
         assert (train["network_def"]["in_channels"], train["context_slices"]) == ("$3 * (2 * @context_slices + 1)", 0)
@@ -603,7 +604,7 @@ class TestUnusualInput:
         assert {int(row["lesion_slices"]) for row in rows} == {int((label > 0).any((0, 1)).sum())}
 
     def test_the_spacing_of_slices_is_a_knob(self, trained: Path, brain_phantom: Path, tmp_path: Path) -> None:
-        settings = {"split": "training", "validate::postprocessing::transforms::0::threshold": 0.2}
+        settings = {"split": "training", "validate::postprocessing::transforms::1::threshold": 0.2}
         rows = evaluate(trained, brain_phantom, tmp_path, spacing_mm=[1, 1, 5], **settings)
         assert {row["spacing_mm"] for row in rows} == {"1 x 1 x 5"}
         assert "hd95" in rows[0] or "hd95_mm" in rows[0]

@@ -62,7 +62,8 @@ class TestEndToEnd:
         assert [row["case"] for row in rows] == [entry["case"] for entry in entries]
         summary = json.loads((tmp_path / "summary.json").read_text())
         assert summary["cases"] == len(entries)
-        assert set(summary["dice"]) == {"mean", "sd", "median", "worst", "n"}
+        assert set(summary["dice"]) == {"mean", "low", "high", "sd", "median", "worst", "n", "left_out", "groups"}
+        assert set(summary) >= {"run", "agreement", "probabilities", "surface_dice"}
         assert summary["dice"]["mean"] == pytest.approx(np.mean([float(r["dice"]) for r in rows]), abs=1e-5)
         page = (tmp_path / "report.html").read_text()
         assert all(row["case"] in page for row in rows)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import re
@@ -9,15 +10,17 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 
 from segbundles import report
 from segbundles.bundle import RunSettings
+from segbundles.evaluations import read_evaluation
 from segbundles.handlers import EvaluationReport
 from segbundles.handlers import evaluation as module
 from segbundles.inferers import LocatorCropInferer
-from segbundles.scorers import Scorer, VolumeScorer
+from segbundles.scorers import FrameScorer, Scorer, VolumeScorer
 from segbundles.transforms import LogitsToClassd
 
 AFFINE = torch.diag(torch.tensor([1.0, 2.0, 0.5, 1.0], dtype=torch.float64))
@@ -75,7 +78,7 @@ def table(folder):
 def test_three_files(tmp_path, figures, batch_size, caplog):
     with caplog.at_level(logging.INFO, "segbundles"):
         evaluate(tmp_path, CASES, batch_size=batch_size, figures=figures, title="Fish & chips")
-    files = ["evaluation.log", "metrics.csv", "report.html", "summary.json"]
+    files = ["evaluation.log", "metrics.csv", "report", "report.html", "summary.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == files
     rows = table(tmp_path)
     assert [row["case"] for row in rows] == ["p1/img", "p2/img", "p3/img", "p4/img"]
@@ -87,12 +90,22 @@ def test_three_files(tmp_path, figures, batch_size, caplog):
     assert list(rows[0])[-2:] == ["spacing_mm", "notes"]
     summary = json.loads((tmp_path / "summary.json").read_text())
     spread = pytest.approx(np.std([1, 0.5, 0, 0], ddof=1))
-    assert summary["dice"] == {"mean": 0.375, "sd": spread, "median": 0.25, "worst": 0.0, "n": 4}
-    assert summary["hd_mm"]["n"] == 2
+    found = {"mean": 0.375, "sd": spread, "median": 0.25, "worst": 0.0, "n": 4, "left_out": 0, "groups": 4}
+    assert summary["dice"].items() >= found.items()
+    assert 0 <= summary["dice"]["low"] < 0.375 < summary["dice"]["high"] < 1
+    assert (summary["hd_mm"]["n"], summary["hd_mm"]["left_out"]) == (2, 2)
+    assert (summary["unit"], summary["groups"]) == ("cases", 4)
+    assert [(row["true_volume_ml"], row["predicted_volume_ml"]) for row in rows] == [
+        *[("0.064", "0.064")] * 2, ("0.064", "0"), ("0", "0.064")
+    ]  # fmt: skip
     assert (summary["cases"], summary["missed"], summary["false_positive"]) == (4, 1, 1)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Fish &amp; chips" in page
     assert "p3/img" in page
+    assert "2 of 4 (1 missed, 1 false positive)" in page
+    assert "each case counts by itself" in page
+    # fewer than five cases: no boxes
+    assert b'id="line2d' not in (tmp_path / "report/distribution_dice.svg").read_bytes().split(b"matplotlib.axis_")[0]
     assert "Knobs" not in page
     assert page.count('<img src="data:image/jpeg') == (4 if figures else 0)
     sliders = [case["slices"] for case in report.read_preview(tmp_path / "report.html")]
@@ -125,12 +138,63 @@ def test_settings_are_kept_and_shown_and_their_notes_are_in_every_row(tmp_path):
 
 def test_units_are_given_for_lengths_alone_and_the_legend_names_all_classes(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(report, "write_report", lambda path, **arguments: seen.update(arguments))
+    monkeypatch.setattr(report.evaluation, "write_report", lambda path, **arguments: seen.update(arguments))
     evaluate(tmp_path, CASES[:2], VolumeScorer(3), figures=False, settings=RunSettings(classes={"1": "atrium"}))
     assert set(seen["units"]) == {f"{m}_mm{s}" for m in ("hd", "hd95", "assd") for s in ("", "_1", "_2")}
     assert set(seen["units"].values()) == {"mm"}
     assert {"dice", "dice_1", "hd_mm_2"} < set(seen["summary"])
-    assert (seen["figures"], seen["outlines"], seen["class_names"]) == ({}, True, ["atrium", "class 2"])
+    assert seen["classes"] == {"1": "atrium"}
+    assert (seen["figures"], seen["outlines"], seen["class_names"]) == (None, True, ["atrium", "class 2"])
+
+
+def test_the_summary_tells_how_to_repeat_the_evaluation(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    splits = {"training": [{"group": "a"}, {"group": "a"}], "testing": [{}, {}, {}]}
+    (data / "datalist.json").write_text(json.dumps({"name": "heart", **splits}))
+    settings = RunSettings("heart", "2.0", "run", {"dataset_dir": str(data), "split": "testing"})
+    settings.facts = {"weights": {"sha256": "c0ffee", "knobs": {"norm": "batch"}}}
+    evaluate(tmp_path / "o", CASES, settings=settings, figures=False)
+    evaluate(tmp_path / "other", [*CASES[:3], case("d/p4/img.nrrd", BOX, BOX)], settings=settings, figures=False)
+    run, other = (json.loads((tmp_path / name / "summary.json").read_text())["run"] for name in ("o", "other"))
+    assert (run["command"], run["device"], run["weights"]) == ("run", "cpu", settings.facts)
+    assert run["knobs"] == settings.knobs
+    assert set(run["versions"]) >= {"segbundles", "monai", "torch"}
+    assert run["data"]["splits"] == {
+        "training": {"cases": 2, "groups": 1},
+        "validation": {"cases": 0, "groups": 0},
+        "testing": {"cases": 3, "groups": 3},
+    }
+    assert run["data"]["datalist_sha256"] == hashlib.sha256((data / "datalist.json").read_bytes()).hexdigest()
+    assert run["data"]["scored_sha256"] != other["data"]["scored_sha256"]
+    page = (tmp_path / "o/report.html").read_text(encoding="utf-8")
+    assert "<td>2 cases of 1 groups</td>" in page
+    assert run["data"]["scored_sha256"] in page
+    assert len({row["content"] for row in table(tmp_path / "o")}) == 2  # the same truth in three of the four
+
+
+def test_probabilities_are_counted_without_pixels_of_unknown_class(tmp_path):
+    label = torch.tensor([[[1.0, 0.0, 0.0, 255.0]]])
+    prob = torch.tensor([[[0.25, 0.75, 1.0, 0.5]], [[0.75, 0.25, 0.0, 0.5]]])
+    item = {"image": label, "label": label, "pred": (label == 1).float(), "prob": prob}
+
+    def step(engine, batch):
+        engine.state.batch = [batch]
+        return [batch]
+
+    engine = Engine(step)
+    EvaluationReport(tmp_path, FrameScorer(), figures=False).attach(engine)
+    for _ in range(2):  # a second run starts afresh
+        engine.run([item, item])
+    found = json.loads((tmp_path / "summary.json").read_text())["probabilities"]
+    # three pixels of each case count, with gaps of 0.25, 0.25 and 0
+    assert found["ece"] == pytest.approx((0.25 + 0.25) / 3)
+    assert found["ece_without_background"] == pytest.approx(0.25)
+    assert (found["average_precision"], found["dice"]) == (1.0, 1.0)
+    counts = read_evaluation(tmp_path).probabilities
+    assert counts.table.sum(1) == pytest.approx([6, 2, 2])
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"calibration.svg", "precision_recall.svg", "thresholds.svg", "probabilities.tex"} < names
 
 
 def test_kept_truth_and_notes_of_a_locator(tmp_path):
@@ -152,12 +216,13 @@ def test_names(tmp_path):
 @pytest.mark.parametrize(
     ("groups", "said"),
     [
-        ("aabb", "4 cases belong to 2 groups"),
-        ("aaaa", "4 cases belong to 1 group "),
-        ("abcd", ""),
+        ("aabb", "4 cases belong to 2 patients"),
+        ("aaaa", "4 cases belong to 1 patient:"),
+        ("abcd", "All cases belong to 4 patients: the figures say little about others"),
+        ("abcde", ""),
         (("a", "a", ""), ""),
     ],
-    ids=["few", "one", "one case each", "not all have one"],
+    ids=["few", "one", "one case each", "five", "not all have one"],
 )
 def test_cases_of_few_groups_are_named_in_log_and_report(tmp_path, groups, said, caplog):
     cases = [case("a.nrrd", BOX, BOX, group=group) for group in groups]
@@ -165,7 +230,7 @@ def test_cases_of_few_groups_are_named_in_log_and_report(tmp_path, groups, said,
         evaluate(tmp_path, cases, figures=False)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for text in (caplog.text, page, (tmp_path / "evaluation.log").read_text()):
-        assert ("are one patient" in text) == bool(said)
+        assert ("say little about others" in text) == bool(said)
         assert said in text
 
 

@@ -5,7 +5,12 @@ import math
 
 import pytest
 import torch
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from monai.metrics import (
+    compute_average_surface_distance,
+    compute_dice,
+    compute_hausdorff_distance,
+    compute_surface_dice,
+)
 
 from segbundles.metrics import METRIC_UNITS, higher_is_better, segmentation_metrics, summarize
 from segbundles.metrics.segmentation import slice_metrics
@@ -70,6 +75,18 @@ def test_parity_with_monai(spacing, seed):
         assert found[name] == pytest.approx(expected, rel=1e-6)
     expected = compute_average_surface_distance(y, t, include_background=True, symmetric=True, spacing=spacing).item()
     assert found["assd_mm"] == pytest.approx(expected, rel=1e-6)
+    for tolerance in (0.0, 1.0, 2.1):
+        found = segmentation_metrics(prediction, truth, spacing, tolerance_mm=tolerance)
+        expected = compute_surface_dice(y, t, [tolerance], include_background=True, spacing=spacing).item()
+        assert found["surface_dice"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(0.5, 6 / 8), (1.0, 7 / 8), (2.0, 1.0)])
+def test_surface_dice_by_hand(tolerance, expected):
+    """Lines of 3 and 5 pixels of 1 mm that start together: 3 + 3 pixels lie on each other, 2 are 1 and 2 mm off."""
+    truth, prediction = box((3, 9), (1, 1), (2, 4)), box((3, 9), (1, 1), (2, 6))
+    found = segmentation_metrics(prediction, truth, (1.0, 1.0), tolerance_mm=tolerance)
+    assert found["surface_dice"] == pytest.approx(expected)
 
 
 def test_2d_and_bool():
@@ -94,6 +111,8 @@ UNDEFINED = {"hd_mm": NAN, "hd95_mm": NAN, "assd_mm": NAN}
 def test_missed_false_positive_and_empty(prediction, truth, status, overlap, precision, recall):
     expected = {"status": status, "dice": overlap, "jaccard": overlap, "precision": precision, "recall": recall}
     same(segmentation_metrics(prediction, truth, (1, 1, 1)), expected | UNDEFINED)
+    expected |= UNDEFINED | {"surface_dice": overlap}
+    same(segmentation_metrics(prediction, truth, (1, 1, 1), tolerance_mm=1.0), expected)
 
 
 def test_no_overlap_is_missed_with_distances():
@@ -117,7 +136,7 @@ def test_several_classes(classes, status, dice, dice_1, dice_2):
     def scene(first, second):
         return box((8, 8, 8), (0, 0, 0), (3, 3, 3), first) + box((8, 8, 8), (4, 4, 4), (8, 8, 8), second)
 
-    found = segmentation_metrics(scene(*classes[0]), scene(*classes[1]), (1, 1, 1), num_classes=3)
+    found = segmentation_metrics(scene(*classes[0]), scene(*classes[1]), (1, 1, 1), 3, tolerance_mm=1.0)
     assert found["status"] == status
     for name, value in (("dice", dice), ("dice_1", dice_1), ("dice_2", dice_2)):
         assert found[name] == pytest.approx(value, nan_ok=True)

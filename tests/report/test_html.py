@@ -125,10 +125,13 @@ def test_undefined_values_are_shown_as_missed_and_do_not_count(tmp_path):
     page = write(tmp_path)
     assert cells(page)[0] == ["missed one", "missed", "—", "—", "3", "locator: nothing"]
     assert cells(page)[1][1:5] == ["ok", "0.500", "2.00", "7"]
-    expected = "Metric mean sd median worst n dice ↑ 0.700 0.283 0.700 0.500 2/4 hd95 (mm) ↓ 2.50 — 2.50 3.00 2/4"
-    assert page.texts("table")[0] == expected
+    assert page.texts("table")[0] == (
+        "Metric mean SD median worst cases Dice ↑ 0.700 0.283 0.700 0.500 2 of 4 (1 missed, 1 empty) "
+        "surface distance, 95th percentile (mm) ↓ 2.50 — 2.50 3.00 2 of 4 (1 missed, 1 empty)"
+    )
     plots = page.all("img")
-    assert ["dice, n = 2 of 4;" in plots[0][1]["alt"], "hd95 (mm), n = 2 of 4;" in plots[1][1]["alt"]] == [True, True]
+    assert "Dice, n = 2 of 4;" in plots[0][1]["alt"]
+    assert "95th percentile (mm), n = 2 of 4;" in plots[1][1]["alt"]
     assert "higher is better; worst: <script>" in page.texts("figcaption")[0]
     assert page.texts("figcaption")[1] == "lower is better; worst: good"
 
@@ -228,8 +231,8 @@ def test_heading_settings_versions_and_notes(tmp_path):
 
 
 def test_metric_of_no_row_is_in_the_summary_only(tmp_path):
-    page = write(tmp_path, summary={"pooled_jaccard": {"mean": 0.684, "n": 4}, **SUMMARY})
-    assert "pooled_jaccard ↑ 0.684 — — — 4" in " ".join(page.all("table")[0][2].split())
+    page = write(tmp_path, summary={"pooled_jaccard": {"mean": 0.684, "n": 4, "counted": "frames"}, **SUMMARY})
+    assert "pooled jaccard ↑ 0.684 — — — 4 frames" in " ".join(page.all("table")[0][2].split())
     assert len(page.all("figure")) == 2
     assert [row[0] for row in cells(page)] == WORST_FIRST
 

@@ -4,6 +4,7 @@ from .curves import OverlayImageHandler
 from .epoch_log import EpochLog
 from .evaluation import EvaluationReport
 from .measurements import InferenceMeasurements
+from .predictions import SavePredictions
 from .preview import Preview
 from .results import InferenceResults
 from .training import TrainingRun
@@ -16,6 +17,7 @@ __all__ = [
     "InferenceResults",
     "OverlayImageHandler",
     "Preview",
+    "SavePredictions",
     "TrainingRun",
     "WeightsLoader",
     "save_weights",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -11,16 +10,17 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 
 from segbundles.data import file_stem
 from segbundles.distributed import gather, process_rank
-from segbundles.files import RunLog, atomic_path, check_writable
+from segbundles.evaluations import content_of, splits_of
+from segbundles.files import RunLog, check_writable
 from segbundles.meta import file_name, join_notes
-from segbundles.metrics import METRIC_UNITS, SECTION_UNITS
-from segbundles.metrics.segmentation import base_name
-from segbundles.scorers import CaseRecord, Scorer
+from segbundles.scorers import CaseRecord, Scorer, count_probabilities
+from segbundles.statistics import ProbabilityCounts
 
 if TYPE_CHECKING:
     from segbundles.bundle import RunSettings
@@ -29,13 +29,16 @@ __all__ = ["EvaluationReport"]
 
 logger = logging.getLogger("segbundles")
 
-FEW_GROUPS = 10
 _SLICES_BYTES = 10_000_000  # of all cases
 _CASE_BYTES = 500_000
 
 
 class EvaluationReport:
     """Score every case and write ``metrics.csv``, ``summary.json``, ``report.html`` and the scorer's own tables.
+
+    ``report`` has the figures as SVG and the tables as CSV and LaTeX. If the engine's output has probabilities,
+    ``probabilities.csv`` has the pixels of all cases, counted by their probability. See
+    :func:`segbundles.report.write_evaluation`.
 
     A case is named after ``case`` in the datalist, or after its image's folder and stem. If two cases have the same
     name, the later one is named after its file.
@@ -55,6 +58,8 @@ class EvaluationReport:
         image_key: image in the engine's batch.
         label_key: truth in the engine's output, class indices.
         pred_key: prediction in the engine's output, class indices.
+        probability_key: probabilities in the engine's output, (classes, spatial), the background first; it may be
+            missing.
 
     Raises:
         ValueError: when the run starts and ``output_dir`` cannot be written to, or another run evaluates into it.
@@ -70,6 +75,7 @@ class EvaluationReport:
         image_key: str = "image",
         label_key: str = "label",
         pred_key: str = "pred",
+        probability_key: str = "prob",
     ) -> None:
         self.output_dir = Path(output_dir)
         self.scorer = scorer
@@ -77,9 +83,13 @@ class EvaluationReport:
         self.settings = settings
         self.figures = figures
         self.image_key, self.label_key, self.pred_key = image_key, label_key, pred_key
+        self.probability_key = probability_key
         self._run_log = RunLog(self.output_dir / "evaluation.log")
         self._most_bytes = _CASE_BYTES
-        self._cases: list[list[CaseRecord]] = []  # of this process; the records of a case stay together
+        self._device = ""
+        # of this process; the records of a case stay together
+        self._cases: list[list[CaseRecord]] = []
+        self._counts: ProbabilityCounts | None = None
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose batches and outputs are decollated."""
@@ -95,7 +105,8 @@ class EvaluationReport:
             self._run_log.take()
         if self.settings:
             self.settings.write(self.output_dir / "evaluating.config.json")
-        self._cases = []
+        self._cases, self._counts = [], None
+        self._device = _device_name(engine)
         if self.figures:
             from segbundles.report import share_of_page
 
@@ -110,22 +121,27 @@ class EvaluationReport:
             file = file_name(item["image"])
             name = str(batch.get("case") or f"{Path(file).parent.name}/{file_stem(file)}".strip("/"))
             records = self.scorer.score(name, item, self.figures)
+            content = content_of(item)
+            counts = count_probabilities(item, self.probability_key)
             for record in records:
                 if record.slices is not None:
                     from segbundles.report import case_slices
 
                     record.slices = case_slices(**record.slices, most_bytes=self._most_bytes)
                 record.file = file + record.name.removeprefix(name)
-                record.group = str(batch.get("group") or "")
+                record.group, record.content = str(batch.get("group") or ""), content
                 if self.settings and self.settings.notes:
                     record.row["notes"] = join_notes(record.row.get("notes"), *self.settings.notes)
+            if counts is not None:
+                self._counts = counts if self._counts is None else self._counts + counts
             self._cases.append(records)
 
     def write(self, engine: Engine) -> None:
         """Write the cases of all processes, in the first process."""
-        shares = gather(self._cases)  # the processes take turns
-        if process_rank() == 0:
-            self._write(list(chain.from_iterable(chain.from_iterable(zip_longest(*shares, fillvalue=[])))))
+        shares, counts = gather(self._cases), gather(self._counts)
+        if process_rank() == 0:  # the processes took turns
+            cases = chain.from_iterable(zip_longest(*shares, fillvalue=[]))
+            self._write(list(chain.from_iterable(cases)), [one for one in counts if one is not None])
         self._run_log.release()
 
     def stop(self, engine: Engine, error: BaseException) -> None:
@@ -133,8 +149,8 @@ class EvaluationReport:
         self._run_log.release(error)
         raise error
 
-    def _write(self, records: Sequence[CaseRecord]) -> None:
-        from segbundles.report import limit_figures, write_report
+    def _write(self, records: Sequence[CaseRecord], counts: Sequence[ProbabilityCounts]) -> None:
+        from segbundles.report import Part, label, write_evaluation
 
         _make_names_unique(records)
         # cases without distances have fewer columns than those with
@@ -143,36 +159,41 @@ class EvaluationReport:
         for record in records:
             record.row = {key: record.row.get(key, math.nan) for key in columns}
         evaluation = self.scorer.conclude(records)
-        few = _few_groups(records)
-        rows = [{"case": record.name, **record.row} for record in records]
-        tables = {"metrics.csv": (["case", *columns], rows), **evaluation.tables}
-        for file, table in tables.items():
-            _write_csv(self.output_dir / file, *table)
-        with atomic_path(self.output_dir / "summary.json") as part:
-            part.write_text(json.dumps(evaluation.summary, indent=1) + "\n", encoding="utf-8")
-        metrics = {key: value for key, value in evaluation.summary.items() if isinstance(value, dict)}
-        units = METRIC_UNITS | SECTION_UNITS
-        classes = self.settings.classes if self.settings else {}
-        outlined = range(1, evaluation.outlined_classes + 1)
         drawn = [record for record in records if record.figure]
-        write_report(
-            self.output_dir / "report.html",
+        run = self._run_record(records)
+        few = write_evaluation(
+            self.output_dir,
             title=self.title,
-            rows=rows,
-            figures={r.name: f for r, f in zip(drawn, limit_figures([r.figure for r in drawn]), strict=True)},
+            rows=[{"case": r.name, "group": r.group, "content": r.content, **r.row} for r in records],
+            summary=evaluation.summary,
+            unit=evaluation.unit,
+            tables=evaluation.tables,
+            parts=[Part(label(name).capitalize(), tables={name: table}) for name, table in evaluation.shown.items()],
+            notes=evaluation.notes,
+            figures={record.name: record.figure for record in drawn},
             slices={record.name: record.slices for record in records if record.slices},
-            summary=metrics,
-            units={key: unit for key in metrics if (unit := units.get(base_name(key)))},
-            notes=[*evaluation.notes, *few],
-            settings=_settings_tables(self.settings),
+            probabilities=sum(counts, ProbabilityCounts()) if counts else None,
+            run=run,
+            settings=_settings_tables(run),
             sort_by=evaluation.sort_by,
-            class_names=[classes.get(str(k), f"class {k}") for k in outlined] if len(outlined) > 1 else None,
-            outlines=bool(outlined),
+            classes=self.settings.classes if self.settings else None,
+            outlined_classes=evaluation.outlined_classes,
         )
         for line in (evaluation.log, *few):
             if line:
                 logger.info(line)
-        logger.info(f"Results: {self.output_dir / 'report.html'}, {', '.join([*tables, 'summary.json'])}")
+        files = ["metrics.csv", *evaluation.tables, "summary.json"]
+        logger.info(f"Results: {self.output_dir / 'report.html'}, {', '.join(files)}")
+
+    def _run_record(self, records: Sequence[CaseRecord]) -> dict[str, Any]:
+        """Return what is needed to repeat the evaluation: command, knobs, weights, software, device, and data."""
+        record = self.settings.record() if self.settings else {}
+        knobs = record.get("knobs", {})
+        content = hashlib.sha256("".join(sorted(record.content for record in records)).encode()).hexdigest()
+        data = {"split": knobs.get("split"), "scored_sha256": content, **splits_of(knobs.get("dataset_dir"))}
+        if self.settings:
+            record |= {"weights": self.settings.facts, "classes": self.settings.classes}
+        return {**record, "device": self._device, "data": data}
 
 
 def _make_names_unique(records: Sequence[CaseRecord]) -> None:
@@ -184,35 +205,29 @@ def _make_names_unique(records: Sequence[CaseRecord]) -> None:
         taken.add(record.name)
 
 
-def _few_groups(records: Sequence[CaseRecord]) -> list[str]:
-    """Return a note if the cases belong to fewer than ten groups, several cases to one."""
-    groups = {record.group for record in records}
-    if "" in groups or not len(groups) < min(FEW_GROUPS, len(records)):
-        return []
-    counted = f"{len(groups)} groups" if len(groups) > 1 else "1 group"
-    return [
-        f"These {len(records)} cases belong to {counted} of the datalist, such as patients. Several cases of one "
-        f"patient are one patient: with fewer than {FEW_GROUPS} groups, the figures say little about other patients."
-    ]
-
-
-def _settings_tables(settings: RunSettings | None) -> dict[str, list[tuple[Any, ...]]]:
-    """Return the tables at the end of the report: the run, its knobs, and the facts of each weights file."""
-    if settings is None or not settings.bundle:  # not the run of a bundle
+def _settings_tables(run: Mapping[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the tables at the end of the report: the run, its data, its knobs, and the facts of each weights file."""
+    if not run.get("bundle"):  # not the run of a bundle
         return {}
+    data = run["data"]
+    splits = [(split, f"{n['cases']} cases of {n['groups']} groups") for split, n in data.get("splits", {}).items()]
     tables: dict[str, list[tuple[Any, ...]]] = {
-        "Run": [("bundle", f"{settings.bundle} {settings.version}"), ("command", settings.command)],
-        "Knobs": [(name, value, settings.sources.get(name, "config")) for name, value in settings.knobs.items()],
+        "Run": [
+            ("bundle", f"{run['bundle']} {run['version']}"),
+            ("command", run["command"]),
+            ("device", run["device"]),
+        ],
+        "Data": [
+            ("split that was scored", data["split"] or ""),
+            ("sha256 of the scored images and truths", data["scored_sha256"]),
+            ("sha256 of datalist.json", data.get("datalist_sha256", "")),
+            *splits,
+        ],
+        "Knobs": [(name, value, run["sources"].get(name, "config")) for name, value in run["knobs"].items()],
     }
-    return tables | {f"Facts of {knob}": [*facts.items()] for knob, facts in settings.facts.items()}
+    return tables | {f"Facts of {knob}": [*facts.items()] for knob, facts in run["weights"].items()}
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
-
-
-def _cell(value: Any) -> Any:
-    return value if not isinstance(value, float) else "" if math.isnan(value) else f"{value:.6g}"
+def _device_name(engine: Engine) -> str:
+    device = torch.device(getattr(engine.state, "device", None) or "cpu")
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

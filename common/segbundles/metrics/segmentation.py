@@ -26,6 +26,7 @@ METRIC_UNITS = {
     "hd_mm": "mm",
     "hd95_mm": "mm",
     "assd_mm": "mm",
+    "surface_dice": "",
     "truth_in_box": "",
 }
 # of segbundles.metrics.section_metrics, which has no values per class
@@ -52,21 +53,23 @@ def segmentation_metrics(
     spacing_mm: Sequence[float],
     num_classes: int = 2,
     distances: bool = True,
+    tolerance_mm: float | None = None,
 ) -> dict[str, Any]:
     """Compute the metrics of one case.
 
     These are Dice, Jaccard, precision and recall, and in mm the Hausdorff distance (``hd_mm``), its 95th percentile
     (``hd95_mm``) and the average symmetric surface distance (``assd_mm``) between the surface voxels, as MONAI computes
-    them. With several foreground classes, the means over the classes with a defined value come first, followed by the
-    values per class, ``dice_1``, ``dice_2`` and so on.
+    them. With ``tolerance_mm`` there is also ``surface_dice``, the share of both surfaces that is at most that far from
+    the other one (S. Nikolov et al., arXiv:1809.04430). With several foreground classes, the means over the classes
+    with a defined value come first, followed by the values per class, ``dice_1``, ``dice_2`` and so on.
 
     ``status`` is one of the following; with several classes, that of the worst class:
 
     - ``ok``;
     - ``missed``: there is truth but none of it was found. Overlaps are 0; if nothing at all was predicted, distances
-      and precision are undefined;
-    - ``false positive``: something was predicted but there is no truth. Dice, Jaccard and precision are 0, the rest is
-      undefined;
+      and precision are undefined, and the surface Dice is 0;
+    - ``false positive``: something was predicted but there is no truth. Dice, Jaccard, precision and surface Dice are
+      0, the rest is undefined;
     - ``empty``: neither truth nor prediction; everything is undefined.
 
     Undefined values are NaN, never 0.
@@ -77,6 +80,7 @@ def segmentation_metrics(
         spacing_mm: voxel size per axis.
         num_classes: number of classes, background included.
         distances: whether to measure distances; False if the spacing is not known.
+        tolerance_mm: tolerance of the surface Dice; None leaves it out.
 
     Returns:
         ``status``, then the metrics by name.
@@ -87,7 +91,7 @@ def segmentation_metrics(
     if prediction.shape != truth.shape:
         fail(f"prediction has shape {tuple(prediction.shape)}, truth {tuple(truth.shape)}: they must be equal.")
     spacing = spacing_mm if distances else None
-    classes = [_one_class(prediction == k, truth == k, spacing) for k in range(1, num_classes)]
+    classes = [_one_class(prediction == k, truth == k, spacing, tolerance_mm) for k in range(1, num_classes)]
     found = {c["status"] for c in classes}
     row: dict[str, Any] = {"status": next(s for s in ("missed", "false positive", "ok", "empty") if s in found)}
     for name in classes[0]:
@@ -137,13 +141,17 @@ def slice_metrics(
     return rows
 
 
-def _one_class(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float] | None) -> dict[str, Any]:
+def _one_class(
+    prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float] | None, tolerance_mm: float | None
+) -> dict[str, Any]:
     n_truth, n_pred = int(truth.sum()), int(prediction.sum())
     both = int((prediction & truth).sum())
     undefined = {} if spacing_mm is None else dict.fromkeys(("hd_mm", "hd95_mm", "assd_mm"), math.nan)
     if n_truth == 0 or n_pred == 0:
         status = "missed" if n_truth else "false positive" if n_pred else "empty"
         overlap = math.nan if status == "empty" else 0.0
+        if spacing_mm is not None and tolerance_mm is not None:
+            undefined["surface_dice"] = overlap
         return {
             "status": status,
             "dice": overlap,
@@ -158,20 +166,26 @@ def _one_class(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequen
         "jaccard": both / (n_truth + n_pred - both),
         "precision": both / n_pred,
         "recall": both / n_truth,
-        **({} if spacing_mm is None else _distances(prediction, truth, spacing_mm)),
+        **({} if spacing_mm is None else _distances(prediction, truth, spacing_mm, tolerance_mm)),
     }
 
 
-def _distances(prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:
+def _distances(
+    prediction: torch.Tensor, truth: torch.Tensor, spacing_mm: Sequence[float], tolerance_mm: float | None
+) -> dict[str, float]:
     _, (to_truth, to_prediction), _ = get_edge_surface_distance(
         prediction, truth, spacing=[float(s) for s in spacing_mm], symmetric=True
     )
     one, other = (np.asarray(d.detach().cpu(), dtype=np.float64) for d in (to_truth, to_prediction))
-    return {
+    both = np.concatenate([one, other])
+    found = {
         "hd_mm": float(max(one.max(), other.max())),
         "hd95_mm": float(max(np.percentile(one, 95), np.percentile(other, 95))),
-        "assd_mm": float(np.concatenate([one, other]).mean()),
+        "assd_mm": float(both.mean()),
     }
+    if tolerance_mm is not None:  # as monai.metrics.compute_surface_dice, which would measure the distances again
+        found["surface_dice"] = float((both <= tolerance_mm).mean())
+    return found
 
 
 def mean_defined(values: Sequence[float]) -> float:

@@ -26,7 +26,10 @@ from segbundles.facts import versions
 from segbundles.files import atomic_path
 from segbundles.metrics import higher_is_better
 from segbundles.report.overlay import PREDICTION_COLOURS, TRUTH_COLOURS
+from segbundles.report.parts import Part
 from segbundles.report.plots import distribution_svg
+from segbundles.report.words import glossary, label
+from segbundles.statistics import over_cases
 
 __all__ = ["write_page", "write_report"]
 
@@ -49,10 +52,16 @@ def write_report(
     sort_by: str | None = None,
     class_names: Sequence[str] | None = None,
     outlines: bool = True,
+    parts: Sequence[Part] = (),
+    headings: Mapping[str, str | None] | None = None,
+    classes: Mapping[str, str] | None = None,
+    plots: Mapping[str, bytes] | None = None,
+    boxes: bool = True,
 ) -> Path:
     """Write the report of an evaluation as one HTML page that needs no other file and no network.
 
-    The page has the summary table, one distribution plot per metric, a table of all cases and a picture of each case.
+    The page has the summary table, one distribution plot per metric, further parts, a table of all cases, a picture of
+    each case and a glossary. Metrics and columns have the headings of :func:`segbundles.report.label`.
     The worst cases come first: failures (a status other than "ok", "empty" or "one class", or no value of ``sort_by``),
     then all others by ``sort_by`` (:func:`higher_is_better` gives the direction), then empty cases without a value. The
     page is written to a temporary file and renamed, so there is never an incomplete page at ``path``.
@@ -65,8 +74,9 @@ def write_report(
         figures: picture of each case (JPEG, PNG or WebP, as from :func:`case_figure`); not every case needs one.
         slices: the slices of each case, as from :func:`case_slices`, for a slider below its picture; not every case
             needs them.
-        summary: "mean", "sd", "median", "worst" and "n" of each metric; missing values are shown as undefined. A metric
-            that is in no row (such as one pooled over the cases) is only shown in the summary.
+        summary: "mean", "low" and "high" (its interval), "sd", "median", "worst" and "n" of each metric; missing values
+            are shown as undefined. A metric that is in no row (such as one pooled over the cases) is only shown in the
+            summary, with "counted", what its n counts.
         metrics: the metrics in their order. Defaults to the summary's.
         units: unit of each metric that has one, such as {"hd95": "mm"}.
         notes: paragraphs below the heading.
@@ -75,6 +85,11 @@ def write_report(
         sort_by: metric that orders the cases. Defaults to the first metric in the rows.
         class_names: names of classes 1, 2, ... for the legend; None for a single foreground class.
         outlines: whether the figures outline truth and prediction, so that the page needs a legend.
+        parts: further parts, shown after the distributions.
+        headings: headings of columns that are called otherwise here, such as {"group": "patient"}. None hides a column.
+        classes: name of each class, by its number, for headings.
+        plots: distribution plot of each metric as an SVG document; None draws them.
+        boxes: whether the distributions have box plots; without, they only show the cases.
 
     Returns:
         The path written.
@@ -83,7 +98,7 @@ def write_report(
         ValueError: when there are no rows, a case has no name or the name of another, ``sort_by`` is not a metric of
             the rows, a figure or slices belong to no case, a figure is not a picture, or the file cannot be written.
     """
-    figures, slices, units = figures or {}, slices or {}, units or {}
+    figures, slices, units, headings = figures or {}, slices or {}, units or {}, headings or {}
     metrics = list(summary) if metrics is None else list(metrics)
     _check_cases(rows, {"figures": figures, "slices": slices})
     per_case = [name for name in metrics if any(name in row for row in rows)]
@@ -92,6 +107,9 @@ def write_report(
     if sort_by is not None and sort_by not in per_case:
         fail(f"sort_by must be a metric of the rows ({', '.join(per_case)}), got {sort_by!r}.")
 
+    shown = (column for part in parts for columns, _ in part.tables.values() for column in columns)
+    names = dict.fromkeys([*metrics, *(key for row in rows for key in row), *shown])
+    labels = {name: headings.get(name) or label(name, classes, units.get(name, "")) for name in names}
     digits = {name: _digits(name, rows, summary, units) for name in metrics}
     cases = []
     for row in sorted(rows, key=lambda row: _badness(row, per_case, sort_by)):
@@ -100,7 +118,11 @@ def write_report(
         cases.append({"row": row, "status": _status(row, per_case), **shown})
     place = {case["row"]["case"]: k for k, case in enumerate(cases, 1)}
 
-    columns = dict.fromkeys(key for row in rows for key in row if key not in ("case", "status", *per_case))
+    if plots is None:
+        plots = draw_distributions(rows, labels, metrics, boxes)
+    hidden = ("case", "status", *per_case, *(name for name, heading in headings.items() if heading is None))
+    columns = dict.fromkeys(key for row in rows for key in row if key not in hidden and row[key] not in ("", None))
+    rows = [{**row, "status": _status(row, per_case)} for row in rows]
     software = {"python": platform.python_version(), **versions(), "numpy": np.__version__}
     return write_page(
         path,
@@ -109,13 +131,22 @@ def write_report(
         {
             "cell": lambda value, name=None: _text(value, digits.get(name)),
             "breakable": lambda name: escape(name).replace("_", Markup("_<wbr>")),
+            "svg": _svg_source,
         },
         title=title,
         notes=[notes] if isinstance(notes, str) else list(notes or []),
         statuses=Counter(case["status"] for case in cases).most_common(),
         ok=_NO_FAILURE,
         cases=cases,
-        metrics=[{"name": name, **_describe(name, rows, summary, units, digits)} for name in metrics],
+        metrics=[
+            {"name": name, "plot": plots.get(name), **_describe(name, labels[name], rows, summary, digits)}
+            for name in metrics
+        ],
+        labels=labels,
+        parts=parts,
+        boxes=boxes,
+        intervals=any(entry.get("low") is not None for entry in summary.values()),
+        glossary=glossary([*metrics, *columns]),
         per_case=per_case,
         other_columns=list(columns),
         numeric={key: all(_is_number(row.get(key, math.nan)) for row in rows) for key in columns},
@@ -129,6 +160,17 @@ def write_report(
             for heading, table in {**(settings or {}), "Versions": software.items()}.items()
         },
     )
+
+
+def draw_distributions(
+    rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str], metrics: Sequence[str], boxes: bool
+) -> dict[str, bytes]:
+    """Return the distribution plot of each metric that has values, see :func:`distribution_svg`."""
+    plots = {}
+    for name in metrics:
+        if values := [float(row[name]) for row in rows if _is_defined(row.get(name))]:
+            plots[name] = distribution_svg(values, f"{labels[name]}, {_count(len(values), len(rows))}", boxes)
+    return plots
 
 
 def write_page(
@@ -222,38 +264,46 @@ def _text(value: Any, digits: int | None = None) -> str:
         return _UNDEFINED
     if isinstance(value, Integral) or not _is_number(value):
         return str(value)
-    return f"{value:.{digits}f}" if digits is not None else f"{value:.4g}"
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _describe(
     name: str,
+    label: str,
     rows: Sequence[Mapping[str, Any]],
     summary: Mapping[str, Mapping[str, float | None]],
-    units: Mapping[str, str],
     digits: Mapping[str, int],
 ) -> dict[str, Any]:
     """Collect what the page shows about one metric."""
     higher = higher_is_better(name)
     defined = {row["case"]: float(row[name]) for row in rows if _is_defined(row.get(name))}
-    unit = f" ({units[name]})" if name in units else ""
-    label = name.removesuffix(f"_{units.get(name)}") + unit
-    count = f"n = {len(defined)}" + (f" of {len(rows)}" if len(defined) < len(rows) else "")
     described = {
         "label": label,
         "better": "higher" if higher else "lower",
-        "count": count,
+        "count": _count(len(defined), len(rows)),
         "arrow": "\N{UPWARDS ARROW}" if higher else "\N{DOWNWARDS ARROW}",
         "worst_case": (min if higher else max)(defined, key=defined.get) if defined else None,
-        "plot": None,
     }
-    described |= {key: _text(summary.get(name, {}).get(key), digits[name]) for key in ("mean", "sd", "median", "worst")}
-    n = summary.get(name, {}).get("n")
-    missing = n is not None and n < len(rows) and any(name in row for row in rows)
-    described["n"] = _text(n if n is None else int(n)) + (f"/{len(rows)}" if missing else "")
-    if defined:
-        svg = distribution_svg(list(defined.values()), f"{label}, {count}")
-        described["plot"] = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    found = summary.get(name, {})
+    described |= {key: _text(found.get(key), digits[name]) for key in ("mean", "sd", "median", "worst")}
+    described["interval"] = _UNDEFINED
+    if found.get("low") is not None:
+        described["interval"] = " to ".join(_text(found[key], digits[name]) for key in ("low", "high"))
+    if any(name in row for row in rows):
+        described["n"] = over_cases(rows, name).replace(" cases", "")
+    else:
+        described["n"] = f"{_text(found.get('n'))} {found.get('counted', '')}".strip()
     return described
+
+
+def _count(defined: int, cases: int) -> str:
+    return f"n = {defined}" + (f" of {cases}" if defined < cases else "")
+
+
+def _svg_source(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def _figure(picture: bytes | None) -> dict[str, Any] | None:

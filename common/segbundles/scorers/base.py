@@ -11,9 +11,21 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from segbundles.data.frames import VOID
+from segbundles.statistics import ProbabilityCounts
 from segbundles.transforms import displayed_case
 
-__all__ = ["CaseRecord", "Evaluation", "Scorer", "class_maps", "dice_line", "draw", "mean_of_defined"]
+__all__ = [
+    "CaseRecord",
+    "Evaluation",
+    "Scorer",
+    "class_maps",
+    "count_probabilities",
+    "dice_line",
+    "draw",
+    "mean_of_defined",
+    "sizes",
+]
 
 
 @dataclass
@@ -28,6 +40,7 @@ class CaseRecord:
         slices: what the report shows with a slider, see :func:`draw`; None if it shows nothing.
         file: longer name, used if another case has the same one; the report sets it.
         group: ``group`` of the case in the datalist, such as its patient; the report sets it.
+        content: hash of truth and image, see :func:`segbundles.evaluations.content_of`; the report sets it.
     """
 
     name: str
@@ -37,6 +50,7 @@ class CaseRecord:
     slices: Mapping[str, Any] | None = None
     file: str = ""
     group: str = ""
+    content: str = ""
 
 
 @dataclass
@@ -44,11 +58,14 @@ class Evaluation:
     """What a scorer concludes from the records of all cases.
 
     Args:
-        summary: contents of ``summary.json``. Entries that are dictionaries (``mean``, ``sd``, ``median``, ``worst``,
-            ``n``) are the metrics of the report, in its order.
+        summary: contents of ``summary.json``; the report adds to it. Entries that are dictionaries with ``mean``
+            (``sd``, ``median``, ``worst``, ``n``) are the metrics of the report, in its order.
         log: one line for the screen; nothing is logged if it is empty.
         notes: paragraphs under the heading of the report.
         tables: more tables to write: file name, and its columns and rows.
+        shown: tables of the report: heading, and its columns and rows. The one named ``unit`` replaces the means of
+            each group.
+        unit: what a group of the datalist is, in the plural, such as patients.
         sort_by: metric that orders the cases of the report.
         outlined_classes: number of foreground classes that the figures outline, for the legend; 0 for figures that
             explain themselves.
@@ -58,6 +75,8 @@ class Evaluation:
     log: str = ""
     notes: list[str] = field(default_factory=list)
     tables: dict[str, tuple[Sequence[str], Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    shown: dict[str, tuple[Sequence[str], Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    unit: str = "groups"
     sort_by: str = "dice"
     outlined_classes: int = 1
 
@@ -113,6 +132,24 @@ def class_maps(item: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.as_tensor(np.asarray(item[key].detach().cpu()))[0] for key in ("label", "pred"))
 
 
+def count_probabilities(item: Mapping[str, Any], key: str) -> ProbabilityCounts | None:
+    """Count the pixels of a case by their probability of any foreground class.
+
+    Args:
+        item: the case, see :meth:`segbundles.scorers.Scorer.score`.
+        key: its probabilities (classes, spatial), the background first.
+
+    Returns:
+        The counts, without pixels of unknown class (:data:`segbundles.data.VOID`); None without probabilities.
+    """
+    if key not in item:
+        return None
+    probability, truth = (torch.as_tensor(np.asarray(item[name].detach().cpu())) for name in (key, "label"))
+    truth, void = truth[0], truth[0] == VOID
+    foreground = probability[1] if len(probability) == 2 else (1 - probability[0]).clamp(0, 1)
+    return ProbabilityCounts.of(foreground, truth > 0, ~void if void.any() else None)
+
+
 def draw(
     item: Mapping[str, Any], maps: Sequence[torch.Tensor], slice_axis: int = -1, channel: int | None = None
 ) -> dict[str, Any]:
@@ -136,6 +173,31 @@ def draw(
     shown = displayed_case(item["image"], dict(zip(("truth", "prediction"), maps, strict=True)), channel, slice_axis)
     options = {key: value for key, value in shown.items() if key not in ("image", "overlays")}
     return {"figure": case_figure(shown["image"], *shown["overlays"].values(), **options), "slices": shown}
+
+
+def sizes(
+    truth: torch.Tensor, prediction: torch.Tensor, num_classes: int, measure: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the true and the predicted size of a case, as columns of its row.
+
+    Args:
+        truth: class indices, spatial axes only.
+        prediction: class indices of the same shape.
+        num_classes: number of classes, background included.
+        measure: quantities, such as ``volume_ml``, and the size of one pixel in each.
+
+    Returns:
+        ``true_volume_ml``, ``predicted_volume_ml`` and so on of the foreground; with several foreground classes,
+        of each: ``true_volume_ml_1`` and so on.
+    """
+    counts = [torch.bincount(classes.flatten().long(), minlength=num_classes) for classes in (truth, prediction)]
+    single = num_classes == 2
+    return {
+        f"{kind}_{quantity}{'' if single else f'_{k}'}": int(count[k]) * size
+        for k in range(1, num_classes)
+        for quantity, size in measure.items()
+        for kind, count in zip(("true", "predicted"), counts, strict=True)
+    }
 
 
 def dice_line(summary: Mapping[str, Any]) -> str:

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from segbundles.data.frames import VOID
 from segbundles.meta import notes_of
 from segbundles.metrics import confusion_counts, pooled_scores, segmentation_metrics, summarize
-from segbundles.scorers.base import CaseRecord, Evaluation, class_maps, dice_line, draw, mean_of_defined
+from segbundles.scorers.base import CaseRecord, Evaluation, class_maps, dice_line, draw, mean_of_defined, sizes
+from segbundles.statistics import Interval, bootstrap_interval, count_objects
 
 __all__ = ["FrameScorer"]
 
@@ -24,7 +27,10 @@ class FrameScorer:
     The summary has the scores pooled over all pixels of the set: ``pooled_accuracy``, ``pooled_mean_jaccard``,
     ``pooled_jaccard`` (of the foreground) and one per class. It also has ``sequences``: for each one the number of
     frames, the Jaccard of the foreground pooled over the sequence, the mean Dice of its frames, and how many frames
-    were missed or false positive. Pixels whose truth is :data:`segbundles.data.VOID` are left out of all numbers.
+    were missed or false positive; and ``pooled_intervals``, those of Jaccard and mean Jaccard over the sequences. A
+    frame also has its true and predicted share of the image and the counts of
+    :func:`segbundles.statistics.count_objects`. Pixels whose truth is :data:`segbundles.data.VOID` are left out of all
+    numbers.
 
     Args:
         num_classes: number of classes, background included.
@@ -41,6 +47,8 @@ class FrameScorer:
         row = {
             "sequence": str(item.get("group") or ""),
             **segmentation_metrics(prediction, truth, (), self.num_classes, distances=False),
+            **sizes(truth, prediction, self.num_classes, {"fraction": 1 / truth.numel()}),
+            **count_objects(prediction, truth),
             "notes": notes_of(item["image"], item["pred"]),
         }
         return [CaseRecord(name, row, counts, **(draw(item, (truth, prediction)) if figures else {}))]
@@ -52,18 +60,23 @@ class FrameScorer:
         summary = summarize([record.row for record in records])
         summary |= {f"pooled_{name}": _json(value) for name, value in pooled.items()}
         summary["sequences"] = [{key: _json(value) for key, value in one.items()} for one in sequences]
-        by_class = [f"class {k} {_shown(pooled[f'jaccard_{k}'])}" for k in range(self.num_classes)]
+        intervals = _intervals(records)
+        summary["pooled_intervals"] = {name: one.as_dict() for name, one in intervals.items()}
+        whole = {"frames": len(records), **pooled, **{f"{name}_interval": one for name, one in intervals.items()}}
         notes = [
-            f"Pooled over all pixels of the set: Jaccard of the foreground {_shown(pooled['jaccard'])}, "
-            f"{', '.join(by_class)} (0 is background), their mean {_shown(pooled['mean_jaccard'])}; accuracy "
-            f"{_shown(pooled['accuracy'])}. The table below lists single frames.",
             "A frame without any truth has no Dice and does not enter the means if nothing is predicted either (status "
             "empty); if something is, its Dice is 0 and counts (status false positive). Files of frames do not contain "
             "the size of a pixel, so there are no distances.",
         ]
+        by_class = (f"jaccard_{k}" for k in range(self.num_classes))
+        columns = ("frames", "jaccard_interval", "mean_jaccard_interval", *by_class, "accuracy")
+        shown: dict[str, Any] = {"pooled": (columns, [whole])}
         if len(sequences) < len(records):  # otherwise the table of frames says the same
-            rows = [f"{one['sequence'] or 'none'} {_shown(one['jaccard'])} ({one['frames']})" for one in sequences]
-            notes.insert(1, f"Pooled over each sequence, Jaccard of the foreground (frames): {', '.join(rows)}.")
+            shown["sequences"] = (SEQUENCE_COLUMNS, sequences)
+            notes.append(
+                "In the table of sequences, Jaccard is pooled over the pixels of a sequence and Dice is the mean of "
+                "its frames."
+            )
         log = (
             f"Pooled over {len(records)} frames: Jaccard {pooled['jaccard']:.4f}, mean with background "
             f"{pooled['mean_jaccard']:.4f}, accuracy {pooled['accuracy']:.4f}"
@@ -73,6 +86,8 @@ class FrameScorer:
             "; ".join(filter(None, (dice_line(summary), log))),
             notes,
             {"sequences.csv": (SEQUENCE_COLUMNS, sequences)},
+            shown,
+            unit="sequences",
             outlined_classes=self.num_classes - 1,
         )
 
@@ -92,9 +107,16 @@ def _sequences(records: Sequence[CaseRecord]) -> list[dict[str, Any]]:
     return found
 
 
+def _intervals(records: Sequence[CaseRecord]) -> dict[str, Interval]:
+    """Return the pooled Jaccard and mean Jaccard of the set with their intervals over the sequences."""
+    matrices, groups = [record.details.numpy() for record in records], [record.group for record in records]
+    return {
+        name: bootstrap_interval(
+            matrices, groups, lambda drawn, name=name: pooled_scores(torch.as_tensor(drawn.sum(0)))[name]
+        )
+        for name in ("jaccard", "mean_jaccard")
+    }
+
+
 def _json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _shown(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.4f}"

@@ -31,14 +31,17 @@ class SectionScorer:
     - ``v_rand`` and ``v_info`` of the cells at one threshold of the membrane probability, the one whose mean over all
       sections is best, as in the ISBI 2012 challenge (each of the two has its own);
     - ``pixel_accuracy_mask``, ``v_rand_cells`` and ``v_info_cells`` of the cells that post-processing made;
-    - the number of ``cells`` and of ``true_cells``;
+    - the number of ``cells`` and of ``true_cells``, and the share of the image that is cell (``true_fraction`` and
+      ``predicted_fraction``, of the class map);
     - ``status``: ``one class`` if the truth has no membrane or no cell, otherwise ``ok``.
 
     Args:
         thresholds: thresholds of the membrane probability, see :func:`segbundles.metrics.threshold_scores`.
+        unit: what a group of the datalist is, in the plural.
     """
 
     thresholds: Sequence[float] = THRESHOLDS
+    unit: str = "sections"
 
     def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
         """Score each section of an image; a stack has one record per page."""
@@ -64,6 +67,8 @@ class SectionScorer:
             **{key: scores[key] for key in ("v_rand_cells", "v_info_cells")},
             "cells": len(np.unique(cells[cells > 0])),
             "true_cells": int(true_cells.max()),
+            "true_fraction": float((truth > 0).mean()),
+            "predicted_fraction": float((prediction > 0).mean()),
             "notes": notes,
         }
         figure = None
@@ -94,13 +99,13 @@ class SectionScorer:
             if isinstance(found, dict) and found["n"]
         ]
         notes = [
-            "pixel_accuracy and dice_membrane score the most probable class of each pixel, pixel_accuracy_mask scores "
-            "the mask that inference writes.",
-            "v_rand and v_info are the scores of the ISBI 2012 challenge: each at the one threshold of the membrane "
-            f"probability that is best over these sections ({best['v_rand']:g} for V_rand, {best['v_info']:g} for "
-            "V_info), with thinned membranes. As the threshold is chosen on the sections that are scored, these scores "
-            "are slightly optimistic. v_rand_cells and v_info_cells score the cells that inference writes, with its "
-            "fixed settings.",
+            "Pixel accuracy and Dice of the membranes score the most probable class of each pixel; pixel accuracy of "
+            "the mask scores the mask that inference writes.",
+            "V_rand and V_info at the best threshold are the scores of the ISBI 2012 challenge: each at the one "
+            f"threshold of the membrane probability that is best over these sections ({best['v_rand']:g} for V_rand, "
+            f"{best['v_info']:g} for V_info), with thinned membranes. As the threshold is chosen on the sections that "
+            "are scored, these scores are slightly optimistic. V_rand and V_info of the cells score the cells that "
+            "inference writes, with its fixed settings.",
             "The first of the four panels is the image. Cells have random colours; neighbours differ. Wrong pixels are "
             "blue where a membrane was missed, orange where there is none.",
         ]
@@ -109,6 +114,7 @@ class SectionScorer:
             f"{', '.join(log)}, n {summary['cases']}",
             notes,
             {"thresholds.csv": (("threshold", *AT_BEST), means)},
+            unit=self.unit,
             sort_by="v_rand_cells",
             outlined_classes=0,
         )

@@ -90,6 +90,13 @@ class ToProbabilitiesd(MapTransform):
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
     """Return probabilities whose largest one is where the largest logit is."""
+    if len(logits) == 2:  # as below, but many times faster
+        difference = logits[1] - logits[0]
+        probabilities = torch.stack([-difference, difference]).sigmoid_()
+        first, second = probabilities
+        if (hidden := (difference > 0) & (second <= first)).any():
+            second[hidden] = torch.nextafter(first[hidden], first.new_ones(()))
+        return probabilities
     classes, probabilities = logits.argmax(0, keepdim=True), logits.softmax(0)
     hidden = probabilities.argmax(0, keepdim=True) != classes
     if hidden.any():

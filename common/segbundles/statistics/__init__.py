@@ -1,0 +1,27 @@
+"""Statistics over the cases of an evaluation: intervals, agreement of volumes, detection, calibration, comparison."""
+
+from __future__ import annotations
+
+from .agreement import bland_altman, intraclass_correlation, volume_agreement
+from .detection import DETECTION_COLUMNS, count_objects, detection_rates
+from .intervals import Interval, bootstrap_interval, group_names, over_cases, short, with_intervals
+from .paired import difference_line, paired_difference
+from .probabilities import ProbabilityCounts
+
+__all__ = [
+    "DETECTION_COLUMNS",
+    "Interval",
+    "ProbabilityCounts",
+    "bland_altman",
+    "bootstrap_interval",
+    "count_objects",
+    "detection_rates",
+    "difference_line",
+    "group_names",
+    "intraclass_correlation",
+    "over_cases",
+    "paired_difference",
+    "short",
+    "volume_agreement",
+    "with_intervals",
+]
