@@ -98,6 +98,11 @@ def test_folds_are_joined(tmp_path):
                 score = next(scores)
                 name = group.partition("/")[2] if folder == folders[0] and group.startswith("two") else group
                 writer.writerow([name, "empty" if score == "" else "ok", score, 3, ""])
+        (folder / "evaluation/summary.json").write_text(json.dumps({"unit": "patients", "run": {"device": "cpu"}}))
+        bins = ["0,0,0"] * 1000
+        bins[100], bins[900] = "3,0,0.3", "1,1,0.9"
+        counts = "\n".join(["pixels,foreground,probability_sum", *bins])
+        (folder / "evaluation/probabilities.csv").write_text(counts)
     summary = join_folds("brain", str(tmp_path / "out"), folders)
     rows = table(tmp_path / "out/metrics.csv")
     assert [(row["fold"], row["dice"]) for row in rows] == [("0", "0.5"), ("0", "0.7"), ("1", "0.6"), ("1", "")]
@@ -106,6 +111,8 @@ def test_folds_are_joined(tmp_path):
     assert summary["dice"]["mean"] == pytest.approx(0.6)
     assert (summary["dice"]["n"], summary["dice"]["left_out"], summary["cases"], summary["empty"]) == (3, 1, 4, 1)
     assert summary["lesion_slices"] == 12
+    assert (summary["unit"], summary["run"]) == ("cases", {"folds": [{"device": "cpu"}] * 2})
+    assert summary["probabilities"]["ece"] == pytest.approx(0.1)  # both bins of both folds
     assert [(fold["fold"], fold["cases"], fold["dice"]["mean"]) for fold in summary["folds"]] == [
         (0, 2, pytest.approx(0.6)),
         (1, 2, 0.6),
@@ -113,13 +120,16 @@ def test_folds_are_joined(tmp_path):
     assert [part["data_set"] for part in summary["data_sets"]] == ["one", "two"]
     assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
     assert sorted(path.name for path in (tmp_path / "out/report").iterdir()) == [
+        "calibration.svg",
         *("data_sets.csv", "data_sets.tex", "distribution_dice.svg", "folds.csv", "folds.tex", "folds_dice.svg"),
-        *("summary.csv", "summary.tex"),
+        *("precision_recall.svg", "probabilities.csv", "probabilities.tex", "summary.csv", "summary.tex"),
+        "thresholds.svg",
     ]
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "Cross-validation of brain, 2 folds" in page
     assert "0.6 (0.5 to 0.7)" in page
     assert "0.500 to 0.700" in page
+    assert "4 patients, of which 1 is a single case without a group" in page
 
 
 @pytest.mark.slow

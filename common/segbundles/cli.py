@@ -244,9 +244,10 @@ def crossvalidate(
     for folder in folders:
         _run(fold_commands(bundle, folder, context.args))
     summary = join_folds(Path(bundle).name, output, folders)
-    table = Table("Metric", "Mean", "95 % interval", "SD", "Cases", title=f"{summary['groups']} groups")
+    title = f"{summary['groups']} {summary['unit']}"
+    table = Table("Metric", "Mean", "95 % interval", "SD", "Cases", title=title)
     for name, entry in summary.items():
-        if isinstance(entry, dict):
+        if isinstance(entry, dict) and "mean" in entry:
             interval = "" if entry["low"] is None else f"{entry['low']:.4g} to {entry['high']:.4g}"
             values = ("" if value is None else f"{value:.4g}" for value in (entry["mean"], entry["sd"]))
             mean, sd = values

@@ -67,7 +67,7 @@ def compare(folders: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
         ],
         "cases": len(cases),
         "groups": len({*groups}) if all(groups) else len(cases),
-        "unit": "groups" if all(groups) else "cases",
+        "unit": past[0].summary.get("unit", "groups") if all(groups) else "cases",
         "differences": differences,
     }
     table = [

@@ -168,7 +168,7 @@ def test_the_summary_tells_how_to_repeat_the_evaluation(tmp_path):
     assert run["data"]["datalist_sha256"] == hashlib.sha256((data / "datalist.json").read_bytes()).hexdigest()
     assert run["data"]["scored_sha256"] != other["data"]["scored_sha256"]
     page = (tmp_path / "o/report.html").read_text(encoding="utf-8")
-    assert "<td>2 cases of 1 groups</td>" in page
+    assert "<td>cases: 2, groups: 1</td>" in page
     assert run["data"]["scored_sha256"] in page
     assert len({row["content"] for row in table(tmp_path / "o")}) == 2  # the same truth in three of the four
 

@@ -210,7 +210,7 @@ def _settings_tables(run: Mapping[str, Any]) -> dict[str, list[tuple[Any, ...]]]
     if not run.get("bundle"):  # not the run of a bundle
         return {}
     data = run["data"]
-    splits = [(split, f"{n['cases']} cases of {n['groups']} groups") for split, n in data.get("splits", {}).items()]
+    splits = [(split, f"cases: {n['cases']}, groups: {n['groups']}") for split, n in data.get("splits", {}).items()]
     tables: dict[str, list[tuple[Any, ...]]] = {
         "Run": [
             ("bundle", f"{run['bundle']} {run['version']}"),

@@ -103,6 +103,10 @@ def write_evaluation(
     said = f"Unit of analysis: {number} {unit if number > 1 else singular}."
     if not known:
         said = "Unit of analysis: the case. The list of cases contains no groups, so each case counts by itself."
+    if not known and any(groups):
+        alone = sum(not group for group in groups)
+        kind = "is a single case" if alone == 1 else "are single cases"
+        said = f"Unit of analysis: {number} {unit}, of which {alone} {kind} without a group."
     headings = {name: label(name, classes, units.get(base_name(name), "")) for name in metrics}
     plots = draw_distributions(rows, headings, [*metrics], boxes)
     columns = ("metric", "mean", "low", "high", "sd", "median", "worst", "n", "left_out")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -230,5 +231,6 @@ def _mark(axes: Axes, rows: Sequence[Mapping[str, float]], threshold: float, x: 
 
 def _svg(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "segbundles"}):  # otherwise ids are random
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()

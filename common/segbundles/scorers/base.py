@@ -63,8 +63,8 @@ class Evaluation:
         log: one line for the screen; nothing is logged if it is empty.
         notes: paragraphs under the heading of the report.
         tables: more tables to write: file name, and its columns and rows.
-        shown: tables of the report: heading, and its columns and rows. The one named ``unit`` replaces the means of
-            each group.
+        shown: tables of the report, which are also written to ``report``: name, and columns and rows. One that is
+            named like ``unit`` replaces the means of each group.
         unit: what a group of the datalist is, in the plural, such as patients.
         sort_by: metric that orders the cases of the report.
         outlined_classes: number of foreground classes that the figures outline, for the legend; 0 for figures that
