@@ -14,10 +14,14 @@ SAMPLES = ROOT.parent / "shared" / "real_data" / "samples"
 
 
 @pytest.fixture(autouse=True)
-def log_levels() -> None:
-    """Levels as at the start, whatever a bundle's logging.conf set in an earlier test."""
+def log_as_at_the_start() -> None:
+    """Whatever a bundle's logging.conf set in an earlier test, which may have closed what it then wrote to."""
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("segbundles").setLevel(logging.NOTSET)
+    for logger in map(logging.getLogger, (None, "ignite", "monai")):
+        for handler in logger.handlers[:]:
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import shlex
 
 import pytest
@@ -133,19 +132,8 @@ def test_folds_are_joined(tmp_path):
     assert "4 patients, of which 1 is a single case without a group" in page
 
 
-@pytest.fixture
-def logging_as_before():
-    """A run in this process lets the log write to what stdout is now, which is closed after the test."""
-    loggers = [logging.getLogger(name) for name in (None, "ignite", "monai")]
-    before = [(one.handlers[:], one.level, one.propagate) for one in loggers]
-    yield
-    for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        one.handlers[:], one.propagate = handlers, propagate
-        one.setLevel(level)
-
-
 @pytest.mark.slow
-def test_crossvalidate_and_continue(tmp_path, monkeypatch, capsys, logging_as_before):
+def test_crossvalidate_and_continue(tmp_path, monkeypatch, capsys):
     """The folds run in this process; the second is stopped before its evaluation, and the same command ends it."""
     tiny = TINY_TRAININGS["em_membrane_unet"]
     data, out, ran = tmp_path / "data", tmp_path / "out", []
