@@ -35,6 +35,7 @@ def test_sizes_of_other_depths(channels, size, expected):
 
 
 def test_a_pixel_sees_no_further_than_the_margin():
+    torch.manual_seed(0)  # with other weights the last layers may all be 0
     network = ValidUNet(**SMALL).eval().double()
     x = torch.rand(1, 1, 220, 220, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     changed = x.clone()
