@@ -191,7 +191,9 @@ def test_the_reason_is_printed_once_and_last(tmp_path):
     assert done.stdout == ""
     assert done.stderr.count("cannot be read") == 2  # a row for each file
     assert done.stderr.count("faults in") == 1
-    assert "--split" in done.stderr.splitlines()[-2]  # above the lower edge of the frame
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ERROR: ")
+    assert "--split" in last
 
 
 def test_help_imports_nothing_heavy():

@@ -313,7 +313,7 @@ class TestServer:
             result = CliRunner().invoke(app, ["label", *map(str, arguments)])
             assert result.exit_code == 1
             assert "Traceback" not in result.output
-            return " ".join(line.strip("│╭╮╰╯ ") for line in result.output.splitlines())
+            return result.output.splitlines()[-1]
 
         handler = signal.getsignal(signal.SIGTERM)
         try:

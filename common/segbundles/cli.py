@@ -18,7 +18,6 @@ from typing import Annotated, Any, get_args
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 from rich.progress import track
 from rich.table import Column, Table
 from typer.core import TyperGroup
@@ -485,7 +484,7 @@ def _show_error(error: ValueError) -> None:
             table.add_row("...", "...", f"and {rest} more")
         console.print(table)
         message = error.summary
-    console.print(Panel(escape(message), title="Error", title_align="left", border_style="red", expand=False))
+    console.print(f"ERROR: {message}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_prepared(prepared: Prepared) -> None:

@@ -1,5 +1,5 @@
 """Engines that MONAI does not have."""
 
-from .tolerant import ImageReport, InferenceEvents, TolerantEvaluator
+from .tolerant import ImageReport, InferenceEvents, TolerantEvaluator, attach_per_image
 
-__all__ = ["ImageReport", "InferenceEvents", "TolerantEvaluator"]
+__all__ = ["ImageReport", "InferenceEvents", "TolerantEvaluator", "attach_per_image"]

@@ -19,7 +19,7 @@ from segbundles.data import Failure
 from segbundles.errors import innermost
 from segbundles.meta import batch_notes, files_of, join_notes, notes_of
 
-__all__ = ["ImageReport", "InferenceEvents", "TolerantEvaluator"]
+__all__ = ["ImageReport", "InferenceEvents", "TolerantEvaluator", "attach_per_image"]
 
 logger = logging.getLogger("segbundles")
 
@@ -120,6 +120,20 @@ class TolerantEvaluator(SupervisedEvaluator):
     def _lap(self) -> float:
         since, self._since = self._since, time.perf_counter()
         return self._since - since
+
+
+def attach_per_image(engine: Engine, handler: Any) -> None:
+    """Attach a handler's ``start``, ``add`` (once per image), ``finish`` and ``stop`` (after an error).
+
+    Args:
+        engine: a :class:`TolerantEvaluator`.
+        handler: what has these methods; ``stop`` also gets the error.
+    """
+    engine.add_event_handler(Events.STARTED, handler.start)
+    engine.add_event_handler(InferenceEvents.IMAGE_COMPLETED, handler.add)
+    engine.add_event_handler(InferenceEvents.IMAGE_FAILED, handler.add)
+    engine.add_event_handler(Events.COMPLETED, handler.finish)
+    engine.add_event_handler(Events.EXCEPTION_RAISED, handler.stop)
 
 
 def _raise(engine: Engine, error: BaseException) -> None:

@@ -9,12 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.config import PathLike
 
 from segbundles.data import file_stem, image_root
 from segbundles.distributed import gather, process_rank
-from segbundles.engines import InferenceEvents
+from segbundles.engines import attach_per_image
 from segbundles.files import atomic_path, read_json, shown_below, write_json
 from segbundles.measurements import CELL_COLUMNS
 from segbundles.transforms import SaveSegmentationd
@@ -55,11 +55,7 @@ class InferenceMeasurements:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a :class:`segbundles.engines.TolerantEvaluator`."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(InferenceEvents.IMAGE_COMPLETED, self.add)
-        engine.add_event_handler(InferenceEvents.IMAGE_FAILED, self.add)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
+        attach_per_image(engine, self)
 
     def start(self, engine: Engine) -> None:
         """Forget the images of an earlier run."""

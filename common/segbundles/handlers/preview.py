@@ -6,14 +6,14 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.config import PathLike
 from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
 
 from segbundles.data import image_root
 from segbundles.distributed import gather, process_rank
-from segbundles.engines import ImageReport, InferenceEvents
+from segbundles.engines import ImageReport, attach_per_image
 from segbundles.errors import innermost
 from segbundles.files import shown_below
 from segbundles.measurements import describe, summarize
@@ -67,11 +67,7 @@ class Preview:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a :class:`segbundles.engines.TolerantEvaluator`."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(InferenceEvents.IMAGE_COMPLETED, self.add)
-        engine.add_event_handler(InferenceEvents.IMAGE_FAILED, self.add)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
+        attach_per_image(engine, self)
 
     def start(self, engine: Engine) -> None:
         """Begin a page, and divide its size among the images."""

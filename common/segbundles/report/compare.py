@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from segbundles.files import atomic_path
 from segbundles.metrics import higher_is_better
-from segbundles.report.html import _figure, _setting, _text
+from segbundles.report.html import _figure, _setting, _text, write_page
 from segbundles.report.plots import agreement_svg
 from segbundles.report.tables import export
 from segbundles.report.words import label
@@ -46,15 +43,6 @@ def write_comparison(
     Raises:
         ValueError: when the file cannot be written.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": lambda value: _text(value, 3), "setting": _setting}
-    environment.globals |= {"difference": difference_line, "higher": higher_is_better}
     labels = {name: label(name, classes, unit) for name, unit in units.items()}
     letters = [one["letter"] for one in summary["evaluations"]]
     plots = {
@@ -66,8 +54,14 @@ def write_comparison(
         if not np.isnan(found[[0, number]]).all()
     }
     name, first = next(iter(values.items()))
-    page = environment.get_template("compare.html.j2").render(
-        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    differences = summary["differences"]
+    export(path.parent / "report", {"differences": ([*differences[0]], differences)}, plots)
+    write_page(
+        path,
+        "compare.html.j2",
+        filters={"number": lambda value: _text(value, 3), "setting": _setting},
+        difference=difference_line,
+        higher=higher_is_better,
         summary=summary,
         labels=labels,
         letters=letters,
@@ -78,7 +72,3 @@ def write_comparison(
             for case, pictures, place in changed
         ],
     )
-    differences = summary["differences"]
-    export(path.parent / "report", {"differences": ([*differences[0]], differences)}, plots)
-    with atomic_path(path) as part:
-        part.write_text(page, encoding="utf-8", errors="backslashreplace")

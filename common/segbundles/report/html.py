@@ -176,7 +176,7 @@ def draw_distributions(
 def write_page(
     path: str | os.PathLike[str],
     template: str,
-    script: str,
+    script: str | None = None,
     filters: Mapping[str, Callable[..., Any]] | None = None,
     **values: Any,
 ) -> Path:
@@ -185,7 +185,7 @@ def write_page(
     Args:
         path: file to write; missing folders are created, an existing file is replaced.
         template: file name of the page's template.
-        script: file name of the template of its script.
+        script: file name of the template of its script; None for a page without one.
         filters: further filters of the template.
         values: what the template shows, besides the ``date``.
 
@@ -203,7 +203,7 @@ def write_page(
         lstrip_blocks=True,
     )
     environment.filters.update(filters or {})
-    code = environment.get_template(script).render()
+    code = environment.get_template(script).render() if script else ""
     page = environment.get_template(template).render(
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         script=code,
