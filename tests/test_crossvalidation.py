@@ -99,9 +99,8 @@ def test_folds_are_joined(tmp_path):
                 name = group.partition("/")[2] if folder == folders[0] and group.startswith("two") else group
                 writer.writerow([name, "empty" if score == "" else "ok", score, 3, ""])
         (folder / "evaluation/summary.json").write_text(json.dumps({"unit": "patients", "run": {"device": "cpu"}}))
-        bins = ["0,0,0"] * 1000
-        bins[100], bins[900] = "3,0,0.3", "1,1,0.9"
-        counts = "\n".join(["pixels,foreground,probability_sum", *bins])
+        bins = [f"{group},{k}" for group in (folder.name, "both") for k in ("100,3,0,0.3", "900,1,1,0.9")]
+        counts = "\n".join(["group,bin,pixels,foreground,probability_sum", *bins])
         (folder / "evaluation/probabilities.csv").write_text(counts)
     summary = join_folds("brain", str(tmp_path / "out"), folders)
     rows = table(tmp_path / "out/metrics.csv")
@@ -113,6 +112,7 @@ def test_folds_are_joined(tmp_path):
     assert summary["lesion_slices"] == 12
     assert (summary["unit"], summary["run"]) == ("cases", {"folds": [{"device": "cpu"}] * 2})
     assert summary["probabilities"]["ece"] == pytest.approx(0.1)  # both bins of both folds
+    assert summary["probabilities"]["intervals"]["ece"]["groups"] == 3
     assert [(fold["fold"], fold["cases"], fold["dice"]["mean"]) for fold in summary["folds"]] == [
         (0, 2, pytest.approx(0.6)),
         (1, 2, 0.6),

@@ -15,7 +15,7 @@ from segbundles.evaluations import PastEvaluation, case_figures, read_evaluation
 from segbundles.files import DATALIST_NAME, read_json, write_json
 from segbundles.metrics import SECTION_UNITS, summarize
 from segbundles.metrics.segmentation import base_name
-from segbundles.statistics import Interval, ProbabilityCounts, group_names, with_intervals
+from segbundles.statistics import Interval, add_counts, group_names, with_intervals
 
 __all__ = ["fold_commands", "join_folds", "start_folds"]
 
@@ -131,16 +131,15 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
     summary["data_sets"] = _by(rows, "data_set")
     classes = past[0].summary.get("run", {}).get("classes", {})
     sections = any(base_name(name) in SECTION_UNITS for name in metrics)
-    counts = [one.probabilities for one in past if one.probabilities is not None]
     folds = Part(
         "Folds",
-        tables={"folds": _table(summary["folds"], metrics)},
+        tables={"folds": _table(summary["folds"])},
         figures={
             f"folds_{m}": groups_svg([_dot(part, rows, m) for part in summary["folds"]], label(m, classes))
             for m in metrics
         },
     )
-    sets = Part("Data sets", tables={"data_sets": _table(summary["data_sets"], metrics)})
+    sets = Part("Data sets", tables={"data_sets": _table(summary["data_sets"])})
     write_evaluation(
         Path(out),
         title=f"Cross-validation of {bundle}, {len(folders)} folds",
@@ -153,7 +152,7 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
             "group. Every fold kept the weights of its last epoch: nothing was chosen on the cases that are scored.",
         ],
         figures=figures,
-        probabilities=sum(counts, ProbabilityCounts()) if len(counts) == len(past) else None,
+        probabilities=add_counts(one.probabilities for one in past) if all(one.probabilities for one in past) else None,
         run={"folds": [one.summary.get("run") or one.record for one in past]},
         settings={
             "Commands": [(f"fold {fold}", one.record.get("command", "")) for fold, one in enumerate(past)],
@@ -172,6 +171,8 @@ def _unit(evaluation: PastEvaluation) -> str:
 
 def _by(rows: Sequence[Mapping[str, Any]], column: str) -> list[dict[str, Any]]:
     """Return the numbers of cases and groups, and the mean of each metric with its interval, by a column's values."""
+    from segbundles.report import pooled_intervals
+
     found = []
     for value in dict.fromkeys(row[column] for row in rows if column in row):
         part = [row for row in rows if row.get(column) == value]
@@ -179,17 +180,19 @@ def _by(rows: Sequence[Mapping[str, Any]], column: str) -> list[dict[str, Any]]:
         summary = with_intervals(summarize(part), part, groups)
         kept = ("mean", "sd", "low", "high", "n")
         metrics = {k: {key: v[key] for key in kept} for k, v in summary.items() if isinstance(v, dict)}
+        if "pixels_0_0" in part[0]:
+            pooled = pooled_intervals(part)["jaccard"]
+            metrics["pooled_jaccard"] = {"mean": pooled.value, "low": pooled.low, "high": pooled.high, "n": pooled.n}
         found.append({column: value, "cases": len(part), "groups": len({*group_names(groups)}), **metrics})
     return found
 
 
-def _table(parts: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
+def _table(parts: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
     """Return a table of :func:`_by`, with the means as text."""
     rows = [
         {key: _shown(value) if isinstance(value, Mapping) else value for key, value in part.items()} for part in parts
     ]
-    first = [key for part in parts[:1] for key in part if key not in (*metrics, "weights_sha256")]
-    return [*first, *metrics], rows
+    return [*dict.fromkeys(key for part in parts for key in part if key != "weights_sha256")], rows
 
 
 def _dot(part: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:

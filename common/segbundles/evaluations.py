@@ -18,7 +18,7 @@ from segbundles.files import DATALIST_NAME, SPLITS, read_json, read_table
 from segbundles.meta import files_of
 from segbundles.metrics import METRIC_UNITS, SECTION_UNITS
 from segbundles.metrics.segmentation import base_name
-from segbundles.statistics import ProbabilityCounts
+from segbundles.statistics import ProbabilityCounts, counts_of_table
 
 __all__ = ["PastEvaluation", "case_figures", "content_of", "metric_names", "read_evaluation", "splits_of"]
 
@@ -34,14 +34,14 @@ class PastEvaluation:
         rows: the rows of ``metrics.csv``; numbers are floats, NaN where they are undefined.
         record: how it was run, from ``evaluating.config.json``; empty where there is none.
         summary: ``summary.json``; empty where there is none.
-        probabilities: ``probabilities.csv``; None where there is none.
+        probabilities: ``probabilities.csv``, the counts of each group; empty where there is none.
     """
 
     folder: Path
     rows: list[dict[str, Any]]
     record: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
-    probabilities: ProbabilityCounts | None = None
+    probabilities: dict[str, ProbabilityCounts] = field(default_factory=dict)
 
 
 def read_evaluation(folder: str | Path) -> PastEvaluation:
@@ -64,10 +64,8 @@ def read_evaluation(folder: str | Path) -> PastEvaluation:
     record, summary = (
         next((read_json(folder / name) for name in names if (folder / name).is_file()), {}) for names in records
     )
-    counts = None
-    if (folder / "probabilities.csv").is_file():
-        bins = [[float(value) for value in row.values()] for row in read_table(folder / "probabilities.csv")]
-        counts = ProbabilityCounts(np.array(bins).T)
+    path = folder / "probabilities.csv"
+    counts = counts_of_table(read_table(path)) if path.is_file() else {}
     return PastEvaluation(folder, rows, record, summary, counts)
 
 

@@ -192,7 +192,8 @@ def test_probabilities_are_counted_without_pixels_of_unknown_class(tmp_path):
     assert found["ece_without_background"] == pytest.approx(0.25)
     assert (found["average_precision"], found["dice"]) == (1.0, 1.0)
     counts = read_evaluation(tmp_path).probabilities
-    assert counts.table.sum(1) == pytest.approx([6, 2, 2])
+    (table_of_group,) = (one.table for one in counts.values())
+    assert table_of_group.sum(1) == pytest.approx([6, 2, 2])
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert {"calibration.svg", "precision_recall.svg", "thresholds.svg", "probabilities.tex"} < names
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segbundles.report import glossary, label, write_evaluation
-from segbundles.report.parts import agreement_part, detection_part, group_rows, probability_part
+from segbundles.report.parts import agreement_part, detection_part, group_rows, pooled_part, probability_part
 from segbundles.statistics import DETECTION_COLUMNS, ProbabilityCounts
 
 SIZES = [(10.0, 12.0), (20.0, 19.0), (30.0, 32.0), (math.nan, 3.0)]
@@ -48,14 +48,27 @@ def test_detection_by_hand():
 
 def test_probabilities_by_hand():
     counts = ProbabilityCounts.of(np.array([0.85] * 4 + [0.05] * 6), np.array([1, 1, 1, 0] + [1] + [0] * 5))
-    part = probability_part(counts, "polyp")
+    part = probability_part({"a": counts}, "polyp")
     found = part.summary["probabilities"]
     assert found["ece"] == pytest.approx(0.6 * (1 / 6 - 0.05) + 0.4 * (0.85 - 0.75))
     assert found["dice"] == pytest.approx(6 / 8)
     assert 0.05 < found["best_threshold"] <= 0.85
     assert "70 % are polyp" in part.notes[0]
     assert probability_part(None, "polyp") is None
-    assert probability_part(ProbabilityCounts(), "polyp") is None
+    assert probability_part({"a": ProbabilityCounts()}, "polyp") is None
+
+
+def test_intervals_of_probabilities_are_over_the_groups():
+    right, wrong = (ProbabilityCounts.of([0.95] * 10, [1] * n + [0] * (10 - n)) for n in (10, 5))
+    part = probability_part({"a": right, "b": wrong}, "polyp")
+    found = part.summary["probabilities"]
+    # two draws of two groups: a alone, both, or b alone; all of .95, of which 100, 75 or 50 % are foreground
+    ends = {"ece": (0.2, 0.05, 0.45), "average_precision": (0.75, 0.5, 1), "dice": (6 / 7, 2 / 3, 1)}
+    for name, expected in ends.items():
+        one = found["intervals"][name]
+        assert (found[name], one["low"], one["high"]) == pytest.approx(expected)
+        assert one["groups"] == 2
+    assert part.tables["probabilities"][1][0]["value (95 % interval)"] == "0.2 (0.05 to 0.45)"
 
 
 def test_rows_of_groups():
@@ -113,3 +126,22 @@ def test_an_evaluation_names_unit_groups_and_failures(tmp_path):
     }
     latex = (tmp_path / "report/summary.tex").read_text()
     assert "surface distance, 95th percentile (mm) & 3.000 & 3.000 & 3.000" in latex
+
+
+def test_counts_are_pooled_over_all_cases_and_each_group():
+    counts = [(6, 0, 1, 1), (4, 0, 0, 4), (7, 1, 0, 0)]  # true and predicted class: 00, 01, 10, 11
+    names = ("pixels_0_0", "pixels_0_1", "pixels_1_0", "pixels_1_1")
+    scores = [("a", "ok", 2 / 3), ("a", "ok", 1.0), ("b", "false positive", 0.0)]
+    rows = [
+        {"group": group, "status": status, "dice": dice, **dict(zip(names, map(float, count), strict=True))}
+        for (group, status, dice), count in zip(scores, counts, strict=True)
+    ]
+    part = pooled_part(rows)
+    found = part.summary["pooled_intervals"]["jaccard"]
+    # 5 of 6 true pixels, and one false one; a alone has 5 of 6, b alone 0 of 1
+    assert (part.summary["pooled_jaccard"], found["low"], found["high"]) == pytest.approx((5 / 7, 0.0, 5 / 6))
+    assert part.summary["pooled_accuracy"] == pytest.approx(22 / 24)
+    assert [(s["sequence"], s["jaccard"], s["false_positive"]) for s in part.summary["sequences"]] == [
+        ("a", pytest.approx(5 / 6), 0), ("b", 0.0, 1)
+    ]  # fmt: skip
+    assert pooled_part([{"group": "a", "dice": 1.0}]) is None

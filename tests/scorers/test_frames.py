@@ -45,7 +45,7 @@ def test_frames_sequences_and_the_set(evaluate) -> None:
     assert [r["dice"] for r in rows] == ["0.666667", "1", "0", "1", ""]  # void pixels do not count in the fourth
     assert list(rows[0]) == [
         *("case", "group", "content", "sequence", "status", "dice", "jaccard", "precision", "recall", "true_fraction"),
-        *("predicted_fraction", *DETECTION_COLUMNS, "notes"),
+        *("predicted_fraction", *DETECTION_COLUMNS, "pixels_0_0", "pixels_0_1", "pixels_1_0", "pixels_1_1", "notes"),
     ]
     assert [(r["true_fraction"], r["predicted_fraction"]) for r in rows[:3]] == [
         ("0.25", "0.125"), ("0.5", "0.5"), ("0", "0.125")
@@ -58,6 +58,7 @@ def test_frames_sequences_and_the_set(evaluate) -> None:
     agreement = summary["agreement"]["predicted_fraction"]
     assert agreement["bias"] == pytest.approx(np.mean([-1 / 8, 0, 1 / 8, 0, 0]))
     assert (summary["cases"], summary["dice"]["n"]) == (5, 4)
+    assert [rows[3][f"pixels_{pair}"] for pair in ("0_0", "0_1", "1_0", "1_1")] == ["4", "0", "0", "2"]
     # hits 1 + 4 + 0 + 2, union 2 + 4 + 1 + 2; background 29 of 31; 38 pixels known
     assert summary["pooled_jaccard"] == summary["pooled_jaccard_1"] == pytest.approx(7 / 9)
     assert summary["pooled_jaccard_0"] == pytest.approx(29 / 31)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from segbundles.statistics import ProbabilityCounts
+from segbundles.files import read_table, write_table
+from segbundles.statistics import ProbabilityCounts, add_counts, counts_of_table, probability_table
 
 # a network that says .85 and is right 3 of 4 times, and says .05 where 1 of 6 is foreground
 PROBABILITY = np.array([0.85] * 4 + [0.05] * 6)
@@ -46,6 +47,17 @@ def test_cases_add_up_and_a_mask_leaves_out_pixels():
     np.testing.assert_allclose(sum(parts, ProbabilityCounts()).table, COUNTS.table)
     masked = ProbabilityCounts.of(PROBABILITY.reshape(2, 5), TRUTH.reshape(2, 5), [[True] * 5, [False] * 5])
     assert masked.table.sum(1) == pytest.approx([5, 4, 4 * 0.85 + 0.05])
+
+
+def test_counts_of_groups_are_added_written_and_read_back(tmp_path):
+    parts = [ProbabilityCounts.of(PROBABILITY[part], TRUTH[part]) for part in (slice(0, 3), slice(3, 10))]
+    groups = add_counts([{"b": parts[0], "a": parts[1]}, {"b": parts[1]}])
+    assert [*groups] == ["a", "b"]
+    write_table(tmp_path / "probabilities.csv", *probability_table(groups))
+    read = counts_of_table(read_table(tmp_path / "probabilities.csv"))
+    assert len([*read_table(tmp_path / "probabilities.csv")]) == 4  # two bins of each
+    np.testing.assert_allclose(read["b"].table, COUNTS.table)
+    np.testing.assert_allclose(read["a"].table, parts[1].table)
 
 
 def test_ends_of_the_scale_and_nothing_at_all():

@@ -20,7 +20,7 @@ from segbundles.evaluations import content_of, splits_of
 from segbundles.files import RunLog, check_writable
 from segbundles.meta import file_name, join_notes
 from segbundles.scorers import CaseRecord, Scorer, count_probabilities
-from segbundles.statistics import ProbabilityCounts
+from segbundles.statistics import ProbabilityCounts, add_counts
 
 if TYPE_CHECKING:
     from segbundles.bundle import RunSettings
@@ -37,7 +37,7 @@ class EvaluationReport:
     """Score every case and write ``metrics.csv``, ``summary.json``, ``report.html`` and the scorer's own tables.
 
     ``report`` has the figures as SVG and the tables as CSV and LaTeX. If the engine's output has probabilities,
-    ``probabilities.csv`` has the pixels of all cases, counted by their probability. See
+    ``probabilities.csv`` has the pixels of each group, counted by their probability. See
     :func:`segbundles.report.write_evaluation`.
 
     A case is named after ``case`` in the datalist, or after its image's folder and stem. If two cases have the same
@@ -89,7 +89,7 @@ class EvaluationReport:
         self._device = ""
         # of this process; the records of a case stay together
         self._cases: list[list[CaseRecord]] = []
-        self._counts: ProbabilityCounts | None = None
+        self._counts: dict[str, ProbabilityCounts] = {}  # of each group
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator whose batches and outputs are decollated."""
@@ -105,7 +105,7 @@ class EvaluationReport:
             self._run_log.take()
         if self.settings:
             self.settings.write(self.output_dir / "evaluating.config.json")
-        self._cases, self._counts = [], None
+        self._cases, self._counts = [], {}
         self._device = _device_name(engine)
         if self.figures:
             from segbundles.report import share_of_page
@@ -133,7 +133,7 @@ class EvaluationReport:
                 if self.settings and self.settings.notes:
                     record.row["notes"] = join_notes(record.row.get("notes"), *self.settings.notes)
             if counts is not None:
-                self._counts = counts if self._counts is None else self._counts + counts
+                self._counts = add_counts([self._counts, {str(batch.get("group") or name): counts}])
             self._cases.append(records)
 
     def write(self, engine: Engine) -> None:
@@ -141,7 +141,7 @@ class EvaluationReport:
         shares, counts = gather(self._cases), gather(self._counts)
         if process_rank() == 0:  # the processes took turns
             cases = chain.from_iterable(zip_longest(*shares, fillvalue=[]))
-            self._write(list(chain.from_iterable(cases)), [one for one in counts if one is not None])
+            self._write(list(chain.from_iterable(cases)), add_counts(counts))
         self._run_log.release()
 
     def stop(self, engine: Engine, error: BaseException) -> None:
@@ -149,7 +149,7 @@ class EvaluationReport:
         self._run_log.release(error)
         raise error
 
-    def _write(self, records: Sequence[CaseRecord], counts: Sequence[ProbabilityCounts]) -> None:
+    def _write(self, records: Sequence[CaseRecord], counts: Mapping[str, ProbabilityCounts]) -> None:
         from segbundles.report import Part, label, write_evaluation
 
         _make_names_unique(records)
@@ -172,7 +172,7 @@ class EvaluationReport:
             notes=evaluation.notes,
             figures={record.name: record.figure for record in drawn},
             slices={record.name: record.slices for record in records if record.slices},
-            probabilities=sum(counts, ProbabilityCounts()) if counts else None,
+            probabilities=counts,
             run=run,
             settings=_settings_tables(run),
             sort_by=evaluation.sort_by,

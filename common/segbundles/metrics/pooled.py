@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,14 @@ from torch.nn import functional as F
 
 from .segmentation import mean_defined
 
-__all__ = ["PooledConfusion", "confusion_counts", "pooled_metric", "pooled_scores"]
+__all__ = [
+    "PooledConfusion",
+    "confusion_columns",
+    "confusion_counts",
+    "confusion_of",
+    "pooled_metric",
+    "pooled_scores",
+]
 
 
 class PooledConfusion(ConfusionMatrix):
@@ -48,6 +55,21 @@ def confusion_counts(prediction: torch.Tensor, truth: torch.Tensor, num_classes:
     known = truth < num_classes
     pairs = num_classes * truth[known].long() + prediction[known].long()
     return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def confusion_columns(matrix: torch.Tensor) -> dict[str, int]:
+    """Return a confusion matrix as columns: ``pixels_1_0`` has the pixels of class 1 that were predicted as 0."""
+    return {f"pixels_{t}_{p}": int(n) for t, row in enumerate(matrix) for p, n in enumerate(row)}
+
+
+def confusion_of(row: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return the matrix that :func:`confusion_columns` has written into a row; None if the row has none."""
+    classes = 0
+    while f"pixels_{classes}_0" in row:
+        classes += 1
+    if not classes:
+        return None
+    return torch.tensor([[int(row[f"pixels_{t}_{p}"]) for p in range(classes)] for t in range(classes)])
 
 
 def pooled_scores(matrix: torch.Tensor) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .evaluation import write_evaluation
 from .html import write_report
 from .overlay import PREDICTION_COLOURS, TRUTH_COLOURS, case_figure, choose_slices, overlay_rgb
-from .parts import Part
+from .parts import Part, pooled_intervals, pooled_part
 from .plots import (
     agreement_svg,
     bland_altman_svg,
@@ -40,6 +40,8 @@ __all__ = [
     "label",
     "limit_figures",
     "overlay_rgb",
+    "pooled_intervals",
+    "pooled_part",
     "precision_recall_svg",
     "read_preview",
     "section_figure",

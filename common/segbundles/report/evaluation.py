@@ -10,15 +10,23 @@ from segbundles.files import write_json, write_table
 from segbundles.metrics import METRIC_UNITS, SECTION_UNITS
 from segbundles.metrics.segmentation import base_name
 from segbundles.report.html import draw_distributions, write_report
-from segbundles.report.parts import Part, Table, agreement_part, detection_part, group_rows, probability_part
+from segbundles.report.parts import (
+    SEQUENCE_COLUMNS,
+    Part,
+    Table,
+    agreement_part,
+    detection_part,
+    group_rows,
+    pooled_part,
+    probability_part,
+)
 from segbundles.report.sections import limit_figures
 from segbundles.report.tables import export
 from segbundles.report.words import label
-from segbundles.statistics import DETECTION_COLUMNS, ProbabilityCounts, group_names, with_intervals
+from segbundles.statistics import DETECTION_COLUMNS, ProbabilityCounts, group_names, probability_table, with_intervals
 
 __all__ = ["write_evaluation"]
 
-PROBABILITY_COLUMNS = ("pixels", "foreground", "probability_sum")
 _FEW_GROUPS, _FEWEST_FOR_BOXES = 10, 5
 _HIDDEN = ("content", "sequence", *(name for name in DETECTION_COLUMNS if name.endswith("iou50")), "predicted_objects")
 
@@ -35,7 +43,7 @@ def write_evaluation(
     notes: Sequence[str] = (),
     figures: Mapping[str, bytes] | None = None,
     slices: Mapping[str, Mapping[str, Any]] | None = None,
-    probabilities: ProbabilityCounts | None = None,
+    probabilities: Mapping[str, ProbabilityCounts] | None = None,
     run: Mapping[str, Any] | None = None,
     settings: Mapping[str, Sequence[Sequence[Any]]] | None = None,
     sort_by: str | None = None,
@@ -55,7 +63,7 @@ def write_evaluation(
         notes: paragraphs under the heading.
         figures: picture of each case.
         slices: slices of each case, see :func:`segbundles.report.write_report`.
-        probabilities: counts of all pixels; they are also written to ``probabilities.csv``.
+        probabilities: counts of the pixels of each group; they are also written to ``probabilities.csv``.
         run: how the evaluation was run, for ``summary.json``.
         settings: tables of the settings for the report.
         sort_by: metric that orders the cases.
@@ -81,7 +89,8 @@ def write_evaluation(
         detection_part(rows, "case"),
         probability_part(probabilities, " or ".join(name for k, name in classes.items() if k != "0") or "foreground"),
     ]
-    parts = [*parts, *filter(None, own)]
+    pooled = pooled_part(rows)
+    parts = [*([pooled] if pooled else []), *parts, *filter(None, own)]
     if known and number < len(rows) and not any(unit in part.tables for part in parts):
         per_case = [name for name in metrics if any(name in row for row in rows)]
         table = (["group", "cases", "failures", *per_case], group_rows(rows, per_case))
@@ -91,9 +100,10 @@ def write_evaluation(
     summary |= {"run": dict(run)} if run else {}
 
     tables = {"metrics.csv": (list(dict.fromkeys(key for row in rows for key in row)), rows), **(tables or {})}
-    if probabilities is not None:
-        counts = [dict(zip(PROBABILITY_COLUMNS, column, strict=True)) for column in probabilities.table.T.tolist()]
-        tables["probabilities.csv"] = (PROBABILITY_COLUMNS, counts)
+    if pooled:
+        tables["sequences.csv"] = (SEQUENCE_COLUMNS, pooled.summary["sequences"])
+    if probabilities:
+        tables["probabilities.csv"] = probability_table(probabilities)
     for file, table in tables.items():
         write_table(folder / file, *table)
     write_json(folder / "summary.json", summary)
@@ -136,6 +146,7 @@ def write_evaluation(
         headings={
             "group": singular if known and any(row["group"] != row["case"] for row in rows) else None,
             **dict.fromkeys(_HIDDEN),
+            **dict.fromkeys(name for row in rows for name in row if name.startswith("pixels_")),
         },
         classes=classes,
         plots=plots,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+import torch
+
+from segbundles.metrics import confusion_of, pooled_scores
 from segbundles.report.plots import (
     agreement_svg,
     bland_altman_svg,
@@ -19,13 +23,25 @@ from segbundles.statistics import (
     DETECTION_COLUMNS,
     Interval,
     ProbabilityCounts,
+    bootstrap_interval,
     detection_rates,
     short,
     volume_agreement,
 )
 
-__all__ = ["Part", "Table", "agreement_part", "detection_part", "group_rows", "probability_part"]
+__all__ = [
+    "SEQUENCE_COLUMNS",
+    "Part",
+    "Table",
+    "agreement_part",
+    "detection_part",
+    "group_rows",
+    "pooled_intervals",
+    "pooled_part",
+    "probability_part",
+]
 
+SEQUENCE_COLUMNS = ("sequence", "frames", "jaccard", "dice", "missed", "false_positive")
 Table = tuple[Sequence[str], Sequence[Mapping[str, Any]]]
 
 # true and predicted columns: quantity, unit
@@ -152,27 +168,34 @@ def detection_part(rows: Sequence[Mapping[str, Any]], per: str) -> Part | None:
     )
 
 
-def probability_part(counts: ProbabilityCounts | None, foreground: str) -> Part | None:
+def probability_part(groups: Mapping[str, ProbabilityCounts] | None, foreground: str) -> Part | None:
     """Describe the probabilities: calibration, precision and recall, and the effect of the threshold.
 
     Args:
-        counts: of all cases; None if there are none.
+        groups: counts of each group, over which the intervals are; None if there are none.
         foreground: what the probabilities are of.
 
     Returns:
         None without counts.
     """
-    if counts is None or not counts.table.any():
+    counts = sum((groups or {}).values(), ProbabilityCounts())
+    if not groups or not counts.table.any():
         return None
     thresholds = counts.thresholds()
     best = max(thresholds, key=lambda row: (not math.isnan(row["dice"]), row["dice"]))
+    parts = [*groups.values()]
+    intervals = {
+        "ece": _pooled([one.coarse() for one in parts], ProbabilityCounts.calibration_error),
+        "ece_without_background": _pooled(
+            [one.coarse(lowest=_SURELY_BACKGROUND) for one in parts], ProbabilityCounts.calibration_error
+        ),
+        "average_precision": _pooled(parts, ProbabilityCounts.average_precision),
+        "dice": _pooled([one.coarse(2) for one in parts], lambda one: one.thresholds(2)[1]["dice"]),
+    }
     found = {
-        "ece": counts.calibration_error(),
-        "ece_without_background": counts.calibration_error(lowest=_SURELY_BACKGROUND),
-        "average_precision": counts.average_precision(),
-        "dice": thresholds[len(thresholds) // 2]["dice"],
+        **{name: one.value for name, one in intervals.items()},
         "best_threshold": best["threshold"],
-        "best_dice": best["dice"],
+        "best_dice": None if math.isnan(best["dice"]) else best["dice"],
     }
     words = (
         "calibration error (ECE), all pixels",
@@ -182,7 +205,9 @@ def probability_part(counts: ProbabilityCounts | None, foreground: str) -> Part 
         "threshold with the best Dice of all pixels",
         "Dice of all pixels at that threshold",
     )
-    table = [{"score": word, "value": value} for word, value in zip(words, found.values(), strict=True)]
+    shown = {name: short(value) if value is not None else "undefined" for name, value in found.items()}
+    shown |= {name: str(one) for name, one in intervals.items()}
+    table = [{"score": word, "value (95 % interval)": shown[name]} for word, name in zip(words, found, strict=True)]
     return Part(
         "Probabilities",
         [
@@ -191,7 +216,7 @@ def probability_part(counts: ProbabilityCounts | None, foreground: str) -> Part 
             f"of the pixels with 0.7, 70 % are {foreground}. The threshold of the masks is 0.5; another one that is "
             "best here was chosen on these cases, so its Dice is optimistic."
         ],
-        {"probabilities": (["score", "value"], table)},
+        {"probabilities": ([*table[0]], table)},
         {
             "calibration": calibration_svg(counts.calibration(lowest=_SURELY_BACKGROUND)),
             "precision_recall": precision_recall_svg(thresholds),
@@ -202,8 +227,65 @@ def probability_part(counts: ProbabilityCounts | None, foreground: str) -> Part 
             "precision_recall": "Precision and recall of all thresholds; the dot is the threshold of the masks",
             "thresholds": "What another threshold would give",
         },
-        {"probabilities": {name: None if math.isnan(value) else value for name, value in found.items()}},
+        {"probabilities": {**found, "intervals": {name: one.as_dict() for name, one in intervals.items()}}},
     )
+
+
+def pooled_part(rows: Sequence[Mapping[str, Any]]) -> Part | None:
+    """Score the pixels of all cases together, and those of each group.
+
+    Args:
+        rows: one per case, with ``group``, ``status``, ``dice`` and the columns of
+            :func:`segbundles.metrics.confusion_columns`.
+
+    Returns:
+        None if the rows have no such columns. The summary has ``pooled_accuracy``, ``pooled_mean_jaccard``,
+        ``pooled_jaccard`` (of the foreground) and one per class; ``pooled_intervals``, the intervals of Jaccard and
+        mean Jaccard over the groups; and ``sequences``, one row per group.
+    """
+    matrices = [confusion_of(row) for row in rows]
+    if not rows or any(matrix is None for matrix in matrices):
+        return None
+    scores = pooled_scores(sum(matrices))
+    intervals = pooled_intervals(rows)
+    by_group: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_group.setdefault(row.get("group") or "", []).append(place)
+    sequences = []
+    for name, places in by_group.items():
+        dice = [value for place in places if not math.isnan(value := _number(rows[place].get("dice")))]
+        statuses = [rows[place].get("status") for place in places]
+        jaccard = pooled_scores(sum(matrices[place] for place in places))["jaccard"]
+        means = (None if math.isnan(jaccard) else jaccard, fmean(dice) if dice else None)
+        counts = map(statuses.count, ("missed", "false positive"))
+        sequences.append(dict(zip(SEQUENCE_COLUMNS, (name, len(places), *means, *counts), strict=True)))
+    whole = {"frames": len(rows), **scores, **{f"{name}_interval": one for name, one in intervals.items()}}
+    columns = ("frames", *(f"{name}_interval" for name in intervals))
+    columns += (*(name for name in scores if name.startswith("jaccard_")), "accuracy")
+    part = Part("Pooled over all pixels", tables={"pooled": (columns, [whole])})
+    if len(sequences) < len(rows):  # otherwise the table of frames says the same
+        part.tables["sequences"] = (SEQUENCE_COLUMNS, sequences)
+        part.captions["sequences"] = "Sequences"
+        part.notes = [
+            "In the table of sequences, Jaccard is pooled over the pixels of a sequence and Dice is the mean of its "
+            "frames."
+        ]
+    part.summary = {f"pooled_{name}": None if math.isnan(value) else value for name, value in scores.items()}
+    part.summary["pooled_intervals"] = {name: one.as_dict() for name, one in intervals.items()}
+    part.summary["sequences"] = sequences
+    return part
+
+
+def pooled_intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+    """Return pooled Jaccard and mean Jaccard of the cases of :func:`pooled_part`, with their intervals over groups."""
+    matrices = np.array([confusion_of(row).numpy() for row in rows])
+    groups = [row.get("group") for row in rows]
+    return {
+        name: bootstrap_interval(
+            matrices, groups, lambda drawn, name=name: pooled_scores(torch.as_tensor(drawn.sum(0)))[name]
+        )
+        for name in ("jaccard", "mean_jaccard")
+    }
 
 
 def group_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -218,6 +300,12 @@ def group_rows(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> lis
         means = {metric: fmean(known) if known else None for metric, known in values.items()}
         found.append({"group": name, "cases": len(part), "failures": failures, **means})
     return found
+
+
+def _pooled(groups: Sequence[ProbabilityCounts], score: Callable[[ProbabilityCounts], float]) -> Interval:
+    """Return a score of the pixels of all groups, and its interval over the groups."""
+    tables = np.stack([one.table for one in groups])
+    return bootstrap_interval(tables, range(len(tables)), lambda drawn: score(ProbabilityCounts(drawn.sum(0))))
 
 
 def _is_of(name: str, column: str) -> bool:

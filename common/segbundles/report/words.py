@@ -30,6 +30,7 @@ _WORDS = {
     "v_rand_cells": ("V_rand of the cells", "Rand score of the cells that inference writes"),
     "v_info_cells": ("V_info of the cells", "information score of the cells that inference writes"),
     "pooled": ("pooled over all pixels", ""),
+    "pooled_jaccard": ("Jaccard (IoU), pooled over all pixels", ""),
     "accuracy": ("pixel accuracy", "share of the pixels of the right class"),
     "jaccard_interval": ("Jaccard (IoU) of the foreground (95 % interval)", ""),
     "mean_jaccard_interval": ("mean Jaccard, background included (95 % interval)", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from segbundles.errors import fail
 
-__all__ = ["ProbabilityCounts"]
+__all__ = ["ProbabilityCounts", "add_counts", "counts_of_table", "probability_table"]
+
+TABLE_COLUMNS = ("group", "bin", "pixels", "foreground", "probability_sum")
 
 
 def _zeros() -> NDArray:
@@ -72,6 +75,14 @@ class ProbabilityCounts:
             fail(f"counts have {self.table.shape[1]} and {other.table.shape[1]} bins: they must be equal.")
         return ProbabilityCounts(self.table + other.table)
 
+    def coarse(self, bins: int = 10, lowest: float = 0.0) -> ProbabilityCounts:
+        """Return the counts in fewer bins; see :meth:`calibration`."""
+        counted = self.table.shape[1]
+        if bins < 1 or counted % bins:
+            fail(f"bins must divide {counted}, the number of bins that were counted, got {bins}.")
+        table = self.table * (np.arange(counted) >= round(lowest * counted))
+        return ProbabilityCounts(table.reshape(3, bins, -1).sum(2))
+
     def calibration(self, bins: int = 10, lowest: float = 0.0) -> list[dict[str, Any]]:
         """Return the calibration curve: how often pixels of a probability are foreground.
 
@@ -87,11 +98,7 @@ class ProbabilityCounts:
         Raises:
             ValueError: when the number of bins does not fit.
         """
-        counted = self.table.shape[1]
-        if bins < 1 or counted % bins:
-            fail(f"bins must divide {counted}, the number of bins that were counted, got {bins}.")
-        table = self.table * (np.arange(counted) >= round(lowest * counted))
-        rows = zip(*table.reshape(3, bins, -1).sum(2), strict=True)
+        rows = zip(*self.coarse(bins, lowest).table, strict=True)
         return [
             {"probability": float(p / n), "foreground": float(true / n), "pixels": int(n)} for n, true, p in rows if n
         ]
@@ -145,10 +152,35 @@ class ProbabilityCounts:
 
     def average_precision(self) -> float:
         """Compute the area under the precision-recall curve as a sum of steps; NaN without any truth."""
-        rows = self.thresholds(self.table.shape[1])[::-1]
-        recalls = [0.0, *(row["recall"] for row in rows)]
-        if np.isnan(recalls[-1]):
-            return np.nan
-        return float(
-            sum((b - a) * r["precision"] for a, b, r in zip(recalls, recalls[1:], rows, strict=False) if b > a)
-        )
+        predicted, hits = np.cumsum(self.table[:2, ::-1], axis=1)
+        gained = self.table[1, ::-1]
+        steps = gained > 0
+        return float((gained[steps] * hits[steps] / predicted[steps]).sum() / hits[-1]) if hits[-1] else np.nan
+
+
+def add_counts(parts: Iterable[Mapping[str, ProbabilityCounts]]) -> dict[str, ProbabilityCounts]:
+    """Add up the counts of each group, and sort the groups by name, so that intervals do not depend on the order."""
+    total: dict[str, ProbabilityCounts] = {}
+    for part in parts:
+        for group, counts in part.items():
+            total[group] = total[group] + counts if group in total else counts
+    return dict(sorted(total.items()))
+
+
+def probability_table(groups: Mapping[str, ProbabilityCounts]) -> tuple[Sequence[str], list[dict[str, Any]]]:
+    """Return columns and rows of ``probabilities.csv``: the bins of each group that have pixels."""
+    return TABLE_COLUMNS, [
+        dict(zip(TABLE_COLUMNS, (group, place, int(n), int(true), f"{p:.9g}"), strict=True))
+        for group, counts in groups.items()
+        for place, (n, true, p) in enumerate(counts.table.T.tolist())
+        if n
+    ]
+
+
+def counts_of_table(rows: Iterable[Mapping[str, str]]) -> dict[str, ProbabilityCounts]:
+    """Return the counts of each group from the rows of :func:`probability_table`, as text."""
+    groups: dict[str, ProbabilityCounts] = {}
+    for row in rows:
+        table = groups.setdefault(row["group"], ProbabilityCounts()).table
+        table[:, int(row["bin"])] = [float(row[name]) for name in TABLE_COLUMNS[2:]]
+    return groups
