@@ -7,11 +7,14 @@ folder are not computed again.
 
     segbundles prepare lasc18 --source DIR --out D
     python benchmarks/left_atrium_rows.py --dataset_dir D --out O
+
+The table is written to `O/rows.csv`. The model card shows `docs/figures/rows.csv`, a copy of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import os
@@ -128,16 +131,16 @@ def main() -> None:
             table.setdefault(name, []).append(figures)
     seconds = {name: step_seconds(own) for name, own in configured.items()}
 
-    print("| row | Dice, each seed | mean | Jaccard | HD95 (mm) | ASSD (mm) | step (s) |")
-    print("|---|---|---|---|---|---|---|")
+    lines = [("row", "Dice, each seed", "mean", "Jaccard", "HD95 (mm)", "ASSD (mm)", "step (s)")]
     for name, found in table.items():
         dice = ", ".join(f"{f['dice']:.4f}" for f in found)
         mean = {key: fmean(f[key] for f in found) for key in found[0]}
-        overlap, distance = (
-            f"{mean['dice']:.4f} | {mean['jaccard']:.4f}",
-            f"{mean['hd95_mm']:.2f} | {mean['assd_mm']:.2f}",
-        )
-        print(f"| {name} | {dice} | {overlap} | {distance} | {seconds[name]:.2f} |")
+        overlap = (f"{mean[key]:.4f}" for key in ("dice", "jaccard"))
+        distance = (f"{mean[key]:.2f}" for key in ("hd95_mm", "assd_mm"))
+        lines.append((name, dice, *overlap, *distance, f"{seconds[name]:.2f}"))
+    with (options.out / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)
+    print((options.out / "rows.csv").read_text(encoding="utf-8"))
     first = next(iter(table.values()))
     over_cases = fmean(f["dice_sd"] for f in first)
     over_seeds = f", over seeds {stdev(f['dice'] for f in first):.4f}" if len(first) > 1 else ""

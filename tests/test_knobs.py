@@ -165,9 +165,6 @@ class TestBundles:
             assert list(faults(schema, values)) == list(broken_rules(values)) == [], path.name
             assert not former_names(schema).keys() & values.keys(), path.name
 
-    def test_model_card_has_the_table(self, bundle):
-        assert knob_table(bundle) in (bundle / "docs/README.md").read_text()
-
 
 def test_a_shared_knob_means_the_same_in_all_bundles():
     schemas = {bundle.name: read_schema(bundle)["properties"] for bundle in BUNDLES}

@@ -178,7 +178,7 @@ def _by(rows: Sequence[Mapping[str, Any]], column: str) -> list[dict[str, Any]]:
         part = [row for row in rows if row.get(column) == value]
         groups = [row["group"] for row in part]
         summary = with_intervals(summarize(part), part, groups)
-        kept = ("mean", "sd", "low", "high", "n")
+        kept = ("mean", "sd", "median", "worst", "low", "high", "n")
         metrics = {k: {key: v[key] for key in kept} for k, v in summary.items() if isinstance(v, dict)}
         if "pixels_0_0" in part[0]:
             pooled = pooled_intervals(part)["jaccard"]

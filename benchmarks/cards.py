@@ -1,0 +1,384 @@
+"""Write the generated parts of the model cards, of README.md and of docs/benchmarks.md.
+
+    segbundles evaluate B D O
+    python benchmarks/cards.py --bundle B --evaluation validation=O
+
+A generated part stands between `<!-- cards: ... -->` and `<!-- /cards -->`. It is made from the files in
+`bundles/<bundle>/docs/figures`: for each evaluation `<name>.json`, its summary and how it was run, and `<name>.csv`,
+its `metrics.csv`. `--evaluation NAME=O` takes them over from the folder of `segbundles evaluate` or `crossvalidate` (call a
+cross-validation `crossvalidation`). Evaluations of weights that are no longer shipped are deleted; what only they said
+disappears. Without options, all parts are written again; `--check` only says what would change.
+
+`--pictures PREFIX` also writes the pictures of the best, median and worst case of the evaluation to the folder of the
+card (by Dice, or by `--metric`), and `--training O/tensorboard/RUN`, which may be given several times, `curves.png`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import html
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segbundles.commands import setting_pairs
+from segbundles.files import atomic_path, read_json, write_json
+from segbundles.knobs import knob_table
+from segbundles.report import label
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/docs/README.md"))
+PAGES = [*(bundle / "docs/README.md" for bundle in BUNDLES), ROOT / "README.md", ROOT / "docs/benchmarks.md"]
+BLOCK = re.compile(r"(<!-- cards: ([^\n]*?) -->)(.*?)(<!-- /cards -->)", re.DOTALL)
+JOINT = "crossvalidation"
+NOTHING = "no figure"
+PICTURE = re.compile(r'<img src="data:image/(\w+);base64,([^"]+)"[^>]*? alt="([^"]*): image with truth and')
+_OWN = ("bundle_root", "config_file", "dataset_dir", "output_dir", "ckpt_dir", "split")
+# figures that have no column in metrics.csv
+WORDS = {"ece": "calibration error (ECE)", "average_precision": "average precision"}
+
+
+# ---- the files of an evaluation
+
+
+def take(bundle: Path, name: str, folder: Path) -> None:
+    """Take the record and the cases of a finished evaluation or cross-validation over into the card's folder.
+
+    Args:
+        bundle: folder of the bundle.
+        name: name of the files.
+        folder: folder of `segbundles evaluate` or `crossvalidate`.
+    """
+    summary = read_json(folder / "summary.json")
+    run = summary.pop("run", {})
+    if "folds" in summary:
+        given = read_json(folder / f"{JOINT}.json")
+        words = ["segbundles", "crossvalidate", "B", "D", "O", "--folds", str(given["folds"]), *given["settings"]]
+        folds = run.get("folds") or [{}]
+        trimmed = {"versions": folds[0].get("versions", {}), "device": folds[0].get("device", "")}
+        names = {one.get("data", {}).get("name", "") for one in folds}
+        trimmed["data"] = {"name": " ".join(sorted(names)), "scored_sha256": [_scored(one) for one in folds]}
+    else:
+        pairs = setting_pairs(shlex.split(run["command"])[5:])  # python -m monai.bundle run evaluating
+        own = [word for pair in pairs if pair[0].lstrip("-") not in _OWN for word in pair]
+        split = [] if run["data"]["split"] == "validation" else ["--split", run["data"]["split"]]
+        words = ["segbundles", "evaluate", "B", "D", "O", *split, *own]
+        trimmed = {key: run[key] for key in ("version", "device", "versions", "data", "notes")}
+        trimmed["weights"] = {Path(facts["file"]).name: facts["sha256"] for facts in run["weights"].values()}
+    record = {"run": {"command": shlex.join(words), **trimmed}, **summary}
+    figures = bundle / "docs/figures"
+    figures.mkdir(exist_ok=True)
+    write_json(figures / f"{name}.json", _rounded(record))
+    shutil.copyfile(folder / "metrics.csv", figures / f"{name}.csv")
+
+
+def drop_stale(bundle: Path) -> list[str]:
+    """Delete the evaluations of weights that the bundle no longer ships, and return their names."""
+    dropped = []
+    for name, record in records(bundle).items():
+        if any(digest != shipped(bundle, file) for file, digest in record["run"].get("weights", {}).items()):
+            for suffix in (".json", ".csv"):
+                (bundle / "docs/figures" / f"{name}{suffix}").unlink()
+            dropped.append(name)
+    return dropped
+
+
+def records(bundle: Path) -> dict[str, dict[str, Any]]:
+    """Return the records of a bundle's evaluations by name."""
+    return {path.stem: read_json(path) for path in sorted((bundle / "docs/figures").glob("*.json"))}
+
+
+def shipped(bundle: Path, file: str) -> str | None:
+    """Return the sha256 of a weights file as its facts have it."""
+    facts = (bundle / "models" / file).with_suffix(".json")
+    return read_json(facts)["sha256"] if facts.is_file() else None
+
+
+def _scored(run: Mapping[str, Any]) -> str:
+    return run.get("data", {}).get("scored_sha256", "")
+
+
+def _rounded(value: Any) -> Any:
+    """Return JSON with six digits per number, as tables have them."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
+# ---- the generated parts
+
+
+def knobs(bundle: Path, words: Sequence[str]) -> str:
+    """Return the table of all knobs."""
+    return knob_table(bundle)
+
+
+def evaluations(bundle: Path, words: Sequence[str]) -> str:
+    """Return heading, table and commands of evaluations: `NAME ... : METRIC ...`."""
+    names, metrics = _split(words)
+    found = {name: record for name, record in records(bundle).items() if name in names}
+    if not found:
+        return ""
+    first = next(iter(found.values()))
+    names = [name for name in names if name in found]
+    heads = ["evaluation", "data", "cases", "groups", *_heads(metrics)]
+    lines = [
+        [f"[{name}](figures/{name}.csv)", _data(found[name]), *_counts(found[name]), *_cells(found[name], metrics)]
+        for name in names
+    ]
+    commands = "".join(f"    {found[name]['run']['command']}    # {name}\n" for name in names)
+    return (
+        f"### Shipped weights\n\n{_unseen(bundle)}{_table(heads, lines)}\n{_brackets(first)} The links have the scores "
+        "of each case; the JSON files beside them have all figures and how they were computed. These commands compute "
+        f"them again, with the shipped weights:\n\n{commands}"
+    )
+
+
+def crossvalidation(bundle: Path, words: Sequence[str]) -> str:
+    """Return heading, command and table of the cross-validation, one row per data set and fold: `METRIC ...`."""
+    record = records(bundle).get(JOINT)
+    if record is None:
+        return ""
+    parts = [("all", record)]
+    parts += [(part["data_set"], part) for part in record["data_sets"]]
+    parts += [(f"fold {part['fold']}", part) for part in record["folds"]]
+    lines = [[name, *_counts(part), *_cells(part, words)] for name, part in parts]
+    return (
+        "### Cross-validation\n\n"
+        f"Each of the {record['cases']} cases was scored once, by a network that was trained without any case of its "
+        f"group. Nothing was chosen on the cases that are scored.\n\n    {record['run']['command']}\n\n"
+        + _table(["cases of", "cases", "groups", *_heads(words)], lines)
+        + f"\n{_brackets(record)} The scores of all cases are in [figures/{JOINT}.csv](figures/{JOINT}.csv).\n"
+    )
+
+
+def sequences(bundle: Path, words: Sequence[str]) -> str:
+    """Return one row per sequence of an evaluation: `NAME ...`, of which the first that exists counts."""
+    record = _first(bundle, words)
+    if record is None:
+        return ""
+    heads = ["sequence", "frames", "Jaccard of polyp, pooled", "Dice per frame, mean", "frames missed"]
+    keys = ("sequence", "frames", "jaccard", "dice", "missed")
+    return _table(heads, [[_text(row[key]) for key in keys] for row in record["sequences"]])
+
+
+def table(bundle: Path, words: Sequence[str]) -> str:
+    """Return a table that a benchmark has written: `NAME`, for `figures/NAME.csv`."""
+    with (bundle / "docs/figures" / f"{words[0]}.csv").open(newline="", encoding="utf-8") as file:
+        heads, *lines = csv.reader(file)
+    return _table(heads, lines)
+
+
+def value(bundle: Path, words: Sequence[str]) -> str:
+    """Return one number: `NAME ... : METRIC [KEY]`, of the first evaluation that exists; `NAME@SET` is a data set.
+
+    KEY is a key of the metric, such as `median`, or `interval` for the mean with its interval; without it, it is the
+    mean, or the number itself.
+    """
+    names, (metric, *key) = _split(words)
+    for name in names:
+        name, _, data_set = name.partition("@")
+        record = records(bundle).get(name)
+        if record and data_set:
+            record = next((part for part in record["data_sets"] if part["data_set"] == data_set), None)
+        if record:
+            entry = _entry(record, metric)
+            if key == ["interval"]:
+                return _text(entry["mean"]) + _interval(entry)
+            return _text(entry.get(key[0] if key else "mean"))
+    return NOTHING
+
+
+KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
+    one.__name__: one for one in (knobs, evaluations, crossvalidation, sequences, table, value)
+}
+
+
+def write_page(path: Path) -> str:
+    """Return the text of a page with its generated parts.
+
+    Args:
+        path: a model card, or another page, whose parts then name the bundle first: `polyp_fcn8 value ...`.
+    """
+
+    def part(match: re.Match[str]) -> str:
+        head, spec, _, end = match.groups()
+        words = spec.split()
+        bundle = path.parents[1]
+        if words[0] not in KINDS and (ROOT / "bundles" / words[0]).is_dir():
+            bundle = ROOT / "bundles" / words.pop(0)
+        kind, *words = words
+        if kind not in KINDS:
+            sys.exit(f"{path}: there is no part {kind!r}; choose from {', '.join(KINDS)}")
+        text = KINDS[kind](bundle, words)
+        return f"{head}{text}{end}" if kind == "value" else f"{head}\n{text}{end}"
+
+    return BLOCK.sub(part, path.read_text(encoding="utf-8"))
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    place = list(words).index(":")
+    return list(words[:place]), list(words[place + 1 :])
+
+
+def _first(bundle: Path, names: Iterable[str]) -> dict[str, Any] | None:
+    known = records(bundle)
+    return next((known[name] for name in names if name in known), None)
+
+
+def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows).replace("| --- ", "|---").replace("|--- |", "|---|")
+
+
+def _entry(record: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """Return a metric of a record as a dictionary with `mean`, wherever the record keeps it."""
+    if isinstance(found := record.get(metric), dict):
+        return found
+    pooled = record.get("pooled_intervals", {}).get(metric.removeprefix("pooled_"))
+    probability = record.get("probabilities", {}).get("intervals", {}).get(metric)
+    for interval in (pooled if metric.startswith("pooled_") else None, probability):
+        if interval:
+            return {**interval, "mean": interval["value"]}
+    return {"mean": found}
+
+
+def _heads(metrics: Sequence[str]) -> list[str]:
+    words = [WORDS.get(metric) or label(metric) for metric in metrics]
+    return [f"{words[0]}, mean", "sd", "median", "worst", *words[1:]]
+
+
+def _cells(record: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    first = _entry(record, metrics[0])
+    return [
+        f"**{_text(first['mean'])}**{_interval(first)}",
+        *(_text(first.get(key)) for key in ("sd", "median", "worst")),
+        *(_text(entry["mean"]) + _interval(entry) for entry in (_entry(record, metric) for metric in metrics[1:])),
+    ]
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    return "" if entry.get("low") is None else f" ({_text(entry['low'])} to {_text(entry['high'])})"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 1.5 else f"{value:.2f}"
+    return str(value)
+
+
+def _counts(record: Mapping[str, Any]) -> list[str]:
+    return [str(record["cases"]), str(record["groups"])]
+
+
+def _brackets(record: Mapping[str, Any]) -> str:
+    kind = "patients" if record["unit"] == "patients" else "groups"
+    return f"The numbers in brackets are 95 % intervals: the {kind} were drawn again, with replacement."
+
+
+def _unseen(bundle: Path) -> str:
+    """Say what the shipped weights have seen of the validation cases."""
+    facts = read_json(bundle / "models/model.json")
+    if not facts["data"].get("validation", {}).get("cases"):
+        return ""
+    epoch = facts.get("validation", {}).get("epoch")
+    chosen = f" They decided which weights were kept: those of epoch {epoch} of {facts['epochs']}." if epoch else ""
+    return f"No training step used the validation cases.{chosen}\n\n"
+
+
+def _data(record: Mapping[str, Any]) -> str:
+    data = record["run"]["data"]
+    return f"{data.get('name', '')}, {data['split']}"
+
+
+# ---- pictures
+
+
+def pictures(folder: Path, prefix: Path, metric: str) -> None:
+    """Write the pictures of the best, the median and the worst case of an evaluation."""
+    with (folder / "metrics.csv").open(encoding="utf-8") as file:
+        scores = sorted((float(row[metric]), row["case"]) for row in csv.DictReader(file) if row[metric])
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    found = {html.unescape(name): (kind, data) for kind, data, name in PICTURE.findall(report)}
+    for which, (score, case) in {"worst": scores[0], "median": scores[len(scores) // 2], "best": scores[-1]}.items():
+        kind, data = found[case]
+        path = prefix.with_name(f"{prefix.name}_{which}.{kind}")
+        path.write_bytes(base64.b64decode(data))
+        print(f"{path.name}: {case}, {metric} {score:.3f}")
+
+
+def curves(folders: Sequence[Path], path: Path) -> None:
+    """Draw the training loss and the validation metric, one row per training."""
+    import numpy as np
+    from matplotlib.figure import Figure
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    figure = Figure(figsize=(9, 2.8 * len(folders)), layout="constrained")
+    axes = figure.subplots(len(folders), 2, squeeze=False)
+    for (left, right), folder in zip(axes, folders, strict=True):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        tags = events.Tags()["scalars"]
+        metric = next((tag for tag in tags if tag.startswith("val_") and tag != "val_loss"), None)
+        if "train_loss" not in tags or metric is None:
+            sys.exit(f"{folder} has no train_loss or no validation metric: its scalars are {tags}")
+        for ax, tag in ((left, "train_loss"), (right, metric)):
+            steps, values = zip(*((e.step, e.value) for e in events.Scalars(tag)), strict=True)
+            window = max(1, len(values) // 100)
+            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+            marker = "o" if len(values) < 50 else None
+            ax.plot(steps[window - 1 :], smooth, color="#0072B2", linewidth=1.2, marker=marker, markersize=3)
+            mean = f", mean of {window} steps" if window > 1 else ""
+            ax.set_title(f"{folder.name}: {tag}{mean}", fontsize=9)
+            ax.set_xlabel("step" if tag == "train_loss" else "epoch")
+            ax.grid(color="0.9")
+            ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Take evaluations over, and write all generated parts."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--bundle", help="name of the bundle that the other options are about")
+    parser.add_argument("--evaluation", action="append", default=[], metavar="NAME=O", help="a finished evaluation")
+    parser.add_argument("--pictures", metavar="PREFIX", help="also write best, median and worst case of it")
+    parser.add_argument("--metric", default="dice", help="column of metrics.csv for them; larger must be better")
+    parser.add_argument("--training", type=Path, action="append", default=[], help="folder of a training's curves")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if a page would change")
+    options = parser.parse_args()
+    if (options.evaluation or options.training) and not options.bundle:
+        parser.error("--evaluation and --training need --bundle")
+    bundle = ROOT / "bundles" / Path(options.bundle or "").name
+    for text in options.evaluation:
+        name, _, folder = text.partition("=")
+        take(bundle, name, Path(folder))
+        if options.pictures:
+            pictures(Path(folder), bundle / "docs" / options.pictures, options.metric)
+    if options.training:
+        curves(options.training, bundle / "docs/curves.png")
+    if not options.check:
+        for one in BUNDLES:
+            for name in drop_stale(one):
+                print(f"{one.name}: {name} was of other weights, deleted")
+    changed = [path for path in PAGES if path.is_file() and write_page(path) != path.read_text(encoding="utf-8")]
+    for path in changed:
+        print(path.relative_to(ROOT))
+        if not options.check:
+            text = write_page(path)
+            with atomic_path(path) as part:
+                part.write_text(text, encoding="utf-8")
+    sys.exit(1 if options.check and changed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Model cards, README and docs/benchmarks.md show what the files in docs/figures contain, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from segbundles.evaluations import read_evaluation
+from segbundles.metrics import summarize
+from segbundles.report import pooled_intervals
+from segbundles.statistics import with_intervals
+
+ROOT = Path(__file__).resolve().parents[1]
+_SPEC = importlib.util.spec_from_file_location("cards", ROOT / "benchmarks/cards.py")
+cards = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(cards)
+
+RECORDS = sorted((ROOT / "bundles").glob("*/docs/figures/*.json"))
+QUALITY = re.compile(r"\b(dice|jaccard|accuracy|v_rand|v_info|hd95|assd|precision|recall|ece)\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("page", cards.PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pages_are_what_the_files_give(page):
+    assert cards.write_page(page) == page.read_text(encoding="utf-8"), "run: python benchmarks/cards.py"
+    assert f">{cards.NOTHING}<" not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("bundle", cards.BUNDLES, ids=lambda path: path.name)
+def test_a_card_has_knobs_and_results(bundle):
+    card = (bundle / "docs/README.md").read_text(encoding="utf-8")
+    kinds = {match[1].split()[0] for match in cards.BLOCK.findall(card)}
+    assert {"knobs", "crossvalidation", "evaluations"} <= kinds
+    assert {*cards.records(bundle)} & {"crossvalidation", *re.findall(r"figures/(\w+)\.csv", card)}
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parents[2].name}-{path.stem}")
+def test_a_record_is_of_the_shipped_weights_and_its_cases(path, tmp_path):
+    record, bundle = json.loads(path.read_text()), path.parents[2]
+    for file, digest in record["run"].get("weights", {}).items():
+        assert digest == cards.shipped(bundle, file), file
+    assert not re.search(
+        r"""[\s"',=]/\w""", path.read_text() + path.with_suffix(".csv").read_text()
+    )  # no absolute path
+    shutil.copyfile(path.with_suffix(".csv"), tmp_path / "metrics.csv")
+    rows = read_evaluation(tmp_path).rows
+    found = with_intervals(summarize(rows), rows, [row["group"] for row in rows])
+    for name, entry in found.items():
+        if isinstance(entry, dict):
+            expected = {key: value for key, value in record[name].items() if isinstance(value, float)}
+            given = {key: entry[key] for key in expected}
+            assert given == pytest.approx(expected, rel=1e-4, abs=1e-5), name
+        else:
+            assert entry == record[name], name
+    if "pooled_intervals" in record:
+        expected = record["pooled_intervals"]["jaccard"]
+        assert pooled_intervals(rows)["jaccard"].as_dict() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("page", cards.PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_has_no_figure_without_a_file(page):
+    """Published figures of others have their source in the same line, as a link."""
+    for line in cards.BLOCK.sub("", page.read_text(encoding="utf-8")).splitlines():
+        if QUALITY.search(line) and "](http" not in line and not line.startswith("    "):
+            text = re.sub(r"`[^`]*`", "", line)
+            assert not re.search(r"(?<![\d.])0?\.\d\d+\b", text), line
+
+
+SUMMARY = {
+    "dice": {"mean": 0.81234567, "sd": 0.1, "median": 0.8, "worst": 0.5, "low": 0.7, "high": 0.9, "n": 3},
+    "pooled_jaccard": 0.75,
+    "pooled_intervals": {"jaccard": {"value": 0.75, "low": 0.6, "high": 0.8}},
+    "probabilities": {"ece": 0.01, "intervals": {"ece": {"value": 0.01, "low": None, "high": None}}},
+    "missed": 1,
+    "cases": 3,
+    "groups": 2,
+    "unit": "sequences",
+}
+COMMAND = (
+    "/x/bin/python -m monai.bundle run evaluating --bundle_root /x/b --config_file ['a','b'] --dataset_dir /x/d "
+    "--output_dir /x/o --mirror_axes '[]'"
+)
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    """Return a bundle whose card has all parts, with an evaluation in O and a cross-validation in C."""
+    folder = tmp_path / "bundles/one"
+    (folder / "models").mkdir(parents=True)
+    (folder / "docs/figures").mkdir(parents=True)
+    facts = {"sha256": "aa", "epochs": 5, "data": {"validation": {"cases": 3}}, "validation": {"epoch": 4}}
+    (folder / "models/model.json").write_text(json.dumps(facts))
+    run = {"command": COMMAND, "version": "1", "device": "cpu", "versions": {}, "notes": []}
+    run |= {
+        "data": {"name": "set", "split": "validation"},
+        "weights": {"weights": {"file": "/x/model.pt", "sha256": "aa"}},
+    }
+    parts = {"cases": 3, "groups": 2, "dice": SUMMARY["dice"], "pooled_jaccard": {"mean": 0.7, "low": 0.6, "high": 0.8}}
+    joint = {"folds": [{"fold": 0, **parts}], "data_sets": [{"data_set": "s", **parts}], "run": {"folds": [run]}}
+    for name, summary in {"O": {"run": run, **SUMMARY}, "C": {**SUMMARY, **joint}}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+        (tmp_path / name / "metrics.csv").write_text("case,dice\na,0.5\n")
+    (tmp_path / "C/crossvalidation.json").write_text(json.dumps({"folds": 3, "settings": ["--mirror_axes", "[]"]}))
+    spec = "dice pooled_jaccard ece missed"
+    (folder / "docs/README.md").write_text(
+        f"A\n<!-- cards: crossvalidation {spec} -->\n<!-- /cards -->\n<!-- cards: evaluations v : {spec} -->\nold\n"
+        "<!-- /cards -->\nDice <!-- cards: value crossvalidation@s v : dice worst --><!-- /cards -->.\n"
+    )
+    monkeypatch.setattr(cards, "ROOT", tmp_path)
+    monkeypatch.setattr(cards, "BUNDLES", [folder])
+    monkeypatch.setattr(cards, "PAGES", [folder / "docs/README.md"])
+    return folder
+
+
+def run(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr("sys.argv", ["cards.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        cards.main()
+    return stop.value.code
+
+
+def test_an_evaluation_is_taken_over(bundle, tmp_path, monkeypatch):
+    assert run(monkeypatch, "--check") == 1  # the text of earlier results
+    assert run(monkeypatch, "--bundle", "one", "--evaluation", f"v={tmp_path / 'O'}") == 0
+    card = (bundle / "docs/README.md").read_text()
+    row = "| [v](figures/v.csv) | set, validation | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 |"
+    assert f"{row} 0.750 (0.600 to 0.800) | 0.010 | 1 |\n" in card
+    assert "    segbundles evaluate B D O --mirror_axes '[]'    # v\n" in card
+    assert "those of epoch 4 of 5" in card
+    assert "Dice <!-- cards: value crossvalidation@s v : dice worst -->0.500<!-- /cards -->." in card
+    assert "Cross-validation" not in card
+    assert "/x" not in (bundle / "docs/figures/v.json").read_text()
+    assert run(monkeypatch, "--check") == 0
+
+
+def test_a_crossvalidation_is_taken_over_and_other_weights_are_dropped(bundle, tmp_path, monkeypatch, capsys):
+    given = [
+        "--bundle",
+        "one",
+        "--evaluation",
+        f"v={tmp_path / 'O'}",
+        "--evaluation",
+        f"crossvalidation={tmp_path / 'C'}",
+    ]
+    assert run(monkeypatch, *given) == 0
+    facts = json.loads((bundle / "models/model.json").read_text()) | {"sha256": "bb"}
+    (bundle / "models/model.json").write_text(json.dumps(facts))
+    assert run(monkeypatch) == 0
+    assert "one: v was of other weights, deleted" in capsys.readouterr().out
+    card = (bundle / "docs/README.md").read_text()
+    assert "Shipped weights" not in card
+    assert "    segbundles crossvalidate B D O --folds 3 --mirror_axes '[]'\n" in card
+    for name in ("s", "fold 0"):
+        row = f"| {name} | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 | 0.700 (0.600 to 0.800) |"
+        assert row in card, name
+    assert "| all | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 | 0.750 (0.600 to 0.800) |" in card
+
+
+def test_an_unknown_part_is_refused(bundle):
+    (bundle / "docs/README.md").write_text("<!-- cards: figure x -->\n<!-- /cards -->")
+    with pytest.raises(SystemExit, match="no part 'figure'; choose from knobs, evaluations"):
+        cards.write_page(bundle / "docs/README.md")
