@@ -5,9 +5,9 @@
 
 A generated part stands between `<!-- cards: ... -->` and `<!-- /cards -->`. It is made from the files in
 `bundles/<bundle>/docs/figures`: for each evaluation `<name>.json`, its summary and how it was run, and `<name>.csv`,
-its `metrics.csv`. `--evaluation NAME=O` takes them over from the folder of `segbundles evaluate` or `crossvalidate` (call a
-cross-validation `crossvalidation`). Evaluations of weights that are no longer shipped are deleted; what only they said
-disappears. Without options, all parts are written again; `--check` only says what would change.
+its `metrics.csv`. `--evaluation NAME=O` takes them over from the folder of `segbundles evaluate` or `crossvalidate`
+(call a cross-validation `crossvalidation`). Evaluations of weights that are no longer shipped are deleted; what only
+they said disappears. Without options, all parts are written again; `--check` only says what would change.
 
 `--pictures PREFIX` also writes the pictures of the best, median and worst case of the evaluation to the folder of the
 card (by Dice, or by `--metric`), and `--training O/tensorboard/RUN`, which may be given several times, `curves.png`.
@@ -19,6 +19,7 @@ import argparse
 import base64
 import csv
 import html
+import json
 import re
 import shlex
 import shutil
@@ -35,13 +36,34 @@ from segbundles.report import label
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/docs/README.md"))
 PAGES = [*(bundle / "docs/README.md" for bundle in BUNDLES), ROOT / "README.md", ROOT / "docs/benchmarks.md"]
+FILES = [*PAGES, *(bundle / "configs/metadata.json" for bundle in BUNDLES)]
 BLOCK = re.compile(r"(<!-- cards: ([^\n]*?) -->)(.*?)(<!-- /cards -->)", re.DOTALL)
 JOINT = "crossvalidation"
 NOTHING = "no figure"
 PICTURE = re.compile(r'<img src="data:image/(\w+);base64,([^"]+)"[^>]*? alt="([^"]*): image with truth and')
 _OWN = ("bundle_root", "config_file", "dataset_dir", "output_dir", "ckpt_dir", "split")
 # figures that have no column in metrics.csv
-WORDS = {"ece": "calibration error (ECE)", "average_precision": "average precision"}
+WORDS = {
+    "ece": "calibration error (ECE)",
+    "ece_without_background": "calibration error (ECE) from a probability of 0.01",
+    "average_precision": "average precision",
+}
+# eval_metrics of metadata.json: name, and the metric of the first evaluation that exists
+METADATA = {
+    "brain_flair_unet": {"mean_dice": f"{JOINT} validation : dice"},
+    "em_membrane_unet": {
+        "pixel_accuracy": f"{JOINT} validation : pixel_accuracy",
+        "v_rand_cells": f"{JOINT} validation : v_rand_cells",
+    },
+    "left_atrium_vnet": {
+        "mean_dice_lge": f"{JOINT}@lasc18 lge : dice",
+        "mean_dice_bright_blood": f"{JOINT}@heart bright_blood : dice",
+    },
+    "polyp_fcn8": {
+        "pooled_jaccard": f"{JOINT} validation : pooled_jaccard",
+        "pooled_mean_jaccard": f"{JOINT} validation : pooled_mean_jaccard",
+    },
+}
 
 
 # ---- the files of an evaluation
@@ -184,17 +206,12 @@ def value(bundle: Path, words: Sequence[str]) -> str:
     mean, or the number itself.
     """
     names, (metric, *key) = _split(words)
-    for name in names:
-        name, _, data_set = name.partition("@")
-        record = records(bundle).get(name)
-        if record and data_set:
-            record = next((part for part in record["data_sets"] if part["data_set"] == data_set), None)
-        if record:
-            entry = _entry(record, metric)
-            if key == ["interval"]:
-                return _text(entry["mean"]) + _interval(entry)
-            return _text(entry.get(key[0] if key else "mean"))
-    return NOTHING
+    entry = _found(bundle, names, metric)
+    if entry is None:
+        return NOTHING
+    if key == ["interval"]:
+        return _text(entry["mean"]) + _interval(entry)
+    return _text(entry.get(key[0] if key else "mean"))
 
 
 KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
@@ -222,6 +239,34 @@ def write_page(path: Path) -> str:
         return f"{head}{text}{end}" if kind == "value" else f"{head}\n{text}{end}"
 
     return BLOCK.sub(part, path.read_text(encoding="utf-8"))
+
+
+def write_metadata(path: Path) -> str:
+    """Return the text of a metadata.json with its `eval_metrics`."""
+    found = {}
+    for name, spec in METADATA.get(path.parents[1].name, {}).items():
+        names, (metric,) = _split(spec.split())
+        entry = _found(path.parents[1], names, metric)
+        found |= {name: round(entry["mean"], 4)} if entry else {}
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r'"eval_metrics": \{[^}]*\}', f'"eval_metrics": {json.dumps(found)}', text)
+
+
+def write(path: Path) -> str:
+    """Return the text of a page or a metadata.json with its generated parts."""
+    return write_metadata(path) if path.suffix == ".json" else write_page(path)
+
+
+def _found(bundle: Path, names: Sequence[str], metric: str) -> dict[str, Any] | None:
+    """Return a metric of the first evaluation that exists; `NAME@SET` is a data set of a cross-validation."""
+    for text in names:
+        name, _, data_set = text.partition("@")
+        record = records(bundle).get(name)
+        if record and data_set:
+            record = next((part for part in record["data_sets"] if part["data_set"] == data_set), None)
+        if record:
+            return _entry(record, metric)
+    return None
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -370,11 +415,11 @@ def main() -> None:
         for one in BUNDLES:
             for name in drop_stale(one):
                 print(f"{one.name}: {name} was of other weights, deleted")
-    changed = [path for path in PAGES if path.is_file() and write_page(path) != path.read_text(encoding="utf-8")]
+    changed = [path for path in FILES if write(path) != path.read_text(encoding="utf-8")]
     for path in changed:
         print(path.relative_to(ROOT))
         if not options.check:
-            text = write_page(path)
+            text = write(path)
             with atomic_path(path) as part:
                 part.write_text(text, encoding="utf-8")
     sys.exit(1 if options.check and changed else 0)

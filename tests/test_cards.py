@@ -24,9 +24,9 @@ RECORDS = sorted((ROOT / "bundles").glob("*/docs/figures/*.json"))
 QUALITY = re.compile(r"\b(dice|jaccard|accuracy|v_rand|v_info|hd95|assd|precision|recall|ece)\b", re.IGNORECASE)
 
 
-@pytest.mark.parametrize("page", cards.PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("page", cards.FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_are_what_the_files_give(page):
-    assert cards.write_page(page) == page.read_text(encoding="utf-8"), "run: python benchmarks/cards.py"
+    assert cards.write(page) == page.read_text(encoding="utf-8"), "run: python benchmarks/cards.py"
     assert f">{cards.NOTHING}<" not in page.read_text(encoding="utf-8")
 
 
@@ -113,7 +113,10 @@ def bundle(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(cards, "ROOT", tmp_path)
     monkeypatch.setattr(cards, "BUNDLES", [folder])
-    monkeypatch.setattr(cards, "PAGES", [folder / "docs/README.md"])
+    (folder / "configs").mkdir()
+    (folder / "configs/metadata.json").write_text('{"eval_metrics": {"mean_dice": 0.1}, "x": 1}')
+    monkeypatch.setattr(cards, "METADATA", {"one": {"mean_dice": "crossvalidation@s v : dice"}})
+    monkeypatch.setattr(cards, "FILES", [folder / "docs/README.md", folder / "configs/metadata.json"])
     return folder
 
 
@@ -135,6 +138,7 @@ def test_an_evaluation_is_taken_over(bundle, tmp_path, monkeypatch):
     assert "Dice <!-- cards: value crossvalidation@s v : dice worst -->0.500<!-- /cards -->." in card
     assert "Cross-validation" not in card
     assert "/x" not in (bundle / "docs/figures/v.json").read_text()
+    assert (bundle / "configs/metadata.json").read_text() == '{"eval_metrics": {"mean_dice": 0.8123}, "x": 1}'
     assert run(monkeypatch, "--check") == 0
 
 

@@ -620,15 +620,6 @@ class TestUnusualInput:
         assert {"dice", "dice_1", "dice_2"} <= set(row)
 
 
-def test_metadata_and_model_card_give_the_same_figures() -> None:
-    found = config("metadata.json")["eval_metrics"]
-    card = (RUNS.root / "docs" / "README.md").read_text()
-    assert list(found) == ["mean_dice"]
-    assert any(
-        line.startswith("| as shipped") and f"**{found['mean_dice']:.3f}**" in line for line in card.splitlines()
-    )
-
-
 @pytest.mark.samples
 def test_shipped_weights_segment_real_patients(samples: Path, tmp_path: Path) -> None:
     prepare(get_data_set("lgg"), samples / "kaggle_3m", tmp_path / "data", validation_fraction=1.0)
