@@ -327,6 +327,8 @@ def _counts(record: Mapping[str, Any]) -> list[str]:
 
 
 def _brackets(record: Mapping[str, Any]) -> str:
+    if record["groups"] == 1:
+        return "All cases belong to one group, so there are no intervals."
     kind = "patients" if record["unit"] == "patients" else "groups"
     return f"The numbers in brackets are 95 % intervals: the {kind} were drawn again, with replacement."
 

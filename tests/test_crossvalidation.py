@@ -82,26 +82,30 @@ def test_a_run_is_continued_only_with_the_same_settings(tmp_path, folds, setting
         start_folds("brain", data, str(tmp_path / "new"), 2)
 
 
+PIXELS = ("pixels_0_0", "pixels_0_1", "pixels_1_0", "pixels_1_1")
+
+
 def test_folds_are_joined(tmp_path):
     """Slices are scored as one case per patient; two data sets have a patient of the same name."""
     cases = [{**case, "data_set": "one", "group": f"one/{case['group']}"} for case in entries(4)]
     cases += [{**case, "data_set": "two", "group": f"two/{case['group']}", "page": 0} for case in entries(4)]
     folders = start_folds("brain_flair_unet", prepared(tmp_path / "data", cases), str(tmp_path / "out"), 2)
     scores = iter([0.5, 0.7, 0.6, ""])
+    counts = iter([(9, 0, 1, 2), (9, 1, 0, 2), (8, 2, 0, 3), (9, 0, 0, 0)])
     for folder in folders:
         tested = json.loads((folder / "data/datalist.json").read_text())["testing"]
         (folder / "evaluation").mkdir()
         with (folder / "evaluation/metrics.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["case", "status", "dice", "lesion_slices", "notes"])
+            writer.writerow(["case", "status", "dice", "lesion_slices", *PIXELS, "notes"])
             for group in dict.fromkeys(case["group"] for case in tested):
                 score = next(scores)
                 name = group.partition("/")[2] if folder == folders[0] and group.startswith("two") else group
-                writer.writerow([name, "empty" if score == "" else "ok", score, 3, ""])
+                writer.writerow([name, "empty" if score == "" else "ok", score, 3, *next(counts), ""])
         (folder / "evaluation/summary.json").write_text(json.dumps({"unit": "patients", "run": {"device": "cpu"}}))
         bins = [f"{group},{k}" for group in (folder.name, "both") for k in ("100,3,0,0.3", "900,1,1,0.9")]
-        counts = "\n".join(["group,bin,pixels,foreground,probability_sum", *bins])
-        (folder / "evaluation/probabilities.csv").write_text(counts)
+        lines = "\n".join(["group,bin,pixels,foreground,probability_sum", *bins])
+        (folder / "evaluation/probabilities.csv").write_text(lines)
     summary = join_folds("brain", str(tmp_path / "out"), folders)
     rows = table(tmp_path / "out/metrics.csv")
     assert [(row["fold"], row["dice"]) for row in rows] == [("0", "0.5"), ("0", "0.7"), ("1", "0.6"), ("1", "")]
@@ -117,12 +121,23 @@ def test_folds_are_joined(tmp_path):
         (0, 2, pytest.approx(0.6)),
         (1, 2, 0.6),
     ]
+    # hits 4 of 6 pixels in fold 0, 3 of 5 in fold 1
+    assert summary["pooled_jaccard"] == summary["pooled_intervals"]["jaccard"]["value"] == pytest.approx(7 / 11)
+    assert [fold["pooled_jaccard"]["mean"] for fold in summary["folds"]] == pytest.approx([4 / 6, 3 / 5])
     assert [part["data_set"] for part in summary["data_sets"]] == ["one", "two"]
     assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
     assert sorted(path.name for path in (tmp_path / "out/report").iterdir()) == [
         "calibration.svg",
         *("data_sets.csv", "data_sets.tex", "distribution_dice.svg", "folds.csv", "folds.tex", "folds_dice.svg"),
-        *("precision_recall.svg", "probabilities.csv", "probabilities.tex", "summary.csv", "summary.tex"),
+        *(
+            "pooled.csv",
+            "pooled.tex",
+            "precision_recall.svg",
+            "probabilities.csv",
+            "probabilities.tex",
+            "summary.csv",
+            "summary.tex",
+        ),
         "thresholds.svg",
     ]
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")

@@ -91,7 +91,7 @@ def write_evaluation(
     ]
     pooled = pooled_part(rows)
     parts = [*([pooled] if pooled else []), *parts, *filter(None, own)]
-    if known and number < len(rows) and not any(unit in part.tables for part in parts):
+    if known and 1 < number < len(rows) and not any(unit in part.tables for part in parts):
         per_case = [name for name in metrics if any(name in row for row in rows)]
         table = (["group", "cases", "failures", *per_case], group_rows(rows, per_case))
         parts.insert(0, Part(unit.capitalize(), ["Means over the cases of each."], {unit: table}))
