@@ -112,3 +112,22 @@ def test_no_file_for_the_zoo_is_too_large(root: Path, tmp_path: Path) -> None:
     assert {"LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md"} <= files.keys()
     assert "docs/data_license.txt" in files
     assert ("large_files.yml" in files) == bool(packed.large) == ("models/model.pt" not in files)
+
+
+@pytest.mark.parametrize("root", BUNDLES, ids=lambda root: root.name)
+def test_the_card_has_the_headings_of_the_zoo(root: Path) -> None:
+    card = (root / "docs/README.md").read_text()
+    found = re.findall(r"^## (.*)$", card, re.MULTILINE)
+    zoo = [
+        "Model Description",
+        "Data",
+        "Performance",
+        "System Configuration",
+        "Limitations",
+        "Citation Info",
+        "References",
+    ]
+    assert set(zoo) <= set(found)
+    assert (found[0], found[-1]) == ("Use it", "History")
+    assert [name for name in ("Authors", "Tags") if f"### **{name}**" not in card] == []
+    assert "not a medical device" in card[: card.index("## Use it")]
