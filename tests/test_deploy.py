@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +34,9 @@ def test_the_operator_gives_the_mask_of_inference(tmp_path: Path, monkeypatch: p
     (mask,) = (tmp_path / "masks").glob("*_seg.nii.gz")
 
     shutil.copy(DOCS / "deploy.json", root / "configs")
+    config = root / "configs" / "inference.json"
+    # the copy was written by a parser, whose empty metadata would replace those of metadata.json
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "_meta_"}))
     words = [PYTHON, DOCS / "app.py", image, tmp_path / "mask.nii.gz"]
     library = {**os.environ, "PYTHONPATH": str(ROOT / "common")}
     subprocess.run(words, cwd=root, env=library, check=True, capture_output=True)
