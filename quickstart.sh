@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a trained, evaluated and applied bundle, on synthetic data: ./quickstart.sh [bundle]
+# From nothing to a segmented image, then to a trained and evaluated bundle, on synthetic data: ./quickstart.sh [bundle]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source common/environment.sh
@@ -31,9 +31,16 @@ bundle_run() { # bundle_run ID CONFIG ARGUMENTS...
         --dataset_dir "$out/data" --ckpt_dir "$out/models" "$@"
 }
 
+show() { # show PAGE: in the browser, if there is a screen
+    echo "Open this page: $1"
+    if [[ -t 1 && (-n ${DISPLAY:-}${WAYLAND_DISPLAY:-} || $(uname) == Darwin) ]]; then
+        "$python" -m webbrowser -t "file://$1" >/dev/null 2>&1 || true
+    fi
+}
+
 configs=$root/configs
-steps=4
-[[ -f $configs/train_locator.json ]] && steps=5
+steps=5
+[[ -f $configs/train_locator.json ]] && steps=6
 number=1
 
 # the phantom is named like the start of the bundle: left_atrium for left_atrium_vnet, brain for brain_flair_unet
@@ -43,6 +50,17 @@ until "$python" -m segbundles phantom "$phantom" --help >/dev/null 2>&1; do
     phantom=${phantom%_*}
 done
 step "making synthetic data" data "$python" -m segbundles phantom "$phantom" --out "$out/data"
+# one image, or the slices of one patient
+read -r -d '' first <<'END' || true
+import json, pathlib, sys
+entry = json.loads(pathlib.Path(sys.argv[1], "datalist.json").read_text())["testing"][0]
+image = pathlib.Path(sys.argv[1], entry["image"])
+print(image.parent if "slice" in entry else image)
+END
+image=$("$python" -c "$first" "$out/data")
+step "segmenting one image with the weights that come with the bundle" shipped \
+    "$python" -m segbundles segment "$root" "$image" "$out/shipped"
+show "$out/shipped/preview.html"
 if [[ -f $configs/train_locator.json ]]; then
     step "training the locator" train_locator bundle_run training "$configs/train_locator.json" \
         --args_file "$configs/args_quickstart_locator.json" --output_dir "$out/training"
@@ -51,10 +69,11 @@ step "training" train bundle_run training "$configs/train.json" \
     --args_file "$configs/args_quickstart.json" --output_dir "$out/training"
 step "evaluating" evaluate bundle_run evaluating "['$configs/train.json','$configs/evaluate.json']" \
     --args_file "$configs/args_quickstart.json" --split testing --output_dir "$out/evaluation"
-step "segmenting" infer bundle_run inferring "$configs/inference.json" \
+step "segmenting with the new weights" infer bundle_run inferring "$configs/inference.json" \
     --args_file "$configs/args_quickstart.json" --output_dir "$out/segmentations"
 
 say "Done in $SECONDS s. Synthetic data and a short training: these figures say nothing about real images."
+echo "first page        $out/shipped/preview.html"
 echo "report            $out/evaluation/report.html"
 echo "metrics           $out/evaluation/metrics.csv, summary.json"
 echo "segmentations     $out/segmentations"

@@ -19,9 +19,11 @@ from bundle_runs import ROOT, table
 from monai.bundle import ConfigParser, load
 from monai.networks import trt_compiler
 from tiny_bundles import TINY_BUNDLES, TinyBundle, command_line
+from typer.testing import CliRunner
 
+from segbundles.cli import app
 from segbundles.errors import InputError
-from segbundles.networks import load_exported
+from segbundles.networks import export_network, load_exported
 
 PAGE = (ROOT / "docs" / "export.md").read_text()
 BY_NAME = {bundle.name: bundle for bundle in TINY_BUNDLES}
@@ -79,6 +81,12 @@ def changed(command: str, **options: object) -> list[str]:
     return words
 
 
+def segbundles(words: Sequence[str]) -> None:
+    """Run a command of segbundles in this process."""
+    result = CliRunner().invoke(app, list(words[1:]))
+    assert result.exit_code == 0, result.output
+
+
 def example_shape(name: str, net_id: str) -> str:
     """The input shape in the page's table for the network of a bundle."""
     (row,) = re.findall(rf"\| `{name}` \| (.*?) \| `(\[.*?\])` \|", PAGE)
@@ -131,14 +139,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("name", "net_id", "settings"), NETWORKS)
-def test_torchscript_and_onnx_equal_the_network_at_other_sizes(
+def test_exported_networks_equal_the_network_at_other_sizes(
     name: str, net_id: str, settings: dict[str, Any], here: Path
 ) -> None:
     pytest.importorskip("onnx")
     bundle = BY_NAME[name]
     root = bundle.make(here)
     file = dict(map(reversed, bundle.networks))[net_id]
-    weights, script, exported = (root / "models" / f"{file}.{suffix}" for suffix in ("pt", "ts", "onnx"))
+    weights, script, exported, program = (
+        root / "models" / f"{file}.{suffix}" for suffix in ("pt", "ts", "onnx", "pt2")
+    )
     values = {key: value for key, value in settings.items() if key != "args_file"}
     if "args_file" in settings:
         values = json.loads(Path(settings["args_file"]).read_text()) | values
@@ -158,10 +168,15 @@ def test_torchscript_and_onnx_equal_the_network_at_other_sizes(
     options = {"net_id": net_id, "input_shape": shape, "ckpt_file": weights, "filepath": exported}
     command_line(changed(command, **options, **settings))
 
+    alone = {"use_locator": "false"} if (name, net_id) == (VOLUMES, "network_def") else {}
+    segbundles(changed(documented("segbundles export").replace(VOLUMES, name), **settings, **alone))
+
     sizes = [ast.literal_eval(shape), bundle.size]
-    assert_equal(load_exported(script), network, sizes, bundle.grey)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # what amp is
-        assert_equal(load_exported(script), network, sizes[1:], bundle.grey)
+    sizes.append([1, *sizes[0][1:]])
+    for path in (script, program):
+        assert_equal(load_exported(path), network, sizes, bundle.grey)
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # what amp is
+            assert_equal(load_exported(path), network, sizes[1:2], bundle.grey)
     assert_equal(onnx(exported), network, sizes, bundle.grey)
 
 
@@ -198,8 +213,9 @@ def knobs(output_dir: str) -> dict[str, Any]:
     return json.loads((Path(output_dir) / "inferring.config.json").read_text())["knobs"]
 
 
+@pytest.mark.parametrize("kind", ["pt2", "ts"])
 def test_exported_networks_give_the_masks_of_the_weights_with_the_same_facts(
-    bundle: TinyBundle, here: Path, caplog: pytest.LogCaptureFixture
+    kind: str, bundle: TinyBundle, here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each error names the command that writes the missing file, which is run here."""
     root = bundle.make(here).relative_to(here)
@@ -208,7 +224,7 @@ def test_exported_networks_give_the_masks_of_the_weights_with_the_same_facts(
         bundle.make_weights(root, net_id, root / "models" / f"{file}.pt", **facts[file])
     bundle.write_image(here / "scans")
     expected = infer(root, "eager")
-    command = documented("args_inference_ts.json").replace(VOLUMES, bundle.name)
+    command = documented(f"args_inference_{kind}.json").replace(VOLUMES, bundle.name)
     command = changed(command, output_dir="exported")
     missing = set()
     for _ in bundle.networks:
@@ -217,9 +233,13 @@ def test_exported_networks_give_the_masks_of_the_weights_with_the_same_facts(
         path, export = re.fullmatch(
             r"there is no exported network at (\S+): this command writes it: (.*)", str(caught.value)
         ).groups()
-        command_line(export)
         missing.add(path)
-    assert missing == {f"{root}/models/{file}.ts" for file, _ in bundle.networks}
+        if kind == "pt2":  # one command for all networks
+            segbundles(shlex.split(export))
+            break
+        command_line(export)
+    files = [file for file, _ in bundle.networks]
+    assert missing == {f"{root}/models/{file}.{kind}" for file in (files[:1] if kind == "pt2" else files)}
     command_line(command)
     assert_same(written(bundle.name, "exported"), expected)
     trained = {name: value for values in facts.values() for name, value in values.items()}
@@ -231,7 +251,7 @@ def test_exported_networks_give_the_masks_of_the_weights_with_the_same_facts(
         (root / "models" / f"{file}.pt").unlink()
     command_line(changed(shlex.join(command), output_dir="alone"))
     for file, _ in bundle.networks:
-        assert f"{file}.pt is not beside {root}/models/{file}.ts: knobs that are facts" in caplog.text
+        assert f"{file}.pt is not beside {root}/models/{file}.{kind}: knobs that are facts" in caplog.text
 
 
 def test_without_the_locator_none_has_to_be_exported(here: Path) -> None:
@@ -250,20 +270,38 @@ def test_the_handler_that_exported_networks_disable_is_the_one_that_loads_weight
         configs = ROOT / "bundles" / name / "configs"
         first, *_ = json.loads((configs / "inference.json").read_text())["handlers"]
         assert first["_target_"] == "segbundles.handlers.WeightsLoader"
-        assert json.loads((configs / "args_inference_ts.json").read_text())["handlers::0::_disabled_"] is True
+        for kind in ("pt2", "ts"):
+            assert json.loads((configs / f"args_inference_{kind}.json").read_text())["handlers::0::_disabled_"] is True
 
 
 @pytest.mark.parametrize("content", [b"no network", None])
-def test_a_file_that_is_not_torchscript(content: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "model.ts"
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.ts", r"model\.ts cannot be read as TorchScript .*; this command writes it: .* --net_id n "),
+        (
+            "model.pt2",
+            r"model\.pt2 cannot be read as an exported program .*; this command writes it: segbundles export ",
+        ),
+    ],
+)
+def test_a_file_that_is_no_exported_network(name: str, message: str, content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / name
     if content is None:
         torch.save({"weight": torch.ones(1)}, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"model\.ts cannot be read as TorchScript .*; this command writes it: .* --net_id n "
-    ):
+    with pytest.raises(ValueError, match=message):
         load_exported(path, tmp_path, "n")
+
+
+def test_a_size_that_the_network_does_not_take_is_refused_by_its_program(tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.PixelUnshuffle(2), torch.nn.Conv2d(4, 1, 1))
+    export_network(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), network), tmp_path / "model.pt2")
+    program = load_exported(tmp_path / "model.pt2").eval()
+    assert program(torch.zeros(1, 1, 6, 10)).shape == (1, 1, 3, 5)
+    with pytest.raises((AssertionError, RuntimeError)):
+        program(torch.zeros(1, 1, 6, 9))
 
 
 class TestTensorRT:
@@ -325,7 +363,13 @@ def test_shipped_weights_by_the_documented_commands(name: str, net_id: str, weig
     sizes = [(1, 1, 40, 48, 50)] if name == VOLUMES else [(1, channels, 96, 128)]
 
     command_line(export_command(net_id).replace(VOLUMES, name))
-    assert_equal(load_exported(Path(copied).with_suffix(".ts")), network, sizes)
+    segbundles(
+        shlex.split(
+            f"segbundles export {root}" + " --use_locator false" * (name == VOLUMES and net_id == "network_def")
+        )
+    )
+    for suffix in (".ts", ".pt2"):
+        assert_equal(load_exported(Path(copied).with_suffix(suffix)), network, sizes)
     if net_id == "network_def":
         command = documented("onnx_export", VOLUMES if name == VOLUMES else SLICES).replace(SLICES, name)
         command_line(changed(command, input_shape=example_shape(name, net_id)))

@@ -363,6 +363,47 @@ def knobs(bundle: Bundle) -> None:
 
 
 @app.command()
+def pack(
+    bundle: Bundle,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to.")] = Path(),
+    large_files: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of the folder where you will put files above 25 MB, for hosts that refuse them, such as "
+            "MONAI's model zoo. Without it, the zip contains everything.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a bundle with its weights as one zip that MONAI can download and MONAI Label can serve."""
+    from segbundles.packing import pack
+
+    packed = pack(bundle, out, large_files)
+    lines = [f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)" for file in (packed.zip, *packed.large)]
+    if packed.large:
+        lines.append(f"Upload {', '.join(file.name for file in packed.large)} to {large_files}.")
+    name = packed.zip.name.rpartition("_v")[0]
+    words = ["python", "-m", "monai.bundle", "download", "--name", name, "--url", f"URL/{packed.zip.name}"]
+    lines.append(f"Others get it with: {shlex.join([*words, '--bundle_dir', 'bundles'])}")
+    if packed.large:
+        fetch = ["python", "-m", "monai.bundle", "download_large_files", "--bundle_path", f"bundles/{name}"]
+        lines.append(f"and then: {shlex.join(fetch)}")
+    for line in lines:
+        _console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(context_settings=_SETTINGS)
+def export(context: typer.Context, bundle: Bundle) -> None:
+    """Write the networks of a bundle as programs (.pt2) beside their weights. Settings are written as --knob value."""
+    from segbundles.check import read_overrides
+    from segbundles.commands import find_bundle
+    from segbundles.exporting import export_bundle
+
+    for path in export_bundle(bundle, read_overrides(context.args, find_bundle(bundle))):
+        _console().print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def label(
     studies: Annotated[Path, typer.Option(help="Folder of images; labels are stored in it.", show_default=False)],
     bundles: Annotated[

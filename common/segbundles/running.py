@@ -45,6 +45,8 @@ MONAI_KEYS = {
     "use_click",
 }
 
+# modules whose functions keep what a person gave in a local variable
+_RUNNERS = ("monai.bundle.scripts", "segbundles.exporting", "segbundles.segmenter")
 
 # MONAI has no place to say so: the configs import this module before anything else is evaluated
 ConfigExpression.evaluate = unwrapped(ConfigExpression.evaluate)
@@ -77,8 +79,9 @@ class Running:
     def find(cls) -> Running:
         """Find the config that evaluates the expression which called us, from the frames of the calls.
 
-        Expressions have no other access to it. Settings given to MONAI's functions and to our ``Segmenter`` are in
-        their local variables; without these, a given value that equals the config's line could not be told from it.
+        Expressions have no other access to it. Settings given to MONAI's functions, our ``Segmenter`` and
+        ``export_bundle`` are in their local variables; without these, a given value that equals the config's line could
+        not be told from it.
         """
         found = cls()
         frame = inspect.currentframe()
@@ -90,7 +93,7 @@ class Running:
                 found.workflow = owner
             if found.client is None and isinstance(owner, MonaiAlgo):
                 found.client = owner
-            if frame.f_globals.get("__name__") in ("monai.bundle.scripts", "segbundles.segmenter"):
+            if frame.f_globals.get("__name__") in _RUNNERS:
                 found._read(frame)
             frame = frame.f_back
         return found

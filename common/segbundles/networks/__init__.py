@@ -1,7 +1,7 @@
 """Networks that MONAI does not have, and loading weights into any network."""
 
 from .bam import BAM
-from .exported import load_exported
+from .exported import ExportedNetwork, export_network, load_exported
 from .fcn import VGG16FCN
 from .valid_unet import ValidUNet
 from .vgg_weights import VGG16_URLS, load_vgg16_weights
@@ -13,7 +13,9 @@ __all__ = [
     "VGG16FCN",
     "VGG16_URLS",
     "AttentionVNet",
+    "ExportedNetwork",
     "ValidUNet",
+    "export_network",
     "load_exported",
     "load_if_given",
     "load_vgg16_weights",

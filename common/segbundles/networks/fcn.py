@@ -185,10 +185,10 @@ class VGG16FCN(nn.Module):
     def _pad(self, x: torch.Tensor) -> torch.Tensor:
         bottom = (self.stride - x.shape[2] % self.stride) % self.stride
         right = (self.stride - x.shape[3] % self.stride) % self.stride
-        # a traced graph must pad other sizes than the example's too
-        if torch.jit.is_tracing() or bottom > 0 or right > 0:
-            return F.pad(x, [0, right, 0, bottom], mode="replicate")
-        return x
+        needed = torch.jit.is_tracing()  # a traced or exported graph must pad other sizes than the example's too
+        if not torch.jit.is_scripting():
+            needed = needed or torch.compiler.is_exporting()
+        return F.pad(x, [0, right, 0, bottom], mode="replicate") if needed or bottom > 0 or right > 0 else x
 
     def _run_fc6(self, x: torch.Tensor) -> torch.Tensor:
         # torch 2.13 (oneDNN) reads uninitialised memory in the bf16 weight gradient of a convolution on a CPU if part

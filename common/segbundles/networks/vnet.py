@@ -176,7 +176,9 @@ class AttentionVNet(nn.Module):
 
     def _pad(self, x: torch.Tensor) -> torch.Tensor:
         pads: list[int] = []
-        needed = torch.jit.is_tracing()  # a traced graph must pad other sizes than the example's too
+        needed = torch.jit.is_tracing()  # a traced or exported graph must pad other sizes than the example's too
+        if not torch.jit.is_scripting():
+            needed = needed or torch.compiler.is_exporting()
         single = not needed
         for i in range(self.spatial_dims, 0, -1):
             pad = (self.stride - x.shape[1 + i] % self.stride) % self.stride
