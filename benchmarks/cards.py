@@ -138,6 +138,11 @@ def _rounded(value: Any) -> Any:
 # ---- the generated parts
 
 
+def _command(record: Mapping[str, Any]) -> str:
+    """Return the command of an evaluation, with the quoted variables of the card for its folders."""
+    return record["run"]["command"].replace(" B D O", ' "$B" "$D" "$O"', 1)
+
+
 def knobs(bundle: Path, words: Sequence[str]) -> str:
     """Return the table of all knobs."""
     return knob_table(bundle)
@@ -156,7 +161,7 @@ def evaluations(bundle: Path, words: Sequence[str]) -> str:
         [f"[{name}](figures/{name}.csv)", _data(found[name]), *_counts(found[name]), *_cells(found[name], metrics)]
         for name in names
     ]
-    commands = "".join(f"    {found[name]['run']['command']}    # {name}\n" for name in names)
+    commands = "".join(f"    {_command(found[name])}    # {name}\n" for name in names)
     return (
         f"### Shipped weights\n\n{_unseen(bundle)}{_table(heads, lines)}\n{_brackets(first)} The links have the scores "
         "of each case; the JSON files beside them have all figures and how they were computed. These commands compute "
@@ -176,7 +181,7 @@ def crossvalidation(bundle: Path, words: Sequence[str]) -> str:
     return (
         "### Cross-validation\n\n"
         f"Each of the {record['cases']} cases was scored once, by a network that was trained without any case of its "
-        f"group. Nothing was chosen on the cases that are scored.\n\n    {record['run']['command']}\n\n"
+        f"group. Nothing was chosen on the cases that are scored.\n\n    {_command(record)}\n\n"
         + _table(["cases of", "cases", "groups", *_heads(words)], lines)
         + f"\n{_brackets(record)} The scores of all cases are in [figures/{JOINT}.csv](figures/{JOINT}.csv).\n"
     )
