@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ from monai.config import PathLike
 from segbundles.data import file_stem
 from segbundles.files import atomic_path
 from segbundles.meta import file_name
+from segbundles.transforms import describe_image, spacing_mm
 
 __all__ = ["SavePredictions"]
 
@@ -20,8 +22,10 @@ class SavePredictions:
     """Write each case of an evaluation as ``output_dir/predictions/<case>.npz``, compressed.
 
     A file has the class maps ``label`` (the truth) and ``pred`` (1, spatial), uint8, and ``probability`` (C, spatial),
-    float16, if the engine's output has it: all as they were scored, on the grid of the evaluation. Characters that a
-    file name cannot have are escaped as in a URL. If two cases have one name, the later one gets a number.
+    float16, if the engine's output has it: all as they were scored, on the grid of the evaluation. ``about`` is JSON
+    text with the ``group`` of the case, its ``spacing_mm`` (null if unknown) and, as ``image``, what
+    :func:`segbundles.confidence.image_features` says. Characters that a file name cannot have are escaped as in a URL.
+    If two cases have one name, the later one gets a number.
 
     Args:
         output_dir: folder of the evaluation.
@@ -52,5 +56,9 @@ class SavePredictions:
             kept = {"label": (output["label"], np.uint8), "pred": (output["pred"], np.uint8)}
             if self.probability_key in output:
                 kept["probability"] = (output[self.probability_key], np.float16)
+            image = batch["image"]
+            about = {"group": str(batch.get("group") or ""), "spacing_mm": spacing_mm(image)}
+            about = json.dumps(about | {"image": describe_image(image)})
             with atomic_path(self.folder / f"{name}.npz") as part:
-                np.savez_compressed(part, **{k: v.detach().cpu().numpy().astype(kind) for k, (v, kind) in kept.items()})
+                arrays = {k: v.detach().cpu().numpy().astype(kind) for k, (v, kind) in kept.items()}
+                np.savez_compressed(part, about=np.array(about), **arrays)

@@ -10,7 +10,15 @@ from segbundles.files import write_json, write_table
 from segbundles.metrics import METRIC_UNITS, SECTION_UNITS
 from segbundles.metrics.segmentation import base_name
 from segbundles.report.html import draw_distributions, write_report
-from segbundles.report.parts import Part, Table, agreement_part, detection_part, group_rows, probability_part
+from segbundles.report.parts import (
+    Part,
+    Table,
+    agreement_part,
+    confidence_part,
+    detection_part,
+    group_rows,
+    probability_part,
+)
 from segbundles.report.sections import limit_figures
 from segbundles.report.tables import export
 from segbundles.report.words import label
@@ -79,6 +87,7 @@ def write_evaluation(
     own = [
         agreement_part(rows, classes),
         detection_part(rows, "case"),
+        confidence_part(rows),
         probability_part(probabilities, " or ".join(name for k, name in classes.items() if k != "0") or "foreground"),
     ]
     parts = [*parts, *filter(None, own)]
