@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from segbundles.confidence import (
     reasons_to_review,
     score_features,
 )
+from segbundles.data import VOID
 from segbundles.errors import fail
 from segbundles.facts import facts_path, read_facts
 from segbundles.files import read_json, write_json
@@ -35,9 +35,7 @@ __all__ = [
     "fit",
     "fit_temperature",
     "lower_margin",
-    "prediction_folders",
-    "read_case",
-    "score_of",
+    "read_cases",
     "summary_rows",
 ]
 
@@ -45,13 +43,15 @@ __all__ = [
 MODELS: dict[str, tuple[tuple[str, ...], bool]] = {
     "expected score, as the network says": ((), False),
     "expected score, calibrated": ((), True),
-    "the same, with a line": (("expected",), True),
+    "line on the calibrated expected score": (("expected",), True),
+    "line on the mean probability inside": (("precision",), True),
     "regression": (("expected", "precision", "log_size", "parts"), True),
 }
 _LEVEL = 0.9  # of the lower bound
 _LOW = 0.1  # share of unseen cases whose confidence counts as low
 _WIDER = 0.25  # of a range, on both sides, so that a new case at its edge is not strange
 _RIDGE = 1.0
+_PARTS = 20  # groups are left out one by one, or in so many parts
 _TEMPERATURES = (0.2, 10.0)
 
 
@@ -92,49 +92,85 @@ class Case:
         return score_features(self.inside, self.outside, self.pixels, self.mask["parts"], score, temperature)
 
 
-def prediction_folders(folder: str | Path) -> list[Path]:
-    """Return the folders with predictions of a cross-validation, or of one evaluation of cases that are unseen.
+def evaluation_folders(folder: str | Path) -> list[Path]:
+    """Return the evaluations of a cross-validation, or the one evaluation of cases that the weights have not seen.
 
     Args:
         folder: folder that ``segbundles crossvalidate`` or ``segbundles evaluate`` wrote.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: when one has no predictions.
     """
     folds = [path / "evaluation" for path in sorted(Path(folder).glob("fold*"))] or [Path(folder)]
-    if missing := [path for path in folds if not any((path / "predictions").glob("*.npz"))]:
-        fail(f"{missing[0]} has no predictions: run it again with --save_predictions true.")
-    return [path / "predictions" for path in folds]
+    for path in folds:
+        if not any((path / "predictions").glob("*.npz")):
+            fail(f"{path} has no predictions: evaluate again with --save_predictions true.")
+    return folds
 
 
-def read_case(path: Path, fold: int, score: str, unknown: int = 255) -> Case:
-    """Read a case of :class:`segbundles.handlers.SavePredictions`.
+def read_cases(
+    root: Path, folder: str | Path, score: str, track: Callable[[Sequence[Any]], Iterable[Any]] = iter
+) -> list[Case]:
+    """Read the cases of evaluations: predictions and truths, and the images from where they were.
 
     Args:
-        path: its file.
-        fold: number of its fold.
+        root: folder of the bundle.
+        folder: see :func:`evaluation_folders`.
         score: one of :data:`segbundles.confidence.SCORES`.
-        unknown: value of the truth of pixels that do not count.
+        track: shows progress through the cases.
 
     Raises:
-        ValueError: when the file does not have what is needed.
+        ValueError: when predictions or images are missing.
     """
+    from segbundles.handlers import prediction_name
+
+    todo = []
+    for fold, evaluation in enumerate(evaluation_folders(folder)):
+        dataset = _dataset(root, evaluation)
+        todo += [(fold, evaluation / "predictions", dataset, number) for number in range(len(dataset))]
+    cases, taken = [], [set() for _ in todo]
+    for fold, predictions, dataset, number in track(todo):
+        item = dataset[number]
+        path = predictions / f"{prediction_name(item, taken[fold])}.npz"
+        if not path.is_file():
+            fail(f"{path} is missing: evaluate again with --save_predictions true.")
+        cases.append(_read_case(path, item, fold, score))
+    return cases
+
+
+def _dataset(root: Path, evaluation: Path) -> Any:
+    """Return the data set of an evaluation, as its config and its knobs make it."""
+    from monai.bundle import ConfigParser
+
+    path = evaluation / "evaluating.config.json"
+    if not path.is_file():
+        fail(f"{path} is missing: evaluate again.")
+    parser = ConfigParser()
+    parser.read_config([str(root / "configs" / name) for name in ("train.json", "evaluate.json")])
+    knobs = {name: value for name, value in read_json(path)["knobs"].items() if name in parser.config}
+    parser.update({**knobs, "bundle_root": str(root)})
+    return parser.get_parsed_content("validate::dataset")
+
+
+def _read_case(path: Path, item: Mapping[str, Any], fold: int, score: str) -> Case:
+    from segbundles.transforms import describe_image, spacing_mm
+
     with np.load(path) as kept:
-        if "about" not in kept or "probability" not in kept:
-            fail(f"{path} has no description of its image: evaluate again with --save_predictions true.")
-        about = json.loads(str(kept["about"]))
+        if "probability" not in kept:
+            fail(f"{path} has no probabilities: evaluate again with --save_predictions true.")
         label, mask, probability = kept["label"][0], kept["pred"][0] > 0, kept["probability"]
     p = (probability[1] if len(probability) == 2 else 1 - probability[0]).astype(np.float32).clip(0, 1)
-    counted, spacing = label != unknown, about["spacing_mm"]
+    counted, spacing = label != VOID, spacing_mm(item["image"])
     truth = (label > 0) & counted
     inside, outside = (pixel_counts(p, part & counted) for part in (mask, ~mask))
     hits, wrong = int((mask & truth).sum()), int(((mask != truth) & counted).sum())
     size, pixels = int(truth.sum()), int(counted.sum())
     seen = int((mask & counted).sum())
     dice = 2 * hits / (seen + size) if seen + size else 1.0
+    name = unquote(path.stem)
     return Case(
-        name=unquote(path.stem),
-        group=about["group"] or unquote(path.stem),
+        name=name,
+        group=str(item.get("group") or name),
         fold=fold,
         score=dice if score == "dice" else 1 - wrong / pixels,
         inside=inside,
@@ -144,7 +180,7 @@ def read_case(path: Path, fold: int, score: str, unknown: int = 255) -> Case:
         pixels=pixels,
         mask=mask_features(mask, spacing),
         truth=mask_features(truth, spacing),
-        image=about["image"],
+        image=describe_image(item["image"]),
     )
 
 
@@ -224,24 +260,22 @@ def fit(cases: Sequence[Case], model: str, score: str) -> dict[str, Any]:
 
 
 def calibrate(
-    bundle: str,
+    root: Path,
     folder: str | Path,
     weights: str | Path,
-    score: str,
     record: str | Path | None = None,
     command: str = "",
     track: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Any]:
     """Calibrate the confidence of weights: write it into their facts, and how well it does on unseen cases.
 
-    Everything is measured out of fold: what is fitted for a case was fitted on the other folds, or on the other groups
-    where there is only one evaluation.
+    Everything is measured on unseen cases: the network was not trained with them, and what is fitted for a case is
+    fitted without its group.
 
     Args:
-        bundle: name of the bundle, for the record.
-        folder: see :func:`prediction_folders`.
+        root: folder of the bundle.
+        folder: see :func:`evaluation_folders`.
         weights: the weights, with facts beside them.
-        score: one of :data:`segbundles.confidence.SCORES`.
         record: JSON file to write the comparison to; None writes ``folder/confidence.json``.
         command: command that repeats it, for facts and record.
         track: shows progress through the cases.
@@ -252,17 +286,15 @@ def calibrate(
     Raises:
         ValueError: when predictions or facts are missing, or there are fewer than two groups.
     """
-    facts = read_facts(weights)
+    score, facts = _score_of(root), read_facts(weights)
     if facts is None:
         fail(f"{weights} has no facts beside it, {facts_path(weights).name}: confidence is a fact of the weights.")
-    files = [
-        (file, fold) for fold, part in enumerate(prediction_folders(folder)) for file in sorted(part.glob("*.npz"))
-    ]
-    cases = [read_case(file, fold, score) for file, fold in track(files)]
+    cases = read_cases(root, folder, score, track)
     groups = [case.group for case in cases]
     folds = len({case.fold for case in cases})
-    parts = [case.fold for case in cases] if folds > 1 else groups
-    if len(set(parts)) < 2:
+    names = list(dict.fromkeys(groups))
+    parts = [names.index(group) % _PARTS for group in groups]
+    if len(names) < 2:
         fail(f"{folder} has cases of one group only: a confidence needs at least two.")
     found = {model: _out_of_fold(cases, parts, model, score) for model in MODELS}
     true = np.array([case.score for case in cases])
@@ -270,7 +302,7 @@ def calibrate(
     fitted = fit(cases, chosen, score)
     about = {"cases": len(cases), "groups": len(set(groups)), "folds": folds, "model": chosen, "command": command}
     result = {
-        "bundle": bundle,
+        "bundle": root.name,
         "weights_sha256": facts["sha256"],
         "score": score,
         "failure_below": FAILURES[score],
@@ -299,7 +331,7 @@ def calibrate(
     return result
 
 
-def score_of(root: Path) -> str:
+def _score_of(root: Path) -> str:
     """Return the score that a bundle's ``inference.json`` expects of its masks.
 
     Raises:
@@ -390,24 +422,20 @@ def _measured(rows: Sequence[Mapping[str, Any]], true: NDArray, groups: Sequence
 
 
 def _simplest(found: Mapping[str, Sequence[float]], true: NDArray, groups: Sequence[str]) -> str:
-    """Return the first model that no other one beats beyond noise, in rank correlation or in error."""
+    """Return the first model that is within noise of the best one, in rank correlation and in error."""
+    within = dict.fromkeys(found, True)
+    for statistic in (rank_correlation, _closeness):
+        values = {model: statistic(np.column_stack([one, true])) for model, one in found.items()}
+        best = max(values, key=lambda model: np.nan_to_num(values[model], nan=-1))
+        for model, one in found.items():
+            rows = np.column_stack([found[best], one, true])
+            gain = bootstrap_interval(rows, groups, lambda rows, s=statistic: s(rows[:, [0, 2]]) - s(rows[:, [1, 2]]))
+            within[model] &= gain.low is None or gain.low <= 0
+    return next((model for model, good in within.items() if good), next(iter(found)))
 
-    def error(rows: NDArray) -> float:
-        return -float(np.abs(rows[:, 0] - rows[:, 1]).mean())
 
-    for model, values in found.items():
-        beaten = False
-        for other, others in found.items():
-            if other != model:
-                both = np.column_stack([values, others, true])
-                for statistic in (rank_correlation, error):
-                    gain = bootstrap_interval(
-                        both, groups, lambda rows, s=statistic: s(rows[:, [1, 2]]) - s(rows[:, [0, 2]])
-                    )
-                    beaten |= gain.low is not None and gain.low > 0
-        if not beaten:
-            return model
-    return next(iter(found))  # each is beaten by another one in something
+def _closeness(rows: NDArray) -> float:
+    return -float(np.abs(rows[:, 0] - rows[:, 1]).mean())
 
 
 def _thresholds(cases: Sequence[Case], parts: Sequence[Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import mannwhitneyu, spearmanr
+from scipy.stats import mannwhitneyu, rankdata
 
 from segbundles.statistics.intervals import bootstrap_interval
 
@@ -19,7 +19,7 @@ def rank_correlation(rows: NDArray) -> float:
     """Return Spearman's correlation of two columns; NaN with fewer than three rows, or if a column is constant."""
     if len(rows) < 3 or np.ptp(rows[:, 0]) == 0 or np.ptp(rows[:, 1]) == 0:
         return math.nan
-    return float(spearmanr(rows[:, 0], rows[:, 1]).statistic)
+    return float(np.corrcoef(rankdata(rows[:, :2], axis=0).T)[0, 1])  # several times faster than spearmanr
 
 
 def judge_confidence(confidence: ArrayLike, score: ArrayLike, groups: Sequence[Any], failure: float) -> dict[str, Any]:
