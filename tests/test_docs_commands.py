@@ -42,6 +42,8 @@ MARKED = [
     ("README.md", "source .venv", "needs the environment that quickstart.sh makes"),
     ("README.md", "torchrun", "tests/test_scale_out.py"),
     ("docs/add_a_bundle.md", "", "tests/test_add_a_bundle.py"),
+    ("docs/confidence.md", "segbundles", "tests/test_calibration.py, tests/test_crossvalidation.py"),
+    ("docs/confidence.md", "python benchmarks", "needs samples of the data sets"),
     ("docs/evaluation.md", "", "tests/test_crossvalidation.py, tests/test_comparison.py, tests/bundles"),
     ("docs/export.md", "python -m monai.bundle", "tests/test_export.py"),
     ("docs/federated.md", "pip install", "needs a network"),
