@@ -51,6 +51,7 @@ _LEVEL = 0.9  # of the lower bound
 _LOW = 0.1  # share of unseen cases whose confidence counts as low
 _WIDER = 0.25  # of a range, on both sides, so that a new case at its edge is not strange
 _RIDGE = 1.0
+_ONE_ERROR = 0.68  # level of an interval of one standard error on both sides
 _PARTS = 20  # groups are left out one by one, or in so many parts
 _TEMPERATURES = (0.2, 10.0)
 
@@ -422,14 +423,19 @@ def _measured(rows: Sequence[Mapping[str, Any]], true: NDArray, groups: Sequence
 
 
 def _simplest(found: Mapping[str, Sequence[float]], true: NDArray, groups: Sequence[str]) -> str:
-    """Return the first model that is within noise of the best one, in rank correlation and in error."""
+    """Return the first model within one standard error of the best one, in rank correlation and in mean error.
+
+    L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3.
+    """
     within = dict.fromkeys(found, True)
     for statistic in (rank_correlation, _closeness):
         values = {model: statistic(np.column_stack([one, true])) for model, one in found.items()}
         best = max(values, key=lambda model: np.nan_to_num(values[model], nan=-1))
         for model, one in found.items():
             rows = np.column_stack([found[best], one, true])
-            gain = bootstrap_interval(rows, groups, lambda rows, s=statistic: s(rows[:, [0, 2]]) - s(rows[:, [1, 2]]))
+            gain = bootstrap_interval(
+                rows, groups, lambda rows, s=statistic: s(rows[:, [0, 2]]) - s(rows[:, [1, 2]]), level=_ONE_ERROR
+            )
             within[model] &= gain.low is None or gain.low <= 0
     return next((model for model, good in within.items() if good), next(iter(found)))
 

@@ -227,7 +227,10 @@ def _settings_tables(run: Mapping[str, Any]) -> dict[str, list[tuple[Any, ...]]]
         ],
         "Knobs": [(name, value, run["sources"].get(name, "config")) for name, value in run["knobs"].items()],
     }
-    return tables | {f"Facts of {knob}": [*facts.items()] for knob, facts in run["weights"].items()}
+    for knob, facts in run["weights"].items():
+        # the ranges of a calibration are for programs
+        tables[f"Facts of {knob}"] = [(name, value) for name, value in facts.items() if name != "confidence"]
+    return tables
 
 
 def _device_name(engine: Engine) -> str:
