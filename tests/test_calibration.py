@@ -76,10 +76,10 @@ def test_a_fit_describes_the_cases():
     assert (found["intercept"], found["coefficients"]) == (0.0, {"expected": 1.0})
     assert found["masks"]["parts"] == [0.0, 1.0]
     assert found["masks"]["border"] == [0.0, 0.0]
-    low, high = found["masks"]["size_percent"]  # 20 to 39: the quarter of a factor of 1.95, and 5 %
-    assert (low, high) == pytest.approx((20 / (1.95**0.25 * 1.05), 39 * 1.95**0.25 * 1.05), rel=1e-6)
-    # 0.1 to 0.119, a quarter of 0.019 wider
-    assert found["images"]["rough_0"] == pytest.approx([0.1 - 0.00475, 0.119 + 0.00475], abs=2e-4)
+    low, high = found["masks"]["size_percent"]  # 20 to 39: 1.95 to the power of 1 / 4 + 2 / 20 groups, and 5 %
+    assert (low, high) == pytest.approx((20 / (1.95**0.35 * 1.05), 39 * 1.95**0.35 * 1.05), rel=1e-6)
+    # 0.1 to 0.119, wider by 0.35 of 0.019
+    assert found["images"]["rough_0"] == pytest.approx([0.1 - 0.00665, 0.119 + 0.00665], abs=2e-4)
     assert found["low"] >= 0.7
 
 

@@ -49,7 +49,8 @@ MODELS: dict[str, tuple[tuple[str, ...], bool]] = {
 }
 _LEVEL = 0.9  # of the lower bound
 _LOW = 0.1  # share of unseen cases whose confidence counts as low
-_WIDER = 0.25  # of a range, on both sides, so that a new case at its edge is not strange
+# of a range, on both sides: a new case may be at its edge, and the fewer groups, the farther beyond
+_WIDER, _WIDER_OF_ONE_GROUP = 0.25, 2.0
 _RIDGE = 1.0
 _ONE_ERROR = 0.68  # level of an interval of one standard error on both sides
 _PARTS = 20  # groups are left out one by one, or in so many parts
@@ -252,11 +253,12 @@ def fit(cases: Sequence[Case], model: str, score: str) -> dict[str, Any]:
     confidence = np.array([confidence_of(one, facts)[0] for one in features])
     facts["margin"] = lower_margin(confidence - [case.score for case in cases], groups)
     facts["low"] = max(FAILURES[score], _quantile(confidence, _weights(groups), _LOW))
-    facts["masks"] = _ranges([case.truth for case in cases])
+    wider = _WIDER + _WIDER_OF_ONE_GROUP / len(set(groups))
+    facts["masks"] = _ranges([case.truth for case in cases], wider)
     for name in ("parts", "border"):  # most have one part that touches nothing: a range would not say so
         values = np.array([case.truth[name] for case in cases])
         facts["masks"][name] = [0.0, _quantile(values, _weights(groups), 0.95)]
-    facts["images"] = _ranges([case.image for case in cases])
+    facts["images"] = _ranges([case.image for case in cases], wider)
     return facts
 
 
@@ -490,18 +492,20 @@ def _regression(
     return float(y.mean() - weights @ centre), dict(zip(names, map(float, weights), strict=True))
 
 
-def _ranges(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Return the range of each feature that all cases have, made a quarter wider on both sides."""
+def _ranges(rows: Sequence[Mapping[str, float]], wider: float) -> dict[str, list[float]]:
+    """Return the range of each feature that all cases have, made wider on both sides by a share of it."""
     found = {}
     for name in (key for key in rows[0] if all(key in row for row in rows)):
         values = [row[name] for row in rows]
+        if name.startswith("size"):  # an empty mask has no size
+            values = [value for value in values if value] or [0.0]
         low, high = min(values), max(values)
-        wider = _WIDER * (high - low) + 1e-3 * max(abs(low), abs(high), 1e-3)
         if name.startswith(("size", "spacing", "extent")):  # sizes differ by factors
-            factor = (max(high, 1e-9) / max(low, 1e-9)) ** _WIDER * 1.05
+            factor = (max(high, 1e-9) / max(low, 1e-9)) ** wider * 1.05
             found[name] = [low / factor, high * factor]
         else:
-            found[name] = [low - wider, high + wider]
+            margin = wider * (high - low) + 1e-3 * max(abs(low), abs(high), 1e-3)
+            found[name] = [low - margin, high + margin]
     return found
 
 
