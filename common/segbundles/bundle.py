@@ -74,6 +74,11 @@ class RunSettings:
     federated: bool = False
     schema: dict[str, Any] = field(default_factory=lambda: {"properties": {}}, repr=False)
 
+    @property
+    def confidence(self) -> dict[str, Any] | None:
+        """What the facts of the weights say about confidence; None if they were not calibrated."""
+        return self.facts.get("weights", {}).get("confidence")
+
     def record(self) -> dict[str, Any]:
         """Return all of it as JSON has it, with the versions of the software."""
         weights = {

@@ -280,6 +280,41 @@ def compare(
     _console().print(f"Results: {out / 'compare.html'}", highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def calibrate(
+    bundle: Bundle,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of crossvalidate, or of evaluate on cases that the weights have not seen, with "
+            "--save_predictions true.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights whose facts get the result. Without it: those of the bundle.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="JSON file for the comparison. Without it: FOLDER/confidence.json.")
+    ] = None,
+) -> None:
+    """Calibrate the confidence of weights with unseen cases, and measure whether it finds bad masks."""
+    from segbundles.calibration import calibrate, summary_rows
+    from segbundles.commands import find_bundle
+
+    root = find_bundle(bundle)
+    chosen = weights or root / "models" / "model.pt"
+    words = ["segbundles", "calibrate", bundle, str(folder), *(["--weights", str(weights)] if weights else [])]
+    reading = partial(_track, description="Reading")
+    found = calibrate(root, folder, chosen, record, shlex.join(words), reading)
+    table = Table("Way to expect the score", "Rank correlation", "AUROC failures", "AUROC worst fifth", "Mean error")
+    for row in summary_rows(found):
+        table.add_row(*map(escape, row))
+    _console().print(table)
+    for line in (f"Chosen: {found['chosen']}", *found["lines"], f"Written into the facts of {chosen}"):
+        _console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _run(commands: Sequence[Sequence[str]]) -> None:
     from segbundles.commands import run_commands
 

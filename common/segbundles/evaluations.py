@@ -22,7 +22,7 @@ from segbundles.statistics import ProbabilityCounts, counts_of_table
 
 __all__ = ["PastEvaluation", "case_figures", "content_of", "metric_names", "read_evaluation", "splits_of"]
 
-_TEXTS = ("case", "status", "notes", "group", "sequence", "data_set", "content", "spacing_mm")
+_TEXTS = ("case", "status", "notes", "group", "sequence", "data_set", "content", "spacing_mm", "review")
 
 
 @dataclass

@@ -16,6 +16,7 @@ from monai.transforms import Compose, LoadImaged, Orientationd
 from monai.utils import CommonKeys as Keys
 from monai.utils import MetaKeys
 
+from segbundles.confidence import confidence_columns
 from segbundles.errors import fail, unwrapped
 from segbundles.handlers import WeightsLoader
 from segbundles.transforms import SaveOutputd
@@ -92,6 +93,7 @@ class Segmenter:
             ``"cells"``, numbered from 1, if the bundle finds cells; and, with the knob ``save_probabilities``,
             ``"prob"``, the probability of each class, with the classes as first axis. ``"measurements"`` is what
             ``measurements.json`` has for one image, unless that knob is off; cells are in its ``"table"``.
+            ``"confidence"``, ``"confidence_low"`` and ``"review"`` are those of ``inference.csv``.
 
         Raises:
             ValueError: when the file cannot be read, the array has another type than the bundle's images, the affine is
@@ -114,7 +116,7 @@ class Segmenter:
         results = {key: item[key].numpy(force=True) for key in self.keys}
         # (1, spatial), or (spatial) if the JSON has squeezed it for MONAI Label
         results = {key: value[0] if value.ndim > rank and len(value) == 1 else value for key, value in results.items()}
-        return results | {key: item[key] for key in ["measurements"] if key in item}
+        return results | {key: item[key] for key in ("measurements", *confidence_columns(item)) if key in item}
 
     def _tensor(self, image: np.ndarray, affine: np.ndarray | None) -> MetaTensor:
         dtype, given = np.dtype(self.reads._loader.dtype), np.asarray(image)

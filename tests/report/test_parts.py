@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from segbundles.report import glossary, label, write_evaluation
-from segbundles.report.parts import agreement_part, detection_part, group_rows, pooled_part, probability_part
+from segbundles.report.parts import (
+    agreement_part,
+    confidence_part,
+    detection_part,
+    group_rows,
+    pooled_part,
+    probability_part,
+)
 from segbundles.statistics import DETECTION_COLUMNS, ProbabilityCounts
 
 SIZES = [(10.0, 12.0), (20.0, 19.0), (30.0, 32.0), (math.nan, 3.0)]
@@ -145,3 +152,25 @@ def test_counts_are_pooled_over_all_cases_and_each_group():
         ("a", pytest.approx(5 / 6), 0), ("b", 0.0, 1)
     ]  # fmt: skip
     assert pooled_part([{"group": "a", "dice": 1.0}]) is None
+
+
+def test_confidence_is_compared_with_the_score():
+    rows = [
+        {"case": k, "group": k, "dice": dice, "confidence": sure, "confidence_low": sure - 0.1, "review": why}
+        for k, (dice, sure, why) in enumerate([(0.9, 0.8, ""), (0.6, 0.75, "low"), (0.8, 0.85, ""), (0.95, 0.9, "")])
+    ]
+    part = confidence_part(rows)
+    found = part.summary["confidence"]
+    # ranks of the score 3, 1, 2, 4 and of the confidence 2, 1, 3, 4: 1 - 6 * 2 / (4 * 15)
+    assert found["rank_correlation"]["value"] == pytest.approx(0.8)
+    assert found["error"] == pytest.approx((0.1 + 0.15 + 0.05 + 0.05) / 4)
+    assert found["bias"] == pytest.approx((-0.1 + 0.15 + 0.05 - 0.05) / 4)
+    assert (found["failures"], found["auroc_failures"]) == (1, 1.0)
+    assert (found["coverage"], found["flagged"]) == (0.75, 0.25)  # 0.6 is below 0.65
+    assert "scatter_confidence" in part.figures
+
+
+@pytest.mark.parametrize("missing", ["dice", "confidence"])
+def test_no_confidence_without_its_columns(missing):
+    row = {"case": "a", "group": "a", "dice": 0.9, "confidence": 0.8, "confidence_low": None, "review": ""}
+    assert confidence_part([{key: value for key, value in row.items() if key != missing}]) is None

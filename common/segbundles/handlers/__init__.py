@@ -4,7 +4,7 @@ from .curves import OverlayImageHandler
 from .epoch_log import EpochLog
 from .evaluation import EvaluationReport
 from .measurements import InferenceMeasurements
-from .predictions import SavePredictions
+from .predictions import SavePredictions, prediction_name
 from .preview import Preview
 from .results import InferenceResults
 from .training import TrainingRun
@@ -20,5 +20,6 @@ __all__ = [
     "SavePredictions",
     "TrainingRun",
     "WeightsLoader",
+    "prediction_name",
     "save_weights",
 ]

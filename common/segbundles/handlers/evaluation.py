@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 
+from segbundles.confidence import confidence_columns
 from segbundles.data import file_stem
 from segbundles.distributed import gather, process_rank
 from segbundles.evaluations import content_of, splits_of
@@ -129,6 +130,7 @@ class EvaluationReport:
 
                     record.slices = case_slices(**record.slices, most_bytes=self._most_bytes)
                 record.file = file + record.name.removeprefix(name)
+                record.row |= confidence_columns(item)
                 record.group, record.content = str(batch.get("group") or ""), content
                 if self.settings and self.settings.notes:
                     record.row["notes"] = join_notes(record.row.get("notes"), *self.settings.notes)
@@ -225,7 +227,10 @@ def _settings_tables(run: Mapping[str, Any]) -> dict[str, list[tuple[Any, ...]]]
         ],
         "Knobs": [(name, value, run["sources"].get(name, "config")) for name, value in run["knobs"].items()],
     }
-    return tables | {f"Facts of {knob}": [*facts.items()] for knob, facts in run["weights"].items()}
+    for knob, facts in run["weights"].items():
+        # the ranges of a calibration are for programs
+        tables[f"Facts of {knob}"] = [(name, value) for name, value in facts.items() if name != "confidence"]
+    return tables
 
 
 def _device_name(engine: Engine) -> str:

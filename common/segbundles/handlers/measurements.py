@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine
 from monai.config import PathLike
 
+from segbundles.confidence import confidence_columns
 from segbundles.data import file_stem, image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import attach_per_image
@@ -29,8 +30,8 @@ class InferenceMeasurements:
     """Write ``output_dir/measurements.json``, and ``<stem>_cells.csv`` beside the results of each image with cells.
 
     The file has what ``inference.csv`` has and what does not fit into a table, such as the size of each part: one entry
-    per image, with its ``files`` (several for a stack), ``status``, ``seconds``, ``notes`` and measurements. In a
-    process group the first process writes the entries of all.
+    per image, with its ``files`` (several for a stack), ``status``, ``seconds``, ``notes``, confidence and
+    measurements. In a     process group the first process writes the entries of all.
 
     Args:
         output_dir: folder to write to.
@@ -70,7 +71,8 @@ class InferenceMeasurements:
         if "slices" in measured:
             measured["slices"] = [{"file": file, **one} for file, one in zip(files, measured["slices"], strict=True)]
         entry = {"files": files, "status": "failed" if report.reason else "ok", "seconds": round(report.seconds, 3)}
-        self.entries.append({**entry, "notes": report.reason or report.notes, **measured})
+        about = confidence_columns(report.item)
+        self.entries.append({**entry, "notes": report.reason or report.notes, **about, **measured})
         if table is not None:
             path = self._tables.output_path(report.files[0])
             write_cells(path.with_name(f"{file_stem(path)}.csv"), table)

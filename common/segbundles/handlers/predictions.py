@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -13,7 +15,22 @@ from segbundles.data import file_stem
 from segbundles.files import atomic_path
 from segbundles.meta import file_name
 
-__all__ = ["SavePredictions"]
+__all__ = ["SavePredictions", "prediction_name"]
+
+
+def prediction_name(case: Mapping[str, Any], taken: set[str]) -> str:
+    """Return the stem of the file of a case, and add it to those that are taken.
+
+    Args:
+        case: item of the data set, with its ``image``.
+        taken: stems of the cases before it.
+    """
+    file = file_name(case["image"])
+    name = quote(str(case.get("case") or f"{Path(file).parent.name}/{file_stem(file)}".strip("/")), " ,()=+@")
+    if name in taken:
+        name = f"{name} ({len(taken)})"
+    taken.add(name)
+    return name
 
 
 class SavePredictions:
@@ -44,11 +61,7 @@ class SavePredictions:
     def save(self, engine: Engine) -> None:
         """Write the cases of a batch."""
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
-            file = file_name(batch["image"])
-            name = quote(str(batch.get("case") or f"{Path(file).parent.name}/{file_stem(file)}".strip("/")), " ,()=+@")
-            if name in self._written:
-                name = f"{name} ({len(self._written)})"
-            self._written.add(name)
+            name = prediction_name(batch, self._written)
             kept = {"label": (output["label"], np.uint8), "pred": (output["pred"], np.uint8)}
             if self.probability_key in output:
                 kept["probability"] = (output[self.probability_key], np.float16)

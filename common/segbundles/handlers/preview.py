@@ -11,6 +11,7 @@ from monai.config import PathLike
 from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
 
+from segbundles.confidence import describe_confidence
 from segbundles.data import image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import ImageReport, attach_per_image
@@ -90,7 +91,7 @@ class Preview:
             "notes": join_notes(report.notes, problem),
             "seconds": round(report.seconds, 3),
             "found": summarize(measured),
-            "measured": describe(measured),
+            "measured": [*describe(measured), *describe_confidence(report.item)],
             "slices": slices,
         }
         self.cases.append(case)

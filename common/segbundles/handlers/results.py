@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ignite.engine import Engine, Events
 from monai.config import PathLike
 
+from segbundles.confidence import confidence_columns
 from segbundles.data import image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import InferenceEvents
@@ -34,7 +35,7 @@ FINISHED = "finished before"
 
 
 class InferenceResults:
-    """Write ``output_dir/inference.csv``: one row per file, with its status, seconds, notes and measurements.
+    """Write ``output_dir/inference.csv``: one row per file: status, seconds, notes, confidence, measurements.
 
     A stack of 2D images has one row per slice, with an equal share of the seconds. Measurements are those that a
     transform such as :class:`segbundles.transforms.MeasureMaskd` has left in the evaluator's output. The table is
@@ -129,15 +130,17 @@ class InferenceResults:
         names = [self._name(file) for file in report.files]
         notes = join_notes(report.reason or report.notes, *(self.settings.notes if self.settings else ()))
         row = {"status": "failed" if report.reason else "ok", "seconds": round(report.seconds / len(names), 3)}
+        row |= {"notes": notes, **confidence_columns(report.item)}
         measured = report.item.get("measurements", {})
         for name, part in zip(names, measured.get("slices") or [measured] * len(names), strict=True):
-            self.rows.append({"file": name, **row, "notes": notes, **columns(part)})
+            self.rows.append({"file": name, **row, **columns(part)})
             if report.reason:
                 logger.warning(f"{name} was not segmented: {report.reason}")
         if not report.reason:
             more = f" and {len(names) - 1} more of its stack" if len(names) > 1 else ""
             also = f" ({report.notes})" if report.notes else ""
             found = f": {summarize(measured)}" if measured else ""
+            also += f"; look at it: {review}" if (review := row.get("review")) else ""
             logger.info(f"{names[0]}{more} segmented in {report.seconds:.3f} s{found}{also}")
 
     def stop(self, engine: Engine, error: BaseException) -> None:

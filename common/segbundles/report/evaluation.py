@@ -15,6 +15,7 @@ from segbundles.report.parts import (
     Part,
     Table,
     agreement_part,
+    confidence_part,
     detection_part,
     group_rows,
     pooled_part,
@@ -87,6 +88,7 @@ def write_evaluation(
     own = [
         agreement_part(rows, classes),
         detection_part(rows, "case"),
+        confidence_part(rows),
         probability_part(probabilities, " or ".join(name for k, name in classes.items() if k != "0") or "foreground"),
     ]
     pooled = pooled_part(rows)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from segbundles.confidence import FAILURES
 from segbundles.metrics import confusion_of, pooled_scores
 from segbundles.report.plots import (
     agreement_svg,
@@ -25,6 +26,7 @@ from segbundles.statistics import (
     ProbabilityCounts,
     bootstrap_interval,
     detection_rates,
+    judge_confidence,
     short,
     volume_agreement,
 )
@@ -34,6 +36,7 @@ __all__ = [
     "Part",
     "Table",
     "agreement_part",
+    "confidence_part",
     "detection_part",
     "group_rows",
     "pooled_intervals",
@@ -52,6 +55,8 @@ _PAIRS = {
     ("true_fraction", "predicted_fraction"): ("share of the image", ""),
     ("true_cells", "cells"): ("number of cells", ""),
 }
+# what a confidence expects, see segbundles.confidence.SCORES
+_EXPECTED = {"dice": "dice", "pixel_accuracy": "accuracy"}
 _SURELY_BACKGROUND = 0.01  # probability
 
 
@@ -121,6 +126,46 @@ def agreement_part(rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str]
         "most 1. On the dashed line of a scatter plot both are equal; a Bland-Altman plot has differences and means."
     ]
     return part
+
+
+def confidence_part(rows: Sequence[Mapping[str, Any]]) -> Part | None:
+    """Compare the confidence of each case with its score.
+
+    Args:
+        rows: one per case, with ``group``, ``confidence``, ``confidence_low``, ``review`` and a score.
+
+    Returns:
+        None if the rows contain no confidence, or no score that it is an expectation of.
+    """
+    columns = {key for row in rows for key in row}
+    metric = next((name for name in _EXPECTED if name in columns), None)
+    if "confidence" not in columns or metric is None:
+        return None
+    confidence, low, score = (
+        [_number(row.get(name)) for row in rows] for name in ("confidence", "confidence_low", metric)
+    )
+    found = judge_confidence(confidence, score, [row.get("group") for row in rows], FAILURES[_EXPECTED[metric]])
+    flagged = sum(bool(row.get("review")) for row in rows) / max(len(rows), 1)
+    bounded = [value >= least for value, least in zip(score, low, strict=True) if not math.isnan(value + least)]
+    coverage = fmean(bounded) if bounded else None
+    shown = {
+        "rank correlation of confidence and score (95 % interval)": str(Interval(**found["rank_correlation"])),
+        "mean difference, without sign": found["error"],
+        "mean of confidence minus score": found["bias"],
+        "share of cases at or above their lower bound (90 % expected)": coverage,
+        "share of cases to review": flagged,
+    }
+    table = [{"quantity": name, "value": value} for name, value in shown.items() if value is not None]
+    return Part(
+        "Confidence",
+        notes=[
+            "Confidence is the score that a mask is expected to have, without looking at the truth. On the dashed line "
+            "of the plot it equals the score."
+        ],
+        tables={"confidence": (["quantity", "value"], table)},
+        figures={"scatter_confidence": agreement_svg(confidence, score, "confidence", metric.replace("_", " "))},
+        summary={"confidence": {**found, "coverage": coverage, "flagged": flagged}},
+    )
 
 
 def detection_part(rows: Sequence[Mapping[str, Any]], per: str) -> Part | None:

@@ -1,4 +1,4 @@
-"""Statistics over the cases of an evaluation: intervals, agreement of volumes, detection, calibration, comparison."""
+"""Statistics over the cases of an evaluation: intervals, agreement, detection, calibration, confidence, comparison."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from .detection import DETECTION_COLUMNS, count_objects, detection_rates
 from .intervals import Interval, bootstrap_interval, group_names, over_cases, short, with_intervals
 from .paired import difference_line, paired_difference
 from .probabilities import ProbabilityCounts, add_counts, counts_of_table, probability_table
+from .trust import judge_confidence, rank_correlation
 
 __all__ = [
     "DETECTION_COLUMNS",
@@ -21,9 +22,11 @@ __all__ = [
     "difference_line",
     "group_names",
     "intraclass_correlation",
+    "judge_confidence",
     "over_cases",
     "paired_difference",
     "probability_table",
+    "rank_correlation",
     "short",
     "volume_agreement",
     "with_intervals",

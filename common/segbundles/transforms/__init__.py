@@ -4,6 +4,7 @@ from .channels import FillChannelsd, RandFillChannelsd
 from .check import CheckImaged, LabelToClassd, SetSpacingd
 from .classmap import LogitsToClassd, ToProbabilitiesd
 from .component import KeepLargestConnectedComponentd, largest_component
+from .confidence import Confidenced, describe_image, foreground, spacing_mm
 from .crop import CropBoxd
 from .dicom_seg import SaveDicomSegd
 from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
@@ -19,6 +20,7 @@ from .watershed import GreyWatershedd, ProbabilityWatershedd, grey_watershed, pr
 
 __all__ = [
     "CheckImaged",
+    "Confidenced",
     "CropBoxd",
     "FillChannelsd",
     "FillPaddingd",
@@ -48,9 +50,12 @@ __all__ = [
     "SignedDistanceMap",
     "SignedDistanceMapd",
     "ToProbabilitiesd",
+    "describe_image",
     "displayed_case",
+    "foreground",
     "grey_watershed",
     "largest_component",
     "probability_watershed",
     "resample",
+    "spacing_mm",
 ]

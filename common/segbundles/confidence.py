@@ -1,0 +1,256 @@
+"""How good a mask is expected to be, and why a person should look at it.
+
+What is known about the weights comes from cases that the network had not seen, see :mod:`segbundles.calibration`. It is
+kept in their facts as ``confidence``. The functions here describe one case and compare it with these facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from scipy.special import entr, expit, logit
+
+__all__ = [
+    "FAILURES",
+    "LOGITS",
+    "SCORES",
+    "confidence_columns",
+    "confidence_of",
+    "describe_confidence",
+    "expected_score",
+    "image_features",
+    "mask_features",
+    "pixel_counts",
+    "reasons_to_review",
+    "score_features",
+]
+
+#: scores that can be expected: the Dice of the foreground, or the share of the pixels that have the right class
+SCORES = ("dice", "accuracy")
+#: what counts as a failure: a smaller score
+FAILURES = {"dice": 0.7, "accuracy": 0.9}
+
+_FLOOR = 0.01  # probability; a volume has millions of pixels below it, which say nothing about the mask
+_STEP, _LEAST, _MOST = 0.25, -5.0, 10.0  # logits; that of the floor is -4.6, and float16 ends at 7.6
+#: logit of the pixels in each bin of :func:`pixel_counts`
+LOGITS = np.arange(_LEAST, _MOST, _STEP) + _STEP / 2
+_DOUBTFUL = (expit(LOGITS) > 0.1) & (expit(LOGITS) < 0.9)
+_SLICES, _SIDE = 12, 512  # of an image, from which its grey levels are described
+_SMALL_PART = 0.01  # share of the mask; smaller parts are not counted
+_WORDS = {
+    "mean": "brightness",
+    "sd": "contrast",
+    "skewness": "distribution of grey levels",
+    "flat": "share of uniform areas",
+    "rough": "texture",
+    "correlation": "likeness of the channels",
+    "spacing": "size of voxels",
+    "extent": "field of view",
+}
+
+
+def pixel_counts(probability: ArrayLike, mask: ArrayLike) -> NDArray:
+    """Count pixels by the logit of their probability of foreground.
+
+    Args:
+        probability: probability of foreground (spatial), 0 to 1.
+        mask: pixels to count (spatial).
+
+    Returns:
+        Number of pixels in each bin of `LOGITS`. Pixels with a probability below 0.01 are left out.
+    """
+    p = np.asarray(probability)
+    p = p[(p >= _FLOOR) & np.asarray(mask, dtype=bool)].astype(np.float64)
+    bins = (np.clip(logit(p), _LEAST, LOGITS[-1]) - _LEAST) / _STEP
+    return np.bincount(bins.astype(int), minlength=len(LOGITS))
+
+
+def expected_score(
+    inside: ArrayLike, outside: ArrayLike, pixels: int, score: str = "dice", temperature: float = 1.0
+) -> float:
+    """Compute the score that a mask is expected to have, from the probabilities of its pixels.
+
+    With p the calibrated probability of a pixel, and m its mask (0 or 1), the expected Dice is about
+    ``2 sum(p m) / (sum(p) + sum(m))``, and the expected accuracy is the mean of p inside and of 1 - p outside. An empty
+    mask has Dice 1 if there is nothing, and otherwise 0; that there is nothing is at most as probable as that the most
+    probable pixel is background, which is what is returned.
+
+    Args:
+        inside: counts of the pixels of the mask, see :func:`pixel_counts`.
+        outside: counts of the other pixels.
+        pixels: number of all pixels.
+        score: one of `SCORES`.
+        temperature: what logits are divided by. C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+
+    Returns:
+        0 to 1.
+    """
+    p, inside, outside = expit(LOGITS / temperature), np.asarray(inside, float), np.asarray(outside, float)
+    right, missed, size = float(inside @ p), float(outside @ p), float(inside.sum())
+    if score == "accuracy":
+        return (right + pixels - size - missed) / pixels
+    if not size:
+        found = np.flatnonzero(outside)
+        return 1 - float(p[found[-1]]) if found.size else 1.0
+    return 2 * right / (right + missed + size)
+
+
+def score_features(
+    inside: ArrayLike, outside: ArrayLike, pixels: int, parts: float, score: str, temperature: float
+) -> dict[str, float]:
+    """Return what may say how good a mask is; arguments as of :func:`expected_score`, and its number of parts.
+
+    Returns:
+        ``expected``, the expected score; ``precision``, the mean probability inside; ``recall``, the share of the
+        expected foreground that is inside; ``entropy_inside`` (mean, nats) and ``entropy_rim``, the entropy of the
+        pixels between 0.1 and 0.9, per pixel of the mask; ``log_size`` (of the pixels), and ``parts``.
+    """
+    p, inside, outside = expit(LOGITS / temperature), np.asarray(inside, float), np.asarray(outside, float)
+    size, right, missed = float(inside.sum()), float(inside @ p), float(outside @ p)
+    entropy = entr(p) + entr(1 - p)
+    return {
+        "expected": expected_score(inside, outside, pixels, score, temperature),
+        "precision": right / size if size else 0.0,
+        "recall": right / (right + missed) if right else 0.0,
+        "entropy_inside": float(inside @ entropy) / size if size else 0.0,
+        "entropy_rim": float((inside + outside) @ (entropy * _DOUBTFUL)) / max(size, 1.0),
+        "log_size": float(np.log1p(size)),
+        "parts": parts,
+    }
+
+
+def mask_features(mask: ArrayLike, spacing_mm: Sequence[float] | None = None) -> dict[str, float]:
+    """Describe a mask by what is compared with the training data.
+
+    Args:
+        mask: foreground (spatial).
+        spacing_mm: size of a pixel along each axis; None if it is not known.
+
+    Returns:
+        ``size_percent`` (of the image) and, of a volume with known spacing, ``size_ml``; ``parts`` (connected parts of
+        at least 1 % of the mask, joined by faces); ``border`` (share of the mask on the edge of the image).
+    """
+    mask = np.asarray(mask, dtype=bool)
+    count = int(np.count_nonzero(mask))
+    found = {"size_percent": 100 * count / max(mask.size, 1)}
+    if mask.ndim == 3 and spacing_mm is not None:
+        found["size_ml"] = count * float(np.prod(spacing_mm)) / 1000
+    parts = edge = 0
+    if count:
+        (box,) = ndimage.find_objects(mask.view(np.uint8))
+        labels, _ = ndimage.label(mask[box])
+        parts = int((np.bincount(labels.ravel())[1:] >= _SMALL_PART * count).sum())
+        edge = count - int(np.count_nonzero(mask[(slice(1, -1),) * mask.ndim]))
+    return {**found, "parts": float(parts), "border": edge / max(count, 1)}
+
+
+def image_features(image: ArrayLike, spacing_mm: Sequence[float] | None = None) -> dict[str, float]:
+    """Describe an image by what is compared with the training data, from at most 12 of its slices.
+
+    Args:
+        image: the image that the network gets (C, spatial).
+        spacing_mm: size of a pixel along each axis; None if it is not known.
+
+    Returns:
+        Of each channel ``skewness``, ``flat`` (the share of neighbouring pixels that are equal) and ``rough`` (the mean
+        difference of neighbouring pixels, in standard deviations); of each two channels their ``correlation``; of 8-bit
+        images, which nothing has normalised, also ``mean`` and ``sd``; of each axis ``spacing`` and ``extent`` in mm.
+    """
+    image = np.asarray(image)
+    planes = image[..., None] if image.ndim == 3 else image
+    chosen = np.unique(np.linspace(0, planes.shape[-1] - 1, _SLICES + 2).round().astype(int)[1:-1])
+    starts = [max(0, (n - _SIDE) // 2) for n in planes.shape[1:3]]
+    seen = planes[:, starts[0] : starts[0] + _SIDE, starts[1] : starts[1] + _SIDE, chosen].astype(np.float64)
+    flat = seen.reshape(len(seen), -1)
+    mean, sd = flat.mean(1), flat.std(1)
+    normal = (flat - mean[:, None]) / np.where(sd > 0, sd, 1)[:, None]
+    found: dict[str, float] = {}
+    for c, channel in enumerate(seen):
+        steps = np.abs(np.concatenate([np.diff(channel, axis=axis).ravel() for axis in (0, 1)]))
+        if image.dtype == np.uint8:
+            found |= {f"mean_{c}": float(mean[c]), f"sd_{c}": float(sd[c])}
+        found[f"skewness_{c}"] = float((normal[c] ** 3).mean())
+        found[f"flat_{c}"] = float((steps == 0).mean()) if steps.size else 1.0
+        found[f"rough_{c}"] = float(steps.mean() / sd[c]) if steps.size and sd[c] > 0 else 0.0
+        found |= {f"correlation_{b}{c}": float((normal[b] * normal[c]).mean()) for b in range(c)}
+    for axis, step in enumerate(spacing_mm or ()):
+        found |= {f"spacing_{axis}": float(step), f"extent_{axis}": float(step * image.shape[1 + axis])}
+    return found
+
+
+def confidence_of(features: Mapping[str, float], facts: Mapping[str, Any]) -> tuple[float, float | None]:
+    """Return the confidence of a mask, and the score that 9 of 10 such masks reach.
+
+    Args:
+        features: as from :func:`score_features`.
+        facts: ``confidence`` of the facts of the weights, see :func:`segbundles.calibration.fit`.
+
+    Returns:
+        Both 0 to 1; the second is None where too few cases were there to say it.
+    """
+    value = facts["intercept"] + sum(weight * features[name] for name, weight in facts["coefficients"].items())
+    value = float(np.clip(value, 0, 1))
+    return value, None if facts["margin"] is None else float(np.clip(value - facts["margin"], 0, 1))
+
+
+def confidence_columns(item: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return what :class:`segbundles.transforms.Confidenced` has added to a case, as tables and files have it."""
+    return {name: item[name] for name in ("confidence", "confidence_low", "review") if name in item}
+
+
+def describe_confidence(item: Mapping[Any, Any]) -> list[tuple[str, str]]:
+    """Return the confidence of a case for a person: its name, and how much; nothing if it has none."""
+    if "confidence" not in item:
+        return []
+    low = item["confidence_low"]
+    return [("confidence", f"{item['confidence']:.2f}" + ("" if low is None else f", at least {low:.2f} in 9 of 10"))]
+
+
+def reasons_to_review(
+    mask: Mapping[str, float],
+    image: Mapping[str, float],
+    facts: Mapping[str, Any] | None = None,
+    confidence: float | None = None,
+    score: str = "dice",
+) -> list[str]:
+    """Say why a person should look at a mask; nothing if there is no reason.
+
+    Args:
+        mask: as from :func:`mask_features`.
+        image: as from :func:`image_features`.
+        facts: ``confidence`` of the facts of the weights; without them only the mask itself is judged.
+        confidence: as from :func:`confidence_of`.
+        score: one of `SCORES`. Cells fill the image, so with ``accuracy`` parts and borders of a mask are not judged.
+    """
+    found: list[str] = []
+    empty = not mask["size_percent"]
+    ranges = facts["masks"] if facts else {"border": [0.0, 0.0]}
+    if empty and score == "dice":
+        found.append("nothing found")
+    if facts and confidence is not None and confidence < facts["low"]:
+        found.append(f"low confidence: {confidence:.2f}, below {facts['low']:.2f}")
+    if not empty and score == "dice" and mask["border"] > ranges["border"][1]:
+        found.append("touches the border of the image")
+    if not facts:
+        return found
+    if score == "dice" and mask["parts"] > ranges["parts"][1]:
+        found.append(f"{mask['parts']:.0f} parts, more than the {ranges['parts'][1]:.0f} of the training data")
+    # a volume in ml does not depend on the field of view
+    size = "size_ml" if "size_ml" in mask and "size_ml" in ranges else "size_percent"
+    if not empty and size in ranges and not _within(mask[size], ranges[size]):
+        low, high = ranges[size]
+        unit = "ml" if size == "size_ml" else "% of the image"
+        found.append(f"unusual size: {mask[size]:.3g} {unit}, not {low:.3g} to {high:.3g} as in the training data")
+    strange = [name for name, value in image.items() if not _within(value, facts["images"].get(name))]
+    if strange:
+        words = dict.fromkeys(_WORDS[name.partition("_")[0]] for name in strange)
+        found.append(f"input unlike the training data: {', '.join(words)}")
+    return found
+
+
+def _within(value: float, limits: Sequence[float] | None) -> bool:
+    return limits is None or limits[0] <= value <= limits[1]
