@@ -9,6 +9,7 @@ from .dicom_seg import SaveDicomSegd
 from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
 from .io import SaveOutputd, SaveProbabilitiesd, SaveSegmentationd
 from .measure import MeasureCellsd, MeasureMaskd
+from .members import KeepOriginald, MemberInputsd
 from .padding import FillPaddingd
 from .pages import LoadPaged
 from .preview import Previewd, displayed_case
@@ -25,12 +26,14 @@ __all__ = [
     "FrameHeightd",
     "GreyWatershedd",
     "KeepLargestConnectedComponentd",
+    "KeepOriginald",
     "LabelToClassd",
     "LoadPaged",
     "LogitsToClassd",
     "MaskToClassd",
     "MeasureCellsd",
     "MeasureMaskd",
+    "MemberInputsd",
     "NeighbourSlicesd",
     "NormalizeSlicesd",
     "Previewd",
