@@ -114,10 +114,9 @@ def test_evaluation_scores_the_mean(name: str, tmp_path: Path, request: pytest.F
         given = {**{k: v for k, v in settings.items() if k not in facts}, "weights": weights, "split": "validation"}
         words = [f"--{key}={value}" for key, value in given.items()]
         config = f"['{root}/configs/train.json','{root}/configs/evaluate.json']"
-        command_line(
-            ["python", "-m", "monai.bundle", "run", "evaluating", "--bundle_root", str(root), "--config_file", config]
-            + ["--dataset_dir", str(data), "--output_dir", str(tmp_path / name), *words]
-        )
+        command = ["python", "-m", "monai.bundle", "run", "evaluating", "--bundle_root", str(root)]
+        command += ["--config_file", config, "--dataset_dir", str(data), "--output_dir", str(tmp_path / name), *words]
+        command_line(command)
         files = sorted((tmp_path / name / "predictions").glob("*.npz"))
         return np.concatenate([np.load(file)["probability"].ravel().astype(np.float32) for file in files])
 

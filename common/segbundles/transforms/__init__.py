@@ -7,7 +7,7 @@ from .component import KeepLargestConnectedComponentd, largest_component
 from .crop import CropBoxd
 from .dicom_seg import SaveDicomSegd
 from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
-from .io import SaveOutputd, SaveProbabilitiesd, SaveSegmentationd
+from .io import SaveOutputd, SaveProbabilitiesd, SaveSegmentationd, SaveUncertaintyd
 from .measure import MeasureCellsd, MeasureMaskd
 from .members import KeepOriginald, MemberInputsd
 from .padding import FillPaddingd
@@ -16,6 +16,7 @@ from .preview import Previewd, displayed_case
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
 from .slices import NeighbourSlicesd, NormalizeSlicesd, ScaleSlicesd
+from .uncertainty import Uncertaintyd, uncertainty, uncertainty_levels
 from .watershed import GreyWatershedd, ProbabilityWatershedd, grey_watershed, probability_watershed
 
 __all__ = [
@@ -46,14 +47,18 @@ __all__ = [
     "SaveOutputd",
     "SaveProbabilitiesd",
     "SaveSegmentationd",
+    "SaveUncertaintyd",
     "ScaleSlicesd",
     "SetSpacingd",
     "SignedDistanceMap",
     "SignedDistanceMapd",
     "ToProbabilitiesd",
+    "Uncertaintyd",
     "displayed_case",
     "grey_watershed",
     "largest_component",
     "probability_watershed",
     "resample",
+    "uncertainty",
+    "uncertainty_levels",
 ]
