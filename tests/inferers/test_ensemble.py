@@ -6,7 +6,7 @@ from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 
 from segbundles.inferers import EnsembleInferer, Member
-from segbundles.meta import batch_notes, set_notes
+from segbundles.meta import add_note, batch_notes, notes_of, set_notes
 
 
 class Given(torch.nn.Module):
@@ -72,9 +72,23 @@ def test_notes_of_all_members_and_inputs_of_their_own() -> None:
     # 1 channel for the first member, 2 and 3 for the others: sums 0, 2 and 3 of ones
     x = MetaTensor(torch.ones(2, 6, 1, 1), meta={"filename_or_obj": ["a", "b"]})
     x[:, 0] = 0
+    x.is_batch = True
     net = torch.nn.Identity()
     members = [Member("two", Noting(), net, channels=2), Member("three", Noting(), net, channels=3)]
     found = EnsembleInferer(Noting(), members, logits=False)(x, net)
     torch.testing.assert_close(found.as_tensor().flatten(), torch.full((2,), 5 / 3))
     assert batch_notes(found, 2) == ["1 channels; two: 2 channels; three: 3 channels", ""]
     assert found.meta["filename_or_obj"] == ["a", "b"]
+
+
+def test_a_note_of_one_image_stays_a_text() -> None:
+    class Noting(SimpleInferer):
+        def __call__(self, inputs, network, *args, **kwargs):
+            output = MetaTensor(inputs.as_tensor()).copy_meta_from(inputs)
+            add_note(output, "whole volume")
+            return output
+
+    x = MetaTensor(torch.ones(1, 2, 2), meta={"filename_or_obj": "a"})[None]
+    net = torch.nn.Identity()
+    found = EnsembleInferer(Noting(), [Member("b", Noting(), net)], logits=False)(x, net)
+    assert notes_of(found) == "whole volume; b: whole volume"

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 
-from segbundles.meta import batch_notes, join_notes, set_notes
+from segbundles.meta import add_note, batch_notes, join_notes, set_notes
 
 __all__ = ["EnsembleInferer", "Member"]
 
@@ -96,7 +96,11 @@ class EnsembleInferer(Inferer):
             return mean
         mean = MetaTensor(mean).copy_meta_from(first)
         if any(map(any, notes)):
-            set_notes(mean, [join_notes(*of_one) for of_one in zip(*notes, strict=True)])
+            joined = [join_notes(*of_one) for of_one in zip(*notes, strict=True)]
+            if mean.is_batch:
+                set_notes(mean, joined)
+            else:  # `image[None]`, with the metadata of one image
+                add_note(mean, *joined)
         return mean
 
     def _inputs(self, inputs: torch.Tensor) -> list[torch.Tensor]:
