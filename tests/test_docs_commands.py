@@ -50,6 +50,7 @@ MARKED = [
     ("docs/federated.md", "pip install", "needs a network"),
     ("docs/federated.md", "python docs/federated/job.py", "needs NVIDIA FLARE, see tests/test_federated.py"),
     ("docs/monai_label.md", "segbundles label --studies", "starts a server: tests/test_label.py"),
+    ("docs/results.md", "segbundles segment brain_flair_unet scans masks --weights", "tests/test_ensemble.py"),
     ("docs/scale_out.md", "torchrun", "tests/test_scale_out.py"),
     ("docs/scale_out.md", "source .venv", "part of the Slurm script"),
     ("docs/scale_out.md", "export ", "part of the Slurm script"),

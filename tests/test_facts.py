@@ -210,13 +210,10 @@ def test_facts_that_the_schema_does_not_allow_are_refused_by_source(bundle: Path
     assert cause(caught.value) == said
 
 
-def test_several_weights_are_refused() -> None:
+def test_files_of_one_or_several_weights() -> None:
     assert weights_files(["a.pt"]) == weights_files("a.pt") == [Path("a.pt")]
     assert weights_files(None) == []
-    with pytest.raises(
-        ValueError, match=r"^weights are a\.pt, b\.pt: ensembles are not supported yet, give one file\.$"
-    ):
-        weights_files(["a.pt", "b.pt"])
+    assert weights_files(["a.pt", "b.pt"]) == [Path("a.pt"), Path("b.pt")]
 
 
 def test_training_refuses_initial_weights_of_another_architecture(bundle: Path) -> None:

@@ -31,6 +31,7 @@ from segbundles.cli import app
 from segbundles.facts import read_facts
 from segbundles.label import LabelServer, default_environment, environment, find_bundles, make_environment
 from segbundles.label import server as server_module
+from segbundles.segmenter import Segmenter
 
 BUNDLES = ROOT / "bundles"
 INCHES = 25.4 / 72  # spacing in mm that ITK makes of 72 pixels an inch
@@ -283,6 +284,37 @@ class TestServer:
         assert (copy / "models" / "model.json").read_text() == "facts of the training"
         assert (bundle / "models" / "model.pt").read_bytes() == b"three"
 
+    def test_an_ensemble_is_served_from_copies(self, tmp_path: Path) -> None:
+        bundle = make_bundle(tmp_path / "b", b"own")
+        files = [tmp_path / f"{name}.pt" for name in "xyz"]
+        for path in files:
+            path.write_bytes(path.stem.encode())
+        (tmp_path / "x.json").write_text("facts of x")
+        (tmp_path / "z.json").write_text("facts of z")
+        (tmp_path / "studies").mkdir()
+        copy = tmp_path / "studies" / "segbundles_label" / "model" / "b"
+
+        def serve(weights: list[Path]) -> dict[str, str]:
+            server = LabelServer("python", tmp_path / "studies", {"b": bundle}, weights=weights)
+            server.work.mkdir(exist_ok=True)
+            server._copy()
+            assert server.trained == []
+            return {path.name: path.read_text() for path in (copy / "models").iterdir()}
+
+        everything = {"model.pt": "x", "member_2.pt": "y", "member_3.pt": "z"}
+        assert serve(files) == {**everything, "model.json": "facts of x", "member_3.json": "facts of z"}
+        expected = [str(copy / "models" / name) for name in everything]
+        assert json.loads((copy / "configs" / "inference.json").read_text()) == {"weights": expected}
+        assert serve(files[:1]) == {"model.pt": "x", "model.json": "facts of x"}
+        assert serve([]) == {"model.pt": "own"}
+        assert json.loads((copy / "configs" / "inference.json").read_text()) == {}
+        with pytest.raises(
+            ValueError, match=r"weights are given, and there are 2 bundles to serve: give --bundles one"
+        ):
+            LabelServer("python", tmp_path / "studies", {"b": bundle, "c": bundle}, weights=files)
+        with pytest.raises(ValueError, match=r"there are no weights at .*none\.pt: give files that a training wrote"):
+            LabelServer("python", tmp_path / "studies", {"b": bundle}, weights=[*files, tmp_path / "none.pt"])
+
     def test_copies_of_a_read_only_bundle_can_be_replaced(self, tmp_path: Path) -> None:
         bundle = make_bundle(tmp_path / "b")
         (bundle / "configs" / "more").mkdir()
@@ -492,6 +524,15 @@ def make_bundles(folder: Path) -> dict[str, Path]:
             keys = set(config) & set(settings) if name == "train.json" else set(config) & set(tiny.settings)
             path.write_text(json.dumps({**config, **{key: settings[key] for key in keys if key in settings}}))
         copies[tiny.name] = root
+    # the expected Dice, for the scores
+    path = copies["polyp_fcn8"] / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    dice = "$lambda p: float(2 * p[1][p[1] > 0.5].sum() / (p[1].sum() + (p[1] > 0.5).sum() + 1e-6))"
+    config["postprocessing"]["transforms"] += [
+        {"_target_": "CopyItemsd", "keys": "prob", "names": "confidence"},
+        {"_target_": "Lambdad", "keys": "confidence", "func": dice},
+    ]
+    path.write_text(json.dumps(config))
     # trained with settings that are not in its JSON files
     tiny = TINY_BUNDLES[3]
     root = tiny.make(folder / "tiny").rename(folder / "bundles" / WIDE)
@@ -663,6 +704,39 @@ class TestRealServer:
             atrium = measured["classes"]["left atrium"]
             assert 0 < atrium["voxels"] <= pixels
             assert atrium["volume_ml"] == pytest.approx(atrium["voxels"] * 0.027)  # of 3 mm
+
+    def test_least_certain_first(self, served: Served) -> None:
+        served.forget_labels()
+        segment = Segmenter(served.bundles["polyp_fcn8"], save_probabilities=True)
+        usable, expected = ("polyp0", "polyp1", "polyp2", "noise"), {}
+        for name in usable:
+            p = segment(served.image(name))["prob"][1].astype(np.float64)
+            expected[name] = 2 * p[p > 0.5].sum() / (p.sum() + (p > 0.5).sum() + 1e-6)
+
+        scoring = {"params": {"run_sync": "true"}, "json": {}}
+        counts = served.request("POST", "/scoring/polyp_fcn8", **scoring).json()
+        images = served.request("GET", "/datastore/", params={"output": "all"}).json()["objects"]
+        scores = {name: entry["image"]["info"]["confidence_of"]["polyp_fcn8"] for name, entry in images.items()}
+        assert counts["scored"] + counts["failed"] == len(images)
+        assert {name: scores[name]["confidence"] for name in usable} == pytest.approx(expected, abs=1e-3)
+        assert scores["atrium0"]["confidence"] is None
+        assert "atrium0.nrrd" in scores["atrium0"]["reason"]
+        again = served.request("POST", "/scoring/polyp_fcn8", **scoring).json()
+        assert again == {"scored": 0, "failed": 0, "skipped": len(images)}
+
+        def next_image() -> str:
+            return served.request("POST", "/activelearning/least_certain_polyp_fcn8", json={}).json()["id"]
+
+        scored = [name for name, score in scores.items() if score["confidence"] is not None]
+        order = sorted(scored, key=lambda name: scores[name]["confidence"])
+        # one that a person labels is not served; what was served comes back when all were
+        polyps = [name for name in order if name.startswith("polyp")]
+        answer = served.submit(polyps[0], served.studies.parent / "truths" / f"{polyps[0]}.nii.gz")
+        assert answer.status_code == 200, answer.text
+        order.remove(polyps[0])
+        assert [next_image() for _ in order] == order
+        assert next_image() == order[0]
+        served.forget_labels()
 
     def test_a_bad_image_is_answered_with_the_reason(self, served: Served, tmp_path: Path) -> None:
         answer = served.infer("em_membrane_unet", "polyp1", ".nrrd")

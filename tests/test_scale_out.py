@@ -640,4 +640,6 @@ def test_results_know_all_outputs_of_an_image() -> None:
         saved = [t for t in config["postprocessing"]["transforms"] if t["_target_"].endswith(wanted)]
         (results,) = (h for h in config["handlers"] if h["_target_"].endswith("InferenceResults"))
         postfixes = [transform.get("output_postfix", "seg") for transform in saved[:-1]]
-        assert results["postfixes"] == f"${postfixes} + ['prob'] * @save_probabilities", path
+        assert results["postfixes"] == (
+            f"${postfixes} + ['prob'] * @save_probabilities + ['uncertainty'] * @save_uncertainty"
+        ), path

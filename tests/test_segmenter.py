@@ -62,7 +62,7 @@ def test_settings_are_those_of_inference_json(tmp_path: Path) -> None:
     bundle = BY_NAME["polyp_fcn8"]
     root = bundle.make(tmp_path)
     image = bundle.write_image(tmp_path / "in")
-    assert Segmenter(root, frame_height=20).inferer.height == 20
+    assert Segmenter(root, frame_height=20).inferer.inferer.height == 20
     plain, small = (Segmenter(root, **settings)(image)["pred"] for settings in ({}, {"frame_height": 20}))
     assert (plain != small).any()
     with pytest.raises(InputError) as caught:
@@ -132,11 +132,11 @@ def test_weights_from_elsewhere_bring_their_facts(tmp_path: Path) -> None:
     image = bundle.write_image(tmp_path / "in")
     given = [{"weights": weights}, {"weights": str(weights)}, {"weights": [weights]}, {"ckpt_dir": models}]
     first, *others = (Segmenter(root, **settings) for settings in given)
-    assert first.inferer.height == 32
+    assert first.inferer.inferer.height == 32
     expected = first(image)["pred"]
     for other in others:
         np.testing.assert_array_equal(other(image)["pred"], expected)
-    assert Segmenter(root, weights=weights, frame_height=40).inferer.height == 40  # as in inference.json
+    assert Segmenter(root, weights=weights, frame_height=40).inferer.inferer.height == 40  # as in inference.json
     with pytest.raises(InputError) as caught:
         Segmenter(root, weights=weights, base_channels=2)
     assert "base_channels is 2, but" in str(caught.value)

@@ -8,6 +8,7 @@ A run evaluates this entry in ``initialize``. Networks name it under ``_requires
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -43,8 +44,9 @@ logger = logging.getLogger("segbundles")
 
 # knobs that would replace the weights that a federation's server sends
 _OWN_WEIGHTS = ("resume", "initial_weights", "vgg16_weights")
-# facts that an earlier parse of the same config has written into it: they were not given by a person
-_applied: WeakKeyDictionary[ConfigParser, dict[str, Any]] = WeakKeyDictionary()
+# facts that an earlier parse of the same config has written into it, each with the line that it replaced: they were
+# not given by a person
+_applied: WeakKeyDictionary[ConfigParser, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 
 
 @dataclass
@@ -72,6 +74,8 @@ class RunSettings:
     classes: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     federated: bool = False
+    #: configs of the other members of an ensemble, see :func:`segbundles.ensemble.load_members`
+    members: list[dict[str, Any]] = field(default_factory=list, repr=False)
     schema: dict[str, Any] = field(default_factory=lambda: {"properties": {}}, repr=False)
 
     @property
@@ -150,6 +154,7 @@ def settle(bundle_root: str | Path) -> RunSettings:
     _refuse_idle(running, there, schema)
     read_words(running.parser)
     _read_texts(running, schema)
+    _read_lists(running, schema)
     items = {name: running.items[name].get_config() for name in schema["properties"] if name in running.items}
     # before anything is computed from them; expressions and references have no value yet
     _refuse(schema, {name: it for name, it in items.items() if not {*"$@%"} & {*str(it)}})
@@ -164,6 +169,7 @@ def settle(bundle_root: str | Path) -> RunSettings:
     else:
         _apply_facts(running, files, settings)
         settings.classes = settings.facts.get("weights", {}).get("classes") or settings.classes
+        _plan_members(running, settings)
         _check_initial_weights(running)
     values = {name: running.value(name) for name in schema["properties"]}
     values = {name: value for name, value in values.items() if value is not ABSENT}
@@ -215,6 +221,14 @@ def _read_texts(running: Running, schema: Mapping[str, Any]) -> None:
             )
 
 
+def _read_lists(running: Running, schema: Mapping[str, Any]) -> None:
+    """Take ``[a.pt,b.pt]`` from the command line, which MONAI leaves a text, as a list of weights."""
+    for name in (name for name, knob in schema["properties"].items() if knob.get("loads") and name in running.items):
+        now = running.items[name].get_config()
+        if isinstance(now, str) and now.startswith("[") and now.endswith("]"):
+            running.set(name, [word.strip(" '\"") for word in now[1:-1].split(",")])
+
+
 def _metadata(root: Path) -> dict[str, Any]:
     path = root / "configs" / "metadata.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -237,9 +251,10 @@ def _apply_facts(running: Running, files: list[dict], settings: RunSettings) -> 
     for knob, entry in settings.schema["properties"].items():
         names = [name for name in fact_knobs(settings.schema, knob) if name in running.items]
         paths = running.weights.get(knob, running.value(knob) if entry.get("loads") else ABSENT)
-        path = None if paths is ABSENT else next(iter(weights_files(paths)), None)
-        if path is not None and knob in running.given and not path.is_file():
-            fail(f"{knob} is {path}, but there is no such file: give the weights that a training wrote.")
+        chosen = [] if paths is ABSENT else weights_files(paths)
+        for missing in (path for path in chosen if knob in running.given and not path.is_file()):
+            fail(f"{knob} is {missing}, but there is no such file: give the weights that a training wrote.")
+        path = next(iter(chosen), None)
         if not names or path is None or not path.is_file():
             continue
         facts = read_facts(path)
@@ -260,7 +275,8 @@ def _apply_facts(running: Running, files: list[dict], settings: RunSettings) -> 
             if config != fact:
                 taken.append(f"{name} {_text(fact)} (config: {_text(config)})")
                 running.set(name, fact)
-            _applied.setdefault(running.parser, {})[name] = fact
+            before = _applied.setdefault(running.parser, {})
+            before[name] = (fact, before[name][1] if name in before else config)
         also = f"; given for this run: {', '.join(own)}" if own else ""
         which = f"{path.name}, {facts.get('bundle')} {facts.get('version')}"
         logger.info(f"Weights {which}; from their facts: {', '.join(taken) or 'the same as in the config'}{also}.")
@@ -270,7 +286,7 @@ def _is_given(running: Running, files: list[dict], name: str) -> bool:
     """Return whether a value was given for this run: it is neither a config's line nor a fact applied before."""
     now = running.items[name].get_config()
     usual = [tree[name] for tree in files if name in tree]
-    return name in running.given or now not in [*usual, _applied.get(running.parser, {}).get(name, ABSENT)]
+    return name in running.given or now not in [*usual, _applied.get(running.parser, {}).get(name, (ABSENT,))[0]]
 
 
 def _compare(
@@ -289,6 +305,33 @@ def _compare(
     note = f"{name} {_text(value)} differs from {_text(fact)}, with which {path.name} was trained"
     logger.warning(f"{note}.")
     settings.notes.append(note)
+
+
+def _plan_members(running: Running, settings: RunSettings) -> None:
+    """Make the config of each other member of an ensemble: the running one, with this member's weights.
+
+    Facts of the first member are taken back, so that the check of the member's own config applies those of its weights.
+    """
+    knobs = [knob for knob, entry in settings.schema["properties"].items() if entry.get("loads")]
+    values = {knob: running.value(knob) for knob in knobs if knob not in running.weights}
+    files = {knob: weights_files(value) for knob, value in values.items() if value is not ABSENT}
+    members = files.get("weights", [])
+    for knob, chosen in files.items():
+        if len(chosen) not in {0, 1, len(members)}:
+            fail(f"{knob} has {len(chosen)} files, and weights {len(members)}: give one for all, or one for each.")
+    for number, path in enumerate(members[1:], 2):
+        facts = (read_facts(path) if path.is_file() else None) or {}
+        if facts:
+            settings.facts[f"weights {number}"] = {**facts, "file": str(path)}
+        theirs = facts.get("classes") or settings.classes
+        if theirs != settings.classes:
+            fail(
+                f"{members[0]} has the classes {_text(settings.classes)}, and {path} {_text(theirs)}: the members of "
+                "an ensemble need the same classes."
+            )
+        own = {knob: str(chosen[number - 1]) for knob, chosen in files.items() if len(chosen) > 1}
+        lines = {name: line for name, (_, line) in _applied.get(running.parser, {}).items()}
+        settings.members.append(copy.deepcopy({**running.parser.config, **lines, **own}))
 
 
 def _check_initial_weights(running: Running) -> None:

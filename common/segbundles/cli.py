@@ -445,6 +445,10 @@ def label(
         str | None,
         typer.Option(help="Names or folders, separated by commas. Without it: all bundles here that have weights."),
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Weights to serve instead of the bundle's, a.pt, or [a.pt,b.pt] for an ensemble."),
+    ] = None,
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; the server has no password.")] = "127.0.0.1",
     environment: Annotated[
@@ -469,7 +473,8 @@ def label(
     for name in without:
         say(f"{name} is left out: it has no weights yet.")
     try:
-        server = LabelServer(make_environment(environment, say), studies, found, host, port)
+        chosen = [path.strip() for path in (weights or "").strip("[]").split(",") if path.strip()]
+        server = LabelServer(make_environment(environment, say), studies, found, host, port, chosen)
         with server:
             for name in server.trained:
                 say(f"{name}: weights trained from here; delete {server.bundle_root(name)} to go back to the bundle's.")

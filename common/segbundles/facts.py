@@ -28,18 +28,12 @@ def facts_path(weights: str | Path) -> Path:
 
 
 def weights_files(weights: Any) -> list[Path]:
-    """Return the files that a knob such as ``weights`` names.
+    """Return the files that a knob such as ``weights`` names; several are the members of an ensemble.
 
     Args:
-        weights: a path, a list of one path, or None.
-
-    Raises:
-        ValueError: when it names several files.
+        weights: a path, a list of paths, or None.
     """
-    paths = [Path(path) for path in ([weights] if isinstance(weights, str | Path) else weights or [])]
-    if len(paths) > 1:
-        fail(f"weights are {', '.join(map(str, paths))}: ensembles are not supported yet, give one file.")
-    return paths
+    return [Path(path) for path in ([weights] if isinstance(weights, str | Path) else weights or [])]
 
 
 def sha256(path: Path) -> str:

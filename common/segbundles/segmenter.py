@@ -29,7 +29,7 @@ class Segmenter:
 
     Networks, weights, preprocessing, inferer and postprocessing are those of the JSON; nothing is written. The networks
     are loaded once, by the constructor. Knobs that are facts of the weights, such as the width of the network, have the
-    values that the weights were trained with.
+    values that the weights were trained with. Several weights, ``weights=["a.pt", "b.pt"]``, are an ensemble.
 
     Args:
         bundle_root: folder of the bundle.
@@ -91,9 +91,10 @@ class Segmenter:
         Returns:
             The results that inference would write, by their key, (x, y) or (x, y, z): ``"pred"``, the class indices;
             ``"cells"``, numbered from 1, if the bundle finds cells; and, with the knob ``save_probabilities``,
-            ``"prob"``, the probability of each class, with the classes as first axis. ``"measurements"`` is what
-            ``measurements.json`` has for one image, unless that knob is off; cells are in its ``"table"``.
-            ``"confidence"``, ``"confidence_low"`` and ``"review"`` are those of ``inference.csv``.
+            ``"prob"``, the probability of each class, with the classes as first axis; with ``save_uncertainty``,
+            ``"uncertainty"``, 0 to 1. ``"measurements"`` is what ``measurements.json`` has for one image, unless that
+            knob is off; cells are in its ``"table"``. ``"confidence"``, ``"confidence_low"`` and ``"review"`` are those
+            of ``inference.csv``.
 
         Raises:
             ValueError: when the file cannot be read, the array has another type than the bundle's images, the affine is

@@ -277,8 +277,8 @@ class TestConfigs:
 
     def test_evaluation_computes_what_inference_does(self) -> None:
         train, infer, evaluate = map(config, ("train.json", "inference.json", "evaluate.json"))
-        assert evaluate["validate::inferer::inferer"] == infer["inferer"]["inferer"]
-        assert train["validate"]["inferer"]["enabled"] == infer["inferer"]["enabled"]
+        assert evaluate["validate::inferer::inferer"] == infer["member_inferer"]["inferer"]
+        assert train["validate"]["inferer"]["enabled"] == infer["member_inferer"]["enabled"]
         scored, written = (c["transforms"] for c in (evaluate["validate::postprocessing"], infer["postprocessing"]))
         assert scored[0] == {key: value for key, value in written[0].items() if key != "_disabled_"}
         assert scored[1:] == written[1:3]

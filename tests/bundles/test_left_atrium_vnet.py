@@ -132,7 +132,7 @@ class TestEndToEnd:
         tmp_path: Path,
     ) -> None:
         image = next(left_atrium_phantom.rglob("lgemri.nrrd"))
-        infer(trained, image, tmp_path, **{"inferer::inferer::inferer::threshold": threshold, **settings})
+        infer(trained, image, tmp_path, **{"member_inferer::inferer::inferer::threshold": threshold, **settings})
         (row,) = table(tmp_path / "inference.csv")
         assert row["notes"] == f"{note}: whole volume segmented"
         assert (tmp_path / "lgemri_seg.nrrd").is_file()

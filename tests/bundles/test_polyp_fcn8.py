@@ -498,7 +498,7 @@ class TestConfigs:
         train, evaluate, infer = map(config, ("train.json", "evaluate.json", "inference.json"))
         scored = train["validate"]["inferer"]
         scored["inferer"]["inferer"] = evaluate["validate::inferer::inferer::inferer"]
-        assert scored == infer["inferer"]
+        assert scored == infer["member_inferer"]
         assert train["validate"]["postprocessing"] == infer["postprocessing"]["transforms"][1]
         assert config("metadata.json")["network_data_format"]["inputs"]["image"]["spatial_shape"] == train["patch_size"]
 

@@ -62,6 +62,24 @@ def test_failed_and_doubtful_images_come_first(tmp_path):
     assert not re.search(r"https?:|@import|url\(", page)
 
 
+def test_the_least_certain_come_first(tmp_path, slices):
+    doubt = case_slices(np.arange(16.0).reshape(4, 4), {"uncertainty": np.eye(4, dtype=np.uint8)})
+    cases = [
+        case("sure", slices, confidence=0.95),
+        case("unknown", confidence=None),
+        case("unsure", doubt, confidence=0.4),
+        case("flagged", review="x", confidence=0.9),
+        case("flagged more", review="x", confidence=0.3),
+        case("damaged", reason="y"),
+    ]
+    page = write_preview(tmp_path / "p.html", title="t", cases=cases).read_text(encoding="utf-8")
+    assert texts(page, "h3") == ["damaged", "flagged more", "flagged", "unsure", "sure", "unknown"]
+    assert "The least certain come first in each of these." in page
+    boxes = re.findall(r'<input type="checkbox" autocomplete="off"( checked)?>.*?</svg> (\w+)', page)
+    assert sorted(boxes) == [("", "uncertainty"), (" checked", "outlines")]
+    assert "least certain" not in write_preview(tmp_path / "q.html", title="t", cases=CASES).read_text()
+
+
 def test_cases_can_be_read_back(tmp_path, slices):
     path = tmp_path / "p.html"
     assert read_preview(path) == []

@@ -97,6 +97,21 @@ def test_names_styles_and_colours():
     assert case_slices(np.zeros((5, 8)), {"outlines": classes})["overlays"][0]["style"] == "solid"
 
 
+def test_uncertainty_is_switched_off_at_first_and_changes_nothing_else():
+    image = np.arange(48.0).reshape(4, 4, 3)
+    outlines, levels = np.zeros((2, 4, 4, 3), np.uint8)
+    outlines[1, 1, 0] = 1
+    levels[2:, 2:, 2], levels[3, 3, 2] = 1, 2
+    without = case_slices(image, {"outlines": outlines})
+    shown = case_slices(image, {"outlines": outlines, "uncertainty": levels})
+    first, second = shown.pop("overlays")
+    assert {**shown, "overlays": [first]} == without  # it also starts at the same slice
+    assert (first["hidden"], second["hidden"]) == (False, True)
+    assert (second["name"], second["style"]) == ("uncertainty", "filled")
+    assert [(one["class"], list(one["paths"])) for one in second["classes"]] == [(1, ["2"]), (2, ["2"])]
+    assert case_slices(image, {"outlines": outlines, "uncertainty": 0 * levels}) == without
+
+
 def test_cells_are_filled_and_neighbours_differ():
     cells = np.zeros((20, 20, 2), np.int32)
     cells[:9, :, 0], cells[11:, :, 0] = 501, 7

@@ -16,10 +16,19 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd
 from PIL import Image
+from scipy.stats import entropy
 
 from segbundles.data import FolderImages, StackReader
 from segbundles.meta import pixel_sizes_nm, set_pixel_sizes_nm
-from segbundles.transforms import LogitsToClassd, SaveProbabilitiesd, SaveSegmentationd, SetSpacingd, ToProbabilitiesd
+from segbundles.transforms import (
+    LogitsToClassd,
+    SaveProbabilitiesd,
+    SaveSegmentationd,
+    SaveUncertaintyd,
+    SetSpacingd,
+    ToProbabilitiesd,
+    Uncertaintyd,
+)
 
 RNG = np.random.default_rng(0)
 GEOMETRIES = {
@@ -504,8 +513,10 @@ def test_probabilities_are_turned_back_with_the_mask(tmp_path):
         [
             ToProbabilitiesd("pred"),
             LogitsToClassd("pred"),
-            Invertd(["pred", "prob"], before, "image", nearest_interp=True, to_tensor=True),
+            Uncertaintyd("prob"),
+            Invertd(["pred", "prob", "uncertainty"], before, "image", nearest_interp=True, to_tensor=True),
             SaveProbabilitiesd("prob", tmp_path, tmp_path),
+            SaveUncertaintyd("uncertainty", tmp_path, tmp_path),
             SaveSegmentationd("pred", tmp_path, tmp_path),
         ]
     )
@@ -514,6 +525,33 @@ def test_probabilities_are_turned_back_with_the_mask(tmp_path):
     made = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a_prob.nrrd")))
     np.testing.assert_allclose(made[..., 1], 1 / (1 + np.exp(-(grey - 100) / 20)), atol=1e-6)
     np.testing.assert_array_equal(made.argmax(-1), sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a_seg.nrrd"))))
+    doubt = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a_uncertainty.nrrd")))
+    np.testing.assert_allclose(doubt, entropy(made, base=2, axis=-1), atol=2e-5)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".tif", ".png", ".jpg", ""])
+def test_uncertainty_in_the_format_of_the_image(tmp_path, suffix):
+    flat = suffix in (".png", ".jpg")
+    size = (6, 5) if flat else (6, 5, 4)
+    item = pred(np.zeros(size, np.uint8), tmp_path / f"a{suffix}")
+    values = RNG.random((1, *size)).astype(np.float32)
+    item["uncertainty"] = MetaTensor(torch.from_numpy(values), meta=item["pred"].meta)
+    SaveUncertaintyd("uncertainty", tmp_path / "out", tmp_path)(item)
+    (path,) = (tmp_path / "out").iterdir()
+    assert path.name == "a_uncertainty" + {"": ".nii.gz", ".jpg": ".png"}.get(suffix, suffix)
+    if flat:
+        read = imagecodecs.png_decode(path.read_bytes()).T
+        assert (read.dtype, read.shape) == (np.uint16, size)
+        np.testing.assert_allclose(read / 65535, values[0], atol=0.5 / 65535)
+        return
+    if suffix == ".tif":
+        read = tifffile.imread(path).T
+    elif suffix in ("", ".nii.gz"):
+        read = np.asarray(nib.load(path).dataobj)
+    else:
+        read = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values[0])
 
 
 def test_probabilities_as_output():

@@ -36,7 +36,8 @@ class Preview:
 
     Images that :class:`segbundles.transforms.Previewd` prepared are shown with a slider through their slices. The
     ``measurements`` and the ``review`` (why a person should look at it) of an image's output are shown where it has
-    them. Images share 24 MB, at most 1 MB and at least 30 kB each, so that 200 images make a page of less than 30 MB.
+    them. Images with a ``confidence`` (expected score, 0 to 1) are in its order, the least certain first. Images share
+    24 MB, at most 1 MB and at least 30 kB each, so that 200 images make a page of less than 30 MB.
 
     The page is written at the end of the run, also when an error ends it. In a process group the first process writes
     the images of all processes. A page that cannot be made is a warning, because the segmentations are there.
@@ -88,6 +89,7 @@ class Preview:
             "files": files,
             "reason": report.reason,
             "review": report.item.get("review") or "",
+            "confidence": report.item.get("confidence"),
             "notes": join_notes(report.notes, problem),
             "seconds": round(report.seconds, 3),
             "found": summarize(measured),

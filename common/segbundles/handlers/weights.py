@@ -104,12 +104,12 @@ class WeightsLoader:
     """Load weights into a network when the engine starts; a file of another architecture is refused.
 
     Args:
-        path: file with a state_dict, or a list of one such file; None loads nothing.
+        path: file with a state_dict, or the files of an ensemble, whose first one is loaded here and the others by
+            :func:`segbundles.ensemble.load_members`; None loads nothing.
         network: network to load into.
 
     Raises:
-        ValueError: when the engine starts and there are several files, or the file does not fit; see
-            :func:`segbundles.networks.load_weights`.
+        ValueError: when the engine starts and the file does not fit; see :func:`segbundles.networks.load_weights`.
     """
 
     def __init__(self, path: PathLike | Sequence[PathLike] | None, network: nn.Module) -> None:
@@ -122,7 +122,7 @@ class WeightsLoader:
 
     def __call__(self, engine: Engine | None = None) -> None:
         """Load the weights."""
-        for path in weights_files(self.path):
+        for path in weights_files(self.path)[:1]:
             training = self.network.training
             load_weights(getattr(self.network, "module", self.network), path)
             self.network.train(training)

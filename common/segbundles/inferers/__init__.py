@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from .autocast import AutocastInferer
+from .ensemble import EnsembleInferer, Member
 from .frame import FrameInferer
 from .locator_crop import LocatorCropInferer
 from .mirror import MirrorInferer
 from .scale import ScaleInferer
 from .tiles import TileInferer
 
-__all__ = ["AutocastInferer", "FrameInferer", "LocatorCropInferer", "MirrorInferer", "ScaleInferer", "TileInferer"]
+__all__ = [
+    "AutocastInferer",
+    "EnsembleInferer",
+    "FrameInferer",
+    "LocatorCropInferer",
+    "Member",
+    "MirrorInferer",
+    "ScaleInferer",
+    "TileInferer",
+]

@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 from monailabel.tasks.infer.bundle import BundleInferTask
@@ -26,10 +29,14 @@ import segbundles
 from segbundles.data import file_suffix
 from segbundles.data.base import ITK, NIFTI, PIL, TIFF
 from segbundles.errors import fail, innermost
-from segbundles.facts import read_facts
+from segbundles.facts import read_facts, sha256
+from segbundles.label.server import MEMBERS
 from segbundles.networks import load_weights
 
 logger = logging.getLogger(__name__)
+
+#: where the datastore keeps the confidence of each bundle in an image
+SCORES = "confidence_of"
 
 
 class BundlesApp(MONAILabelApp):
@@ -62,7 +69,12 @@ class BundlesApp(MONAILabelApp):
 
     def init_strategies(self) -> dict[str, Any]:
         """Return the ways to choose the client's next sample."""
-        return {"first": First(), "random": Random()}
+        certain = {f"least_certain_{name}": LeastCertainFirst(name) for name in self.bundles}
+        return {"first": First(), "random": Random(), **certain}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """Return one scoring method per bundle."""
+        return {name: ConfidenceScoring(name, self._infers[name]) for name in self.bundles}
 
     def init_datastore(self) -> LocalDatastore:
         """Return the datastore, which keeps labels in the image's own pixels."""
@@ -109,7 +121,94 @@ class GridInferTask(BundleInferTask):
             answer.SetSpacing([*spacing, 1.0][: answer.GetDimension()])
             sitk.WriteImage(answer, path)
         measured = {key: value for key, value in data.get("measurements", {}).items() if key != "table"}
-        return path, {**params, "measurements": measured}
+        doubt = {key: data[key] for key in ("confidence", "review") if key in data}
+        return path, {**params, "measurements": measured, **doubt}
+
+    def confidence(self, image: str) -> float:
+        """Return the confidence of a bundle in its mask of an image.
+
+        Args:
+            image: path of the image.
+
+        Raises:
+            ValueError: when the bundle's ``inference.json`` gives no confidence.
+        """
+        _, data = self({"image": image, "skip_writer": True})
+        if data.get("confidence") is None:
+            fail(f"{Path(self.bundle_path).name} gives no confidence: its inference.json does not compute one.")
+        return float(data["confidence"])
+
+    def weights_digest(self) -> str:
+        """Return what changes when the served weights do."""
+        models = Path(self.bundle_path, "models")
+        return " ".join(sha256(path)[:16] for path in (models / "model.pt", *sorted(models.glob(MEMBERS))))
+
+
+class ConfidenceScoring(ScoringMethod):
+    """Segment every image without a final label, and keep the bundle's confidence in the datastore.
+
+    An image is segmented again only when the weights have changed. One that cannot be segmented gets no score, and the
+    reason instead.
+
+    Args:
+        name: name of the bundle.
+        task: its inference.
+    """
+
+    def __init__(self, name: str, task: GridInferTask) -> None:
+        super().__init__(f"Confidence of {name} in its masks of the images that are not labelled yet")
+        self.name = name
+        self.task = task
+
+    def __call__(self, request: dict[str, Any], datastore: LocalDatastore) -> dict[str, Any]:
+        """Score the images, and return how many were scored, failed, or had a score already."""
+        self.task.clear_cache()  # a training may have replaced the weights
+        digest, counts = self.task.weights_digest(), {"scored": 0, "failed": 0, "skipped": 0}
+        for image in datastore.get_unlabeled_images():
+            kept = datastore.get_image_info(image).get(SCORES, {})
+            if kept.get(self.name, {}).get("weights") == digest:
+                counts["skipped"] += 1
+                continue
+            try:
+                found = {"confidence": self.task.confidence(datastore.get_image_uri(image))}
+                counts["scored"] += 1
+            except Exception as error:
+                found = {"confidence": None, "reason": innermost(error)}
+                counts["failed"] += 1
+                logger.warning(f"{image} has no confidence: {found['reason']}")
+            own = {**found, "weights": digest, "ts": int(time.time())}
+            datastore.update_image_info(image, {SCORES: {**kept, self.name: own}})
+        logger.info(f"Confidence of {self.name}: {counts}")
+        return counts
+
+
+class LeastCertainFirst(Strategy):
+    """Choose the image without a final label in whose mask a bundle has the least confidence.
+
+    Images that this strategy has already served since they were scored come after all others, in the order in which
+    they were served; images without a score come last.
+
+    Args:
+        name: name of the bundle.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The image of which {name} is the least certain")
+        self.name = name
+
+    def __call__(self, request: dict[str, Any], datastore: LocalDatastore) -> dict[str, Any] | None:
+        """Return the image, and its confidence if it has one."""
+        found = []
+        for image in datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels")):
+            info = datastore.get_image_info(image)
+            score = info.get(SCORES, {}).get(self.name, {})
+            confidence, served = score.get("confidence"), info.get("strategy", {}).get(request["strategy"], {})
+            since = served.get("ts", 0) if served.get("ts", 0) >= score.get("ts", 0) else 0
+            found.append((confidence is None, since, confidence or 0.0, image))
+        if not found:
+            return None
+        missing, _, confidence, image = min(found)
+        return {"id": image} if missing else {"id": image, "confidence": confidence}
 
 
 class ReasonTrainTask(BundleTrainTask):

@@ -20,7 +20,7 @@ from urllib.request import ProxyHandler, build_opener
 from segbundles.commands import find_bundle, known_bundles
 from segbundles.errors import fail
 from segbundles.facts import facts_path, sha256
-from segbundles.files import check_writable
+from segbundles.files import check_writable, read_json, write_json
 from segbundles.label.environment import clean_environment, log_end
 
 __all__ = ["LabelServer", "find_bundles"]
@@ -33,6 +33,8 @@ _APP = '''"""Written by `segbundles label`; the app is in the library."""
 from segbundles.label.app import BundlesApp  # noqa: F401
 '''
 _SHIPPED = "shipped.json"
+#: the other members of an ensemble, beside the copy of the first one's weights; MONAI Label serves the shortest name
+MEMBERS = "member_*.pt"
 _STOP_SECONDS = 20
 
 
@@ -88,16 +90,19 @@ class LabelServer:
     It serves copies of the bundles in ``STUDIES/segbundles_label``. Configs are copied at every start; weights and
     their facts are copied until a training there has replaced them.
 
+    With a single bundle, MONAI Label scores the images by itself: at the start, and after each training.
+
     Args:
         python: Python of the environment, see :func:`segbundles.label.make_environment`.
         studies: folder of images; MONAI Label keeps labels and its records in it.
         bundles: folders of bundles by name.
         host: address to listen on.
         port: port to listen on.
+        weights: weights to serve instead of those of the bundle, which must be the only one; several are an ensemble.
 
     Raises:
-        ValueError: when the folder is missing or cannot be written to, the port is taken, or the server ends by itself;
-            the message has the end of its log.
+        ValueError: when there are weights for several bundles, one of them is missing, the folder is missing or cannot
+            be written to, the port is taken, or the server ends by itself; the message has the end of its log.
     """
 
     def __init__(
@@ -107,8 +112,14 @@ class LabelServer:
         bundles: Mapping[str, Path],
         host: str = "127.0.0.1",
         port: int = 8000,
+        weights: Sequence[str | os.PathLike] = (),
     ) -> None:
         self.python = Path(python)
+        self.weights = [Path(path).expanduser() for path in weights]
+        if self.weights and len(bundles) != 1:
+            fail(f"weights are given, and there are {len(bundles)} bundles to serve: give --bundles one of them.")
+        for missing in (path for path in self.weights if not path.is_file()):
+            fail(f"there are no weights at {missing}: give files that a training wrote.")
         self.studies = Path(studies).expanduser().absolute()
         self.bundles = dict(bundles)
         self.host = host
@@ -139,6 +150,7 @@ class LabelServer:
         command += ["--conf", "models", ",".join(self.bundles)]
         variables = {
             "MONAI_LABEL_DATASTORE_FILE_EXT": json.dumps([f"*.{suffix}" for suffix in _IMAGES]),
+            "MONAI_LABEL_AUTO_UPDATE_SCORING": str(len(self.bundles) == 1).lower(),
             "MONAI_LABEL_SESSION_PATH": str(self.work / "sessions"),
             "PATH": os.pathsep.join([str(self.python.parent), os.environ.get("PATH", "")]),
         }
@@ -214,17 +226,27 @@ class LabelServer:
             # hashes of the weights that were copied: other weights come from a training
             record = copy / _SHIPPED
             copied = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-            for weights in sorted((root / "models").glob("*.pt")):
-                mine = models / weights.name
-                if mine.is_file() and sha256(mine) != copied.get(weights.name):
+            served = {path.name: path for path in sorted((root / "models").glob("*.pt"))}
+            names = ["model.pt", *(MEMBERS.replace("*", str(number)) for number in range(2, len(self.weights) + 1))]
+            served |= dict(zip(names, self.weights, strict=False))
+            for left in (path for path in models.glob(MEMBERS) if path.name not in served):
+                left.unlink()  # of an earlier ensemble
+                facts_path(left).unlink(missing_ok=True)
+            for file, weights in served.items():
+                mine = models / file
+                if mine.is_file() and sha256(mine) != copied.get(file):
                     self.trained += [] if name in self.trained else [name]
                     continue
                 shutil.copyfile(weights, mine)
-                copied[weights.name] = sha256(mine)
+                copied[file] = sha256(mine)
                 facts_path(mine).unlink(missing_ok=True)
                 if facts_path(weights).is_file():
                     shutil.copyfile(facts_path(weights), facts_path(mine))
             record.write_text(json.dumps(copied), encoding="utf-8")
+            if len(self.weights) > 1:
+                config = read_json(copy / "configs" / "inference.json")
+                config["weights"] = [str(models / file) for file in names]
+                write_json(copy / "configs" / "inference.json", config)
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):

@@ -19,10 +19,10 @@ def require_weights(weights: PathLike | Sequence[PathLike] | None) -> None:
     """Refuse a missing file of weights, before a run starts.
 
     Args:
-        weights: file of the weights, or a list of one file; None requires nothing.
+        weights: file of the weights, or those of an ensemble; None requires nothing.
 
     Raises:
-        ValueError: when there is no such file, or there are several.
+        ValueError: when a file is missing.
     """
     for path in weights_files(weights):
         if not path.is_file():
@@ -82,13 +82,13 @@ def load_if_given(network: nn.Module, weights: PathLike | Sequence[PathLike] | N
 
     Args:
         network: network whose parameters are replaced.
-        weights: file of the weights, see :func:`read_weights`, or a list of one file; None returns None instead of
-            the network.
+        weights: file of the weights, see :func:`read_weights`, or a list, whose first file is loaded; None returns
+            None instead of the network.
 
     Raises:
-        ValueError: when there are several files, and see :func:`load_weights`.
+        ValueError: see :func:`load_weights`.
     """
-    for path in weights_files(weights):
+    for path in weights_files(weights)[:1]:
         return load_weights(network, path) if path.is_file() else _Missing(path)
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,15 +30,17 @@ def write_preview(
 ) -> Path:
     """Write the preview of an inference as one HTML page that needs no other file and no network.
 
-    Failed images come first, then those with a ``review``, then all others in their order.
+    Failed images come first, then those with a ``review``, then all others; within each of these the least certain
+    first, and those without a confidence in their order.
 
     Args:
         path: file to write; missing folders are created, an existing file is replaced.
         title: heading of the page.
         cases: one dict per image, all of it as JSON has it: ``name``; ``files`` (names of its files); ``reason`` (why
             it failed) and ``review`` (why a person should look at it), empty if there is none; ``notes``; ``seconds``
-            or None; ``found`` (what was found, in a few words); ``measured`` (pairs of a label and a text); and
-            ``slices``, as from :func:`segbundles.report.case_slices`, or None.
+            or None; ``confidence`` (the expected score, 0 to 1), which may be None or missing; ``found`` (what was
+            found, in a few words); ``measured`` (pairs of a label and a text); and ``slices``, as from
+            :func:`segbundles.report.case_slices`, or None.
         notes: paragraphs below the heading.
         classes: name of each class by its index, for the legend; None for a single foreground class.
 
@@ -48,7 +51,8 @@ def write_preview(
         ValueError: when the file cannot be written.
     """
     shown = [{**case, "status": FAILED if case["reason"] else CHECK if case["review"] else OK} for case in cases]
-    shown.sort(key=lambda case: (FAILED, CHECK, OK).index(case["status"]))
+    shown.sort(key=_urgency)
+    sorted_by_confidence = any(case.get("confidence") is not None for case in shown)
     legend = [
         {"name": name, "colour": f"rgb{PREDICTION_COLOURS[(int(index) - 1) % len(PREDICTION_COLOURS)]}"}
         for index, name in (classes or {}).items()
@@ -62,8 +66,14 @@ def write_preview(
         cases=shown,
         statuses=[*Counter(case["status"] for case in shown).items()],  # in the order of the page
         notes=list(notes),
+        least_certain_first=sorted_by_confidence,
         class_names=legend,
     )
+
+
+def _urgency(case: Mapping[str, Any]) -> tuple[int, float]:
+    confidence = case.get("confidence")
+    return (FAILED, CHECK, OK).index(case["status"]), math.inf if confidence is None else confidence
 
 
 def read_preview(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

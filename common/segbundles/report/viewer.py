@@ -19,7 +19,8 @@ from segbundles.report.sections import CELL_COLOURS, group_cells
 
 __all__ = ["case_slices", "share_of_page"]
 
-TRUTH, CELLS = "truth", "cells"  # overlays with colours of their own
+TRUTH, CELLS, UNCERTAINTY = "truth", "cells", "uncertainty"  # overlays with colours of their own
+UNCERTAINTY_COLOURS = ((240, 228, 66), (204, 121, 167))
 
 _MOST_PIXELS = 5_000_000  # of all slices together, for the time it takes to encode them
 _PIXELS_PER_BYTE = 6  # of a JPEG picture, about
@@ -52,6 +53,8 @@ def case_slices(
         image: as for ``case_figure``.
         overlays: name of each overlay, and its class map (spatial). ``"truth"`` has the colours of truth, all others
             have those of predictions. ``"cells"`` numbers cells instead, section by section; they are filled.
+            ``"uncertainty"`` has levels, which are filled too; it is switched off at first, and left out where
+            nothing is uncertain.
         spacing_mm: as for ``case_figure``.
         slice_axis: as for ``case_figure``.
         affine: as for ``case_figure``.
@@ -62,8 +65,8 @@ def case_slices(
         ``aspect`` (width over height); ``slices`` (their number); ``start`` (the slice with the most truth, or
         otherwise with the most of all overlays, from 0); ``picture`` (data URI of all slices, row by row), its
         ``columns`` and ``tile`` (width and height of a slice in it); and ``overlays``, each with ``name``, ``style``
-        (``solid``, ``dashed`` or ``filled``) and ``classes``. Each of these has its ``class``, its ``colour`` and, by
-        slice, its ``paths``, in half pixels of the image.
+        (``solid``, ``dashed`` or ``filled``), ``hidden`` (whether it is switched off at first) and ``classes``. Each of
+        these has its ``class``, its ``colour`` and, by slice, its ``paths``, in half pixels of the image.
 
     Raises:
         ValueError: when the shapes do not match, or a class map contains fractions.
@@ -73,8 +76,12 @@ def case_slices(
     if CELLS in maps:
         cells = maps[CELLS]
         maps[CELLS] = np.stack([group_cells(cells[:, :, k]) for k in range(count)], axis=2)
+    doubt = maps.pop(UNCERTAINTY, None)
     boxes = {name: _box(classes) for name, classes in maps.items()}
     drawn, used = _drawn(maps, boxes, most_bytes // 2)
+    if doubt is not None and doubt.any():
+        found, more = _drawn({UNCERTAINTY: doubt}, {UNCERTAINTY: _box(doubt)}, most_bytes // 8)
+        drawn, used = drawn | found, used + more
     picture, tile, columns = _picture(pixels, max(1, (most_bytes - used - 500) * 3 // 4))
     return {
         "size": [width, height],
@@ -100,13 +107,14 @@ def share_of_page(total: int, cases: int, most: int) -> int:
 
 
 def _overlay(name: str, paths: Paths, has_truth: bool) -> dict[str, Any]:
-    colours = {TRUTH: TRUTH_COLOURS, CELLS: CELL_COLOURS}.get(name, PREDICTION_COLOURS)
-    style = "filled" if name == CELLS else "dashed" if has_truth and name != TRUTH else "solid"
+    own = {TRUTH: TRUTH_COLOURS, CELLS: CELL_COLOURS, UNCERTAINTY: UNCERTAINTY_COLOURS}
+    colours = own.get(name, PREDICTION_COLOURS)
+    style = "filled" if name in (CELLS, UNCERTAINTY) else "dashed" if has_truth and name != TRUTH else "solid"
     classes = [
         {"class": value, "colour": f"rgb{colours[(value - 1) % len(colours)]}", "paths": by_slice}
         for value, by_slice in paths.items()
     ]
-    return {"name": name, "style": style, "classes": classes}
+    return {"name": name, "style": style, "hidden": name == UNCERTAINTY, "classes": classes}
 
 
 def _largest(maps: Mapping[str, NDArray], boxes: Mapping[str, Box], count: int) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from segbundles.data.frames import VOID
 from segbundles.statistics import ProbabilityCounts
-from segbundles.transforms import displayed_case
+from segbundles.transforms import displayed_case, uncertainty_levels
 
 __all__ = [
     "CaseRecord",
@@ -161,6 +161,8 @@ def draw(
         slice_axis: axis across which a volume is cut into the slices that are shown.
         channel: channel to show; None shows three channels as colours, otherwise the first one.
 
+    Where the case has probabilities (``prob``), a layer of the slices shows where they are uncertain.
+
     Returns:
         ``figure`` and ``slices`` of a :class:`CaseRecord`: a JPEG picture, and the arguments of
         :func:`segbundles.report.case_slices`.
@@ -172,7 +174,11 @@ def draw(
 
     shown = displayed_case(item["image"], dict(zip(("truth", "prediction"), maps, strict=True)), channel, slice_axis)
     options = {key: value for key, value in shown.items() if key not in ("image", "overlays")}
-    return {"figure": case_figure(shown["image"], *shown["overlays"].values(), **options), "slices": shown}
+    figure = case_figure(shown["image"], *shown["overlays"].values(), **options)
+    if "prob" in item:
+        levels = {"uncertainty": uncertainty_levels(item["prob"])}
+        shown["overlays"] |= displayed_case(item["image"], levels, channel, slice_axis)["overlays"]
+    return {"figure": figure, "slices": shown}
 
 
 def sizes(

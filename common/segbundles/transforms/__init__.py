@@ -8,14 +8,16 @@ from .confidence import Confidenced, describe_image, foreground, spacing_mm
 from .crop import CropBoxd
 from .dicom_seg import SaveDicomSegd
 from .frames import FrameHeightd, MaskToClassd, RandCropByKnownClassesd
-from .io import SaveOutputd, SaveProbabilitiesd, SaveSegmentationd
+from .io import SaveOutputd, SaveProbabilitiesd, SaveSegmentationd, SaveUncertaintyd
 from .measure import MeasureCellsd, MeasureMaskd
+from .members import KeepOriginald, MemberInputsd
 from .padding import FillPaddingd
 from .pages import LoadPaged
 from .preview import Previewd, displayed_case
 from .resample import ResampleToSpacing, ResampleToSpacingd, resample
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd
 from .slices import NeighbourSlicesd, NormalizeSlicesd, ScaleSlicesd
+from .uncertainty import Uncertaintyd, uncertainty, uncertainty_levels
 from .watershed import GreyWatershedd, ProbabilityWatershedd, grey_watershed, probability_watershed
 
 __all__ = [
@@ -27,12 +29,14 @@ __all__ = [
     "FrameHeightd",
     "GreyWatershedd",
     "KeepLargestConnectedComponentd",
+    "KeepOriginald",
     "LabelToClassd",
     "LoadPaged",
     "LogitsToClassd",
     "MaskToClassd",
     "MeasureCellsd",
     "MeasureMaskd",
+    "MemberInputsd",
     "NeighbourSlicesd",
     "NormalizeSlicesd",
     "Previewd",
@@ -45,11 +49,13 @@ __all__ = [
     "SaveOutputd",
     "SaveProbabilitiesd",
     "SaveSegmentationd",
+    "SaveUncertaintyd",
     "ScaleSlicesd",
     "SetSpacingd",
     "SignedDistanceMap",
     "SignedDistanceMapd",
     "ToProbabilitiesd",
+    "Uncertaintyd",
     "describe_image",
     "displayed_case",
     "foreground",
@@ -58,4 +64,6 @@ __all__ = [
     "probability_watershed",
     "resample",
     "spacing_mm",
+    "uncertainty",
+    "uncertainty_levels",
 ]

@@ -42,6 +42,8 @@ class Confidenced(MapTransform):
         image_key: image that the network got (C, spatial).
         score: what is expected: ``dice`` of the foreground, or ``accuracy``, the share of pixels of the right class.
         facts: ``confidence`` of the facts of the weights; None if they have none.
+        image_channels: number of the image's first channels to judge; None for all. The inputs of further members of an
+            ensemble follow them.
         allow_missing_keys: as in MONAI.
 
     Raises:
@@ -55,6 +57,7 @@ class Confidenced(MapTransform):
         image_key: Hashable = "image",
         score: str = "dice",
         facts: Mapping[str, Any] | None = None,
+        image_channels: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -63,7 +66,7 @@ class Confidenced(MapTransform):
         if facts and facts["score"] != score:
             fail(f"score is {score}, but the confidence of the weights was calibrated for {facts['score']}.")
         self.prob_key, self.image_key = prob_key, image_key
-        self.score, self.facts = score, facts or None
+        self.score, self.facts, self.image_channels = score, facts or None, image_channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data with confidence and review."""
@@ -76,7 +79,7 @@ class Confidenced(MapTransform):
             counts = pixel_counts(probability, mask), pixel_counts(probability, ~mask)
             features = score_features(*counts, mask.size, shape["parts"], self.score, temperature)
             d["confidence"], d["confidence_low"] = confidence_of(features, self.facts or _UNCALIBRATED)
-            image = describe_image(d[self.image_key])
+            image = describe_image(d[self.image_key][: self.image_channels])
             why = reasons_to_review(shape, image, self.facts, d["confidence"], self.score)
             notes = notes_of(pred, d[self.image_key]).split("; ")
             d["review"] = "; ".join([*why, *(note for note in notes if note.startswith("locator "))])

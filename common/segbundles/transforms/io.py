@@ -20,7 +20,7 @@ from segbundles.files import atomic_path
 from segbundles.meta import file_name, pixel_sizes_nm, slice_files
 from segbundles.segments import Segment, segments_of
 
-__all__ = ["SaveOutputd", "SaveProbabilitiesd", "SaveSegmentationd"]
+__all__ = ["SaveOutputd", "SaveProbabilitiesd", "SaveSegmentationd", "SaveUncertaintyd"]
 
 SLICER = "seg.nrrd"
 _PNG_CHANNELS = 4
@@ -282,6 +282,44 @@ class SaveProbabilitiesd(SaveOutputd):
         if path.suffix == ".png":
             return _in_16_bits(array)
         return array[:, :, None] if file_suffix(path) in NIFTI and array.ndim == 3 else array
+
+
+class SaveUncertaintyd(SaveOutputd):
+    """Write the uncertainty, 0 to 1, on the grid of their images.
+
+    NIfTI, NRRD, MetaImage and TIFF give float32 files of the same format, and a DICOM series gives NIfTI. PNG, BMP and
+    JPEG give a grey PNG of 16 bits, where 65,535 is 1. Paths are those of :class:`SaveOutputd`.
+
+    Args:
+        keys: uncertainty, (1, spatial), see :class:`segbundles.transforms.Uncertaintyd`.
+        output_dir: folder to write to.
+        data_root_dir: folder (or single image) whose sub-folders are mirrored.
+        output_postfix: end of the stem.
+        allow_missing_keys: as in MONAI.
+
+    Raises:
+        ValueError: when the output cannot be written, or is not on the grid of its image.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "uncertainty",
+        output_dir: PathLike = "./",
+        data_root_dir: PathLike = "",
+        output_postfix: str = "uncertainty",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, output_dir, data_root_dir, output_postfix, allow_missing_keys=allow_missing_keys)
+
+    def _suffix(self, suffix: str, pages: bool) -> str:
+        return ".png" if suffix in PIL else ".tif" if suffix in TIFF else super()._suffix(suffix, pages)
+
+    def _values(self, output: np.ndarray) -> np.ndarray:
+        return output[:1].astype(np.float32, copy=False)
+
+    def _stored(self, values: np.ndarray, path: Path) -> np.ndarray:
+        array = values[0]
+        return np.rint(array * _PNG_LEVELS).astype(np.uint16) if path.suffix == ".png" else array
 
 
 def _format(source: Path) -> str:

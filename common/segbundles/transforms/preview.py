@@ -15,6 +15,8 @@ from monai.transforms import MapTransform
 from segbundles.errors import fail
 from segbundles.meta import file_name, spacing_of
 
+from .uncertainty import uncertainty_levels
+
 __all__ = ["Previewd", "displayed_case"]
 
 
@@ -72,6 +74,7 @@ class Previewd(MapTransform):
         label_keys: class map, (1, spatial), shown as outlines; None if there is none.
         cells_keys: label image (1, spatial) whose cells are numbered section by section, shown in colours; None if
             there is none.
+        prob_keys: probabilities (classes, spatial), of which a layer shows where they are uncertain; None shows none.
         channel: channel to show, the last one is -1; None shows three channels as colours, otherwise the first one.
         slice_axis: spatial axis across which a volume is cut into slices.
         allow_missing_keys: as in MONAI.
@@ -85,12 +88,14 @@ class Previewd(MapTransform):
         keys: KeysCollection = "image",
         label_keys: Hashable | None = "pred",
         cells_keys: Hashable | None = None,
+        prob_keys: Hashable | None = None,
         channel: int | None = None,
         slice_axis: int = -1,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.overlays = {"outlines": label_keys, "cells": cells_keys}
+        self.prob_keys = prob_keys
         self.channel = channel
         self.slice_axis = slice_axis
 
@@ -99,5 +104,7 @@ class Previewd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             overlays = {name: d[chosen][0] for name, chosen in self.overlays.items() if chosen is not None}
+            if self.prob_keys is not None:
+                overlays["uncertainty"] = uncertainty_levels(d[self.prob_keys])
             d["preview"] = displayed_case(d[key], overlays, self.channel, self.slice_axis)
         return d

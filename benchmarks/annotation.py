@@ -1,0 +1,181 @@
+"""Simulate annotation: does a model get better when a person labels the images first of which it is least certain?
+
+    python benchmarks/annotation.py brain_flair_unet data/lgg --out O [--epochs 36] [--seeds 0 1 2] [-- --amp true ...]
+    python benchmarks/annotation.py polyp_fcn8 --out O --quick
+
+A training starts with 2 labels drawn at random. Then a person labels as many more as there are, until 16: either those
+of which the model is the least certain, or others at random. Each model is trained anew, without validation, for
+`--epochs` at 16 labels and for as many steps with fewer, and scored on the validation split of DATA. A label is one
+patient (`brain_flair_unet`) or one frame; candidates are the training split. Confidence is the column `confidence` of
+metrics.csv, or without it the expected Dice of the mask, 2 sum(p in the mask) / (sum(p) + size of the mask).
+
+Results are kept in O/results.json, and a run that was stopped goes on where it was. Words after `--` are knobs of the
+training. `--quick` draws a small phantom and trains 2 epochs with 2 and 4 labels, to see that everything works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from segbundles.commands import find_bundle
+from segbundles.files import DATALIST_NAME, read_json, read_table, write_json
+from segbundles.phantoms.brain import make_phantom as make_brains
+from segbundles.phantoms.polyp import make_phantom as make_polyps
+
+UNIT = {"brain_flair_unet": "group", "polyp_fcn8": "case"}  # what a person labels at once
+STRATEGIES = ("least certain first", "random")
+
+
+def segbundles(log: Path, *words: object) -> None:
+    """Run the command; its output goes to a file, whose end is shown if it fails."""
+    with log.open("w", encoding="utf-8") as out:
+        command = [sys.executable, "-m", "segbundles", *map(str, words)]
+        if subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False).returncode:
+            sys.exit(f"{' '.join(command)}\nfailed; the end of {log}:\n{log.read_text(encoding='utf-8')[-2000:]}")
+
+
+class Simulation:
+    """One bundle, one data set, and everything that was computed so far.
+
+    Args:
+        bundle: name or folder of the bundle.
+        data: prepared data set.
+        out: folder of the results.
+        labels: numbers of labels to train with, ascending.
+        epochs: epochs of a training with the most labels.
+        knobs: further knobs, as words.
+    """
+
+    def __init__(self, bundle: str, data: Path, out: Path, labels: list[int], epochs: int, knobs: list[str]) -> None:
+        self.bundle, self.out, self.labels, self.epochs, self.knobs = bundle, out, labels, epochs, knobs
+        self.list = read_json(data / DATALIST_NAME)
+        self.unit = UNIT[find_bundle(bundle).name]
+        for split in ("training", "validation"):
+            for entry in self.list[split]:
+                entry |= {key: str((data / entry[key]).resolve()) for key in ("image", "label")}
+        self.pool = sorted({str(entry[self.unit]) for entry in self.list["training"]})
+        self.results: dict[str, dict[str, Any]] = {}
+        self.record = out / "results.json"
+        out.mkdir(parents=True, exist_ok=True)
+        self.settings = {"bundle": bundle, "epochs": epochs, "labels": labels, "knobs": knobs}
+        if self.record.is_file():
+            kept = read_json(self.record)
+            if kept["settings"] != self.settings:
+                sys.exit(f"{self.record} has other settings, {kept['settings']}: give another --out.")
+            self.results = kept["results"]
+
+    def run(self, seed: int, strategy: str) -> None:
+        """Label, train and score, step by step."""
+        random = np.random.default_rng(seed)
+        chosen = random.permutation(self.pool)[: self.labels[0]].tolist()
+        for number, following in zip(self.labels, [*self.labels[1:], None], strict=True):
+            first = number == self.labels[0]  # the same for both strategies
+            key = f"{'start' if first else strategy}, seed {seed}, {number} labels"
+            found = self.results.get(key)
+            certain = strategy == STRATEGIES[0] and following is not None
+            if found is None or found["labels"] != chosen or (certain and "confidence" not in found):
+                found = {"labels": chosen, **self._trained(seed, chosen, certain)}
+                self.results[key] = found
+                write_json(self.record, {"settings": self.settings, "results": self.results})
+                print(f"{key}: Dice {found['dice']:.4f}", flush=True)
+            if following is None:
+                return
+            left = [unit for unit in self.pool if unit not in chosen]
+            if certain:
+                left.sort(key=found["confidence"].__getitem__)
+            else:
+                left = random.permutation(left).tolist()
+            chosen = chosen + left[: following - number]
+
+    def _trained(self, seed: int, chosen: list[str], certain: bool) -> dict[str, Any]:
+        """Train with some labels; return the score and, if asked for, the confidence in all other images."""
+        work = self.out / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        data = work / "data"
+        data.mkdir(parents=True)
+        split: dict[str, list] = {"training": [], "validation": self.list["validation"], "testing": []}
+        for entry in self.list["training"]:
+            split["training" if str(entry[self.unit]) in chosen else "testing"].append(entry)
+        write_json(data / DATALIST_NAME, {**self.list, **split, "validation": []})
+        epochs = math.ceil(self.epochs * self.labels[-1] / len(chosen))
+        words = ["--seed", seed, "--max_epochs", epochs, "--lr_epochs", epochs, "--val_interval", epochs, *self.knobs]
+        segbundles(work / "train.txt", "train", self.bundle, data, work / "model", *words)
+        write_json(data / DATALIST_NAME, {**self.list, **split})
+        where = ("--ckpt_dir", work / "model" / "models")
+        segbundles(work / "evaluate.txt", "evaluate", self.bundle, data, work / "validation", *where)
+        found = {"dice": read_json(work / "validation" / "summary.json")["dice"]["mean"]}
+        if certain:
+            asked = ("--split", "testing", "--save_predictions", "true")
+            segbundles(work / "certain.txt", "evaluate", self.bundle, data, work / "pool", *where, *asked)
+            found["confidence"] = self._confidence(work / "pool")
+        shutil.rmtree(work)
+        return found
+
+    def _confidence(self, evaluation: Path) -> dict[str, float]:
+        """Return the confidence in each unit of an evaluation."""
+        rows = {row["case"]: row for row in read_table(evaluation / "metrics.csv")}
+        if all(row.get("confidence") for row in rows.values()):
+            return {row[self.unit]: float(row["confidence"]) for row in rows.values()}
+        found = {}
+        for path in (evaluation / "predictions").glob("*.npz"):
+            arrays = np.load(path)
+            mask, p = arrays["pred"][0] > 0, 1 - arrays["probability"][0].astype(np.float64)
+            both = p.sum() + mask.sum()
+            found[rows[unquote(path.stem)][self.unit]] = float(2 * p[mask].sum() / both) if both else 1.0
+        return found
+
+    def table(self, seeds: list[int]) -> str:
+        """Return the scores as Markdown: mean and deviation of the seeds."""
+        lines = ["| labels | " + " | ".join(STRATEGIES) + " | difference, per seed |", "|---" * 4 + "|"]
+        for number in self.labels:
+            names = ["start"] * 2 if number == self.labels[0] else STRATEGIES
+            dice = [[self.results[f"{name}, seed {seed}, {number} labels"]["dice"] for seed in seeds] for name in names]
+            cells = [f"{fmean(one):.3f}" + (f" (sd {stdev(one):.3f})" if len(one) > 1 else "") for one in dice]
+            gains = ", ".join(f"{a - b:+.3f}" for a, b in zip(*dice, strict=True))
+            lines.append(f"| {number} | {' | '.join(cells)} | {gains} |")
+        return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the command line."""
+    words = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", choices=list(UNIT))
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--labels", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--epochs", type=int, default=36)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args(sys.argv[1 : len(sys.argv) - len(words) - bool(words)])
+    if options.quick:
+        options.data, options.labels, options.epochs, options.seeds = options.out / "phantom", [2, 4], 2, [0]
+        if not (options.data / DATALIST_NAME).is_file():
+            make = {"brain_flair_unet": (make_brains, 12, 0, (32, 32), 6), "polyp_fcn8": (make_polyps, 10, 4)}
+            function, *arguments = make[options.bundle]
+            function(options.data, *arguments)
+        args = read_json(find_bundle(options.bundle) / "configs" / "args_quickstart.json")
+        short = {key: value for key, value in args.items() if not key.endswith(("_", "_epochs", "_interval"))}
+        words = [word for key, value in short.items() for word in (f"--{key}", json.dumps(value))] + words
+    if options.data is None:
+        parser.error("give the folder of a prepared data set, or --quick")
+    simulation = Simulation(options.bundle, options.data, options.out, options.labels, options.epochs, words)
+    for seed in options.seeds:
+        for strategy in STRATEGIES:
+            simulation.run(seed, strategy)
+    print(simulation.table(options.seeds))
+
+
+if __name__ == "__main__":
+    main()
