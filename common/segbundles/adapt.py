@@ -350,14 +350,15 @@ def adapt(
     """
     kind, machine = Kind.of(str(bundle)), machine or measure()
     cases = read_cases(kind, dataset_dir, track)
-    plans = [Plan(kind.bundle, "train.json", machine)]
+    configs = [name for name in ("train.json", "train_locator.json") if (kind.bundle / "configs" / name).is_file()]
+    plans = [Plan(kind.bundle, name, machine) for name in configs]
     if kind.name != SECTIONS:
         reason = f"the list names {cases.num_classes} classes, background included"
-        plans[0].choose("num_classes", cases.num_classes, reason)
+        for plan in plans:
+            plan.choose("num_classes", cases.num_classes, reason)
     rule = {VOLUMES: plan_volumes, STACKS: plan_slices, SECTIONS: plan_sections, FRAMES: plan_frames}[kind.name]
     rule(plans[0], cases)
-    if (kind.bundle / "configs" / "train_locator.json").is_file():
-        plans.append(Plan(kind.bundle, "train_locator.json", machine))
+    if len(plans) > 1:
         plan_locator(plans[1], cases)
         if "locator_spacing_mm" in plans[1].chosen:  # inference and training by boxes of the locator need it too
             plans[0].choose(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from functools import wraps
@@ -78,7 +81,9 @@ def show_reason_last() -> None:
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     if spec is None or spec.name != "monai.bundle.__main__" or isinstance(sys.excepthook, _ReasonLast):
         return
-    sys.excepthook = _ReasonLast(sys.excepthook)
+    hook = _ReasonLast(sys.excepthook)
+    sys.excepthook = hook
+    atexit.register(hook.leave)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr):
             # the last line says it
@@ -88,6 +93,7 @@ def show_reason_last() -> None:
 class _ReasonLast:
     def __init__(self, before: Callable) -> None:
         self.before = before
+        self.refused = False
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         refusal = refusal_in(error)
@@ -105,3 +111,12 @@ class _ReasonLast:
         sys.stdout.flush()
         where = f" (traceback: {log})" if log else ""
         print(f"ERROR: {refusal}{where}", file=sys.stderr)
+        self.refused = True
+
+    def leave(self) -> None:
+        """End the process before the interpreter does: threads that still read images in C++ code would abort it."""
+        if self.refused and sys.excepthook is self and threading.active_count() > 1:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
