@@ -121,11 +121,11 @@ class TestVolumes:
         plan = Plan(BUNDLES / "left_atrium_vnet", "train_locator.json", CPU)
         plan_locator(plan, cases((120, 120, 60), (1.0, 1.0, 2.0), (24.0, 20.0, 18.0)))
         assert plan.chosen["locator_spacing_mm"] == [2.25, 2.25, 2.25]
-        assert "patch_size" not in plan.chosen  # 80 x 80 x 32 covers half of the volume, 54 x 54 x 54
+        assert "locator_patch_size" not in plan.chosen  # 80 x 80 x 32 covers half of the volume, 54 x 54 x 54
         plan = Plan(BUNDLES / "left_atrium_vnet", "train_locator.json", CPU)
         plan_locator(plan, cases((120, 120, 60), (1.0, 1.0, 2.0), (12.0, 12.0, 12.0)))
         assert plan.chosen["locator_spacing_mm"] == [1.65, 1.65, 1.65]  # 1.5 mm, coarser because volumes would be large
-        assert sorted(plan.chosen["patch_size"]) == [48, 64, 64]
+        assert sorted(plan.chosen["locator_patch_size"]) == [48, 64, 64]
 
     def test_without_a_foreground(self):
         with pytest.raises(ValueError, match="no training case has a spacing and a foreground"):

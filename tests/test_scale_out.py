@@ -322,7 +322,7 @@ class Scene:
             "lr_epochs": 1,
             "val_interval": 1,
         }
-        locator |= {"locator_base_channels": 2, "locator_spacing_mm": [8.0] * 3, "patch_size": [32, 32, 16]}
+        locator |= {"locator_base_channels": 2, "locator_spacing_mm": [8.0] * 3, "locator_patch_size": [32, 32, 16]}
         locator |= {"output_dir": str(folder / "locator"), "ckpt_dir": str(folder / "locator")}
         locator["dataset_dir"] = str(folder / atrium.name / "data")
         self._add("locator", atrium, "training", ["train_locator.json", "multi_gpu_train.json"], **locator)

@@ -191,12 +191,14 @@ class Plan:
         machine: device and memory.
 
     Attributes:
+        patch_name: the knob for the size of a training patch.
         chosen: value by knob.
         reasons: a sentence by knob, also of those that stay as they are.
     """
 
     def __init__(self, bundle: Path, config: str, machine: Machine) -> None:
         self.config = config
+        self.patch_name = "locator_patch_size" if config == "train_locator.json" else "patch_size"
         self.machine = machine
         self.chosen: dict[str, Any] = {}
         self.reasons: dict[str, str] = {}
@@ -241,7 +243,7 @@ class Plan:
         Args:
             step: factor by which the network divides its input.
         """
-        parser, patch = self._parsed(self.chosen), self.knob("patch_size")
+        parser, patch = self._parsed(self.chosen), self.knob(self.patch_name)
         network = parser.get_parsed_content("network_def").train()
         channels = parser.get_parsed_content("network_def::in_channels")
         self.bytes_each = _OVERHEAD * per_voxel_bytes(network, channels, [2 * step] * len(patch))
@@ -263,7 +265,7 @@ class Plan:
             what: what the median image is, for the reason.
             shape: see `fit`.
         """
-        usual, batch = self.knob("patch_size"), self.knob("batch_size")
+        usual, batch = self.knob(self.patch_name), self.knob("batch_size")
         whole = [up(n, step) for n in median]
         keep = (
             batch >= least
@@ -271,7 +273,8 @@ class Plan:
             and (batch == 1 or math.prod(usual) <= 2 * math.prod(whole))  # patches of a batch are padded to one size
             and 2 * math.prod(min(p, w) for p, w in zip(usual, whole, strict=True)) >= math.prod(whole)
         )
-        patch = self.choose("patch_size", fit(median, most / least, step, **shape), f"{what} is {text(median)}", keep)
+        patch = fit(median, most / least, step, **shape)
+        patch = self.choose(self.patch_name, patch, f"{what} is {text(median)}", keep)
         room, before = max(int(most / math.prod(patch)), 1), batch
         batch = self.choose("batch_size", min(room, max(batch, least)), "", keep)
         if batch > before:
