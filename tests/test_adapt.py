@@ -138,8 +138,8 @@ class TestPictures:
         [
             ((256, 256), {}),
             ((64, 80), {"depth": 5, "patch_size": [64, 80], "window_size": [64, 80]}),
-            # half of a slice is not covered by the bundle's patches; four of these cost what 16 of the bundle's do
-            ((512, 512), {"patch_size": [384, 384], "batch_size": 4, "window_size": [384, 384]}),
+            # half of a slice is not covered by the bundle's patches; four of these cost what 8 of the bundle's do
+            ((512, 512), {"patch_size": [256, 288], "batch_size": 4, "window_size": [256, 288]}),
         ],
     )
     def test_slices(self, size, expected):
