@@ -236,7 +236,14 @@ class TestDraws:
         assert image.shape[1:] == (3, 32, 32)
 
     def test_without_augmentation_a_crop_is_a_part_of_its_frame(self, phantom: Path) -> None:
-        chances = ("rotate_degrees", "shear_degrees", "flip_probability", "colour_fraction", "gamma_fraction")
+        chances = (
+            "rotate_degrees",
+            "shear_degrees",
+            "flip_probability",
+            "colour_fraction",
+            "colour_exchange_probability",
+            "gamma_fraction",
+        )
         off = {**dict.fromkeys(chances, 0.0), "zoom_range": [1.0, 1.0], "patch_size": list(SIZE), "batch_size": 1}
         image, label = self.crops(phantom, epochs=1, **off)
         entries = json.loads((phantom / "datalist.json").read_text())["training"]

@@ -3,6 +3,7 @@
 from .channels import FillChannelsd, RandFillChannelsd
 from .check import CheckImaged, LabelToClassd, SetSpacingd
 from .classmap import LogitsToClassd, ToProbabilitiesd
+from .colour import RandColourExchanged
 from .component import KeepLargestConnectedComponentd, largest_component
 from .confidence import Confidenced, describe_image, foreground, spacing_mm
 from .crop import CropBoxd
@@ -41,6 +42,7 @@ __all__ = [
     "NormalizeSlicesd",
     "Previewd",
     "ProbabilityWatershedd",
+    "RandColourExchanged",
     "RandCropByKnownClassesd",
     "RandFillChannelsd",
     "ResampleToSpacing",
