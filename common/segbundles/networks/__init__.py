@@ -1,6 +1,7 @@
 """Networks that MONAI does not have, and loading weights into any network."""
 
 from .bam import BAM
+from .engine import use_engine
 from .exported import load_exported
 from .fcn import VGG16FCN
 from .valid_unet import ValidUNet
@@ -20,4 +21,5 @@ __all__ = [
     "load_weights",
     "read_weights",
     "require_weights",
+    "use_engine",
 ]
