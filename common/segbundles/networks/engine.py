@@ -55,8 +55,8 @@ def use_engine(network: nn.Module, engine: str, weights: PathLike | Sequence[Pat
         return network
     if engine not in ENGINES:
         fail(f"engine must be torch or {', '.join(ENGINES)}, got {engine!r}.")
-    if find_spec(engine) is None:
-        fail(f"engine {engine} is not installed: `pip install {engine}`, or set engine to torch.")
+    if missing := [name for name in (engine, "onnx") if find_spec(name) is None]:
+        fail(f"engine {engine} needs more packages: `pip install {' '.join(missing)}`, or set engine to torch.")
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     if device.type != "cpu":
         fail(f"engine {engine} runs on the processor, but device is {device}: set device to cpu, or engine to torch.")
