@@ -116,7 +116,9 @@ def view_variants(root: Path) -> list[Variant]:
     config = ConfigParser.load_config_file(root / "configs" / "evaluate.json")
     axes = [[], [0], [0, 1]]
     turns = {"quarter_turns": False} if "quarter_turns" in config else {}
-    variants = [Variant(f"{2 ** len(a)} views: mirror_axes {a}", {"mirror_axes": a, **turns}) for a in axes]
+    variants = [
+        Variant(f"{2 ** len(a)} view{'s' * bool(a)}: mirror_axes {a}", {"mirror_axes": a, **turns}) for a in axes
+    ]
     if turns:
         return [*variants, Variant("8 views: and quarter turns", {"mirror_axes": axes[-1], "quarter_turns": True})]
     volumes = "LocatorCropInferer" in (root / "configs" / "evaluate.json").read_text(encoding="utf-8")
@@ -134,7 +136,7 @@ def scores(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("bundle")
     parser.add_argument("data", help="folder with a datalist.json")
     parser.add_argument("--split", default="validation")
