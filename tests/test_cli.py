@@ -206,3 +206,15 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "prepare" in done.stdout
+
+
+def test_a_run_imports_only_what_it_uses():
+    code = (
+        "import sys, torch, monai.bundle\nbefore = set(sys.modules)\n"
+        "import segbundles.bundle, segbundles.data, segbundles.engines, segbundles.handlers, segbundles.inferers\n"
+        "import segbundles.networks, segbundles.threads, segbundles.transforms\n"
+        "late = {'SimpleITK', 'highdicom', 'matplotlib', 'tensorboard', 'pandas', 'typer', 'rich', 'openvino'}\n"
+        "late &= set(sys.modules) - before\nsys.exit(f'imported {late}' if late else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -58,6 +58,7 @@ MARKED = [
     ("docs/scale_out.md", "srun", "needs Slurm"),
     ("docs/security.md", "pip", "needs a network"),
     ("docs/share.md", "", "tests/test_packing.py"),
+    ("docs/speed.md", "", "needs OpenVINO and data: tests/networks/test_engine.py"),
     ("docs/tracking.md", "tensorboard", "starts a server"),
     ("docs/tracking.md", "pip install", "needs a network"),
     ("docs/tracking.md", "python -m monai.bundle", "needs MLflow, see tests/test_tracking.py"),

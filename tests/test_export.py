@@ -213,6 +213,17 @@ def knobs(output_dir: str) -> dict[str, Any]:
     return json.loads((Path(output_dir) / "inferring.config.json").read_text())["knobs"]
 
 
+def test_openvino_gives_the_masks_of_torch(bundle: TinyBundle, here: Path) -> None:
+    pytest.importorskip("openvino")
+    root = bundle.make(here).relative_to(here)
+    for file, net_id in bundle.networks:
+        bundle.make_weights(root, net_id, root / "models" / f"{file}.pt", **FACTS[bundle.name][file])
+    bundle.write_image(here / "scans")
+    expected = infer(root, "torch")
+    assert_same(infer(root, "openvino", engine="openvino"), expected)
+    assert len(list((root / "models").glob("model.*.onnx"))) == 1
+
+
 @pytest.mark.parametrize("kind", ["pt2", "ts"])
 def test_exported_networks_give_the_masks_of_the_weights_with_the_same_facts(
     kind: str, bundle: TinyBundle, here: Path, caplog: pytest.LogCaptureFixture
