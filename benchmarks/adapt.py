@@ -53,7 +53,7 @@ def make_three_classes(out: Path) -> None:
             path = out / entry["label"]
             image = sitk.ReadImage(str(path))
             label = (sitk.GetArrayFromImage(image) > 0).astype(np.uint8)
-            label[:, :, int(np.argwhere(label)[:, 2].mean()) :] *= 2
+            label[int(np.argwhere(label)[:, 0].mean()) :] *= 2  # along z, which no training mirrors
             cut = sitk.GetImageFromArray(label)
             cut.CopyInformation(image)
             sitk.WriteImage(cut, str(path), useCompression=True)

@@ -100,9 +100,13 @@ class TestVolumes:
         assert plan.chosen == {"patch_size": [96, 96, 96], "batch_size": 2, "max_epochs": 120, "lr_epochs": 120}
 
     def test_other_spacing_and_small_objects(self):
-        plan = self.plan(cases((120, 120, 60), (1.0, 1.0, 2.0), (24.0, 20.0, 18.0)))
-        assert plan.chosen["network_spacing_mm"] == [1.0, 1.0, 2.0]
+        plan = self.plan(cases((120, 120, 40), (1.0, 1.0, 3.0), (24.0, 20.0, 18.0)))
+        assert plan.chosen["network_spacing_mm"] == [1.0, 1.0, 3.0]
         assert (plan.chosen["min_size_mm"], plan.chosen["max_size_mm"]) == (5.0, 50.0)
+
+    def test_a_spacing_of_the_bundle_that_is_somewhat_finer_stays(self):
+        plan = self.plan(cases((120, 120, 60), (1.5, 1.5, 2.0), (60.0, 60.0, 60.0)))
+        assert "network_spacing_mm" not in plan.chosen
 
     def test_little_memory_means_a_coarser_spacing(self):
         found, gib = cases((600, 600, 600), (0.5, 0.5, 0.5), (110.0, 110.0, 110.0)), 2.5
@@ -176,7 +180,7 @@ def three_classes(folder: Path, cases: int = 4) -> None:
         label[x : x + 16, y : y + 16, 4:12], label[x + 4 : x + 12, y + 4 : y + 12, 6:10] = 1, 2
         image = (40 * label + rng.normal(100, 5, label.shape)).astype(np.int16)
         for name, array in (("image", image), ("label", label)):
-            save(folder / f"{number}_{name}.nii.gz", array, np.diag([1.0, 1.0, 2.0, 1.0]))
+            save(folder / f"{number}_{name}.nii.gz", array, np.diag([1.0, 1.0, 3.0, 1.0]))
         entries.append({"image": f"{number}_image.nii.gz", "label": f"{number}_label.nii.gz", "group": str(number)})
     content = {
         "labels": {"0": "background", "1": "wall", "2": "core"},

@@ -133,7 +133,7 @@ def test_an_evaluation_is_taken_over(bundle, tmp_path, monkeypatch):
     card = (bundle / "docs/README.md").read_text()
     row = "| [v](figures/v.csv) | set, validation | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 |"
     assert f"{row} 0.750 (0.600 to 0.800) | 0.010 | 1 |\n" in card
-    assert "    segbundles evaluate B D O --mirror_axes '[]'    # v\n" in card
+    assert '    segbundles evaluate "$B" "$D" "$O" --mirror_axes \'[]\'    # v\n' in card
     assert "those of epoch 4 of 5" in card
     assert "Dice <!-- cards: value crossvalidation@s v : dice worst -->0.500<!-- /cards -->." in card
     assert "Cross-validation" not in card
@@ -158,7 +158,7 @@ def test_a_crossvalidation_is_taken_over_and_other_weights_are_dropped(bundle, t
     assert "one: v was of other weights, deleted" in capsys.readouterr().out
     card = (bundle / "docs/README.md").read_text()
     assert "Shipped weights" not in card
-    assert "    segbundles crossvalidate B D O --folds 3 --mirror_axes '[]'\n" in card
+    assert '    segbundles crossvalidate "$B" "$D" "$O" --folds 3 --mirror_axes \'[]\'\n' in card
     for name in ("s", "fold 0"):
         row = f"| {name} | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 | 0.700 (0.600 to 0.800) |"
         assert row in card, name

@@ -44,7 +44,6 @@ MARKED = [
     ("docs/add_a_bundle.md", "", "tests/test_add_a_bundle.py"),
     ("docs/benchmarks.md", "", "tests/test_cards.py"),
     ("docs/confidence.md", "segbundles", "tests/test_calibration.py, tests/test_crossvalidation.py"),
-    ("docs/confidence.md", "python benchmarks", "needs samples of the data sets"),
     ("docs/evaluation.md", "", "tests/test_crossvalidation.py, tests/test_comparison.py, tests/bundles"),
     ("docs/export.md", "", "tests/test_export.py"),
     ("docs/federated.md", "pip install", "needs a network"),

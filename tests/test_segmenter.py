@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,11 @@ def test_an_array_or_a_path_gives_what_its_file_gives(bundle: TinyBundle, tmp_pa
     np.testing.assert_array_equal(image, before)
     stem = bundle.file.split(".")[0]
     names = {"pred": f"{stem}_seg.*", "cells": f"{stem}_cells.tif"}
+    (row,) = csv.DictReader((tmp_path / "out" / "inference.csv").read_text().splitlines())
     (measured,) = json.loads((tmp_path / "out" / "measurements.json").read_text())["images"]
     for result in (found, by_path):
+        assert result.pop("confidence") == pytest.approx(float(row["confidence"]), abs=1e-5)
+        assert (result.pop("confidence_low"), result.pop("review")) == (None, row["review"])
         mine, written = columns(result.pop("measurements")), columns(measured)
         assert mine == {
             key: value if isinstance(value, str) else pytest.approx(value)

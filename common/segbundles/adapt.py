@@ -33,6 +33,7 @@ _MOST_GIB = 8.0  # as nnU-Net: larger patches than fit into this hardly help
 _OVERHEAD = 1.3  # gradients of activations, workspaces
 _ADAM = 16  # bytes per parameter: weight, gradient and two moments
 _NEAR = 1.25  # factor by which a spacing or a limit may be off
+_FINER = 2.0  # factor by which the bundle's spacing may be finer than the files': see benchmarks/adapt.py
 _THICK = 3.0  # slices are thick if they are so many times as thick as a pixel is wide
 _SMALLEST_COVER = 0.25  # of the median image that a patch covers; below it the spacing is coarsened
 _DEEPEST = 4  # pixels of the smallest feature map
@@ -407,7 +408,7 @@ def plan_volumes(plan: Plan, cases: Cases) -> None:
     reason = f"median spacing of the training cases, {text(exact, 'mm')}"
     if (spacing != exact).any():
         reason += "; coarser, so that a patch that fits covers a quarter of the crop around the object"
-    near = usual is None or all(1 / _NEAR <= a / b <= _NEAR for a, b in zip(spacing, usual, strict=True))
+    near = usual is None or all(1 / _NEAR <= a / b <= _FINER for a, b in zip(spacing, usual, strict=True))
     spacing = plan.choose("network_spacing_mm", [round(float(value), 2) for value in spacing], reason, near)
     spacing = np.array(exact if spacing is None else spacing)
 

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
@@ -155,13 +156,13 @@ def _dataset(root: Path, evaluation: Path) -> Any:
 
 
 def _read_case(path: Path, item: Mapping[str, Any], fold: int, score: str) -> Case:
-    from segbundles.transforms import describe_image, spacing_mm
+    from segbundles.transforms import describe_image, foreground, spacing_mm
 
     with np.load(path) as kept:
         if "probability" not in kept:
             fail(f"{path} has no probabilities: evaluate again with --save_predictions true.")
         label, mask, probability = kept["label"][0], kept["pred"][0] > 0, kept["probability"]
-    p = (probability[1] if len(probability) == 2 else 1 - probability[0]).astype(np.float32).clip(0, 1)
+    p = foreground(torch.as_tensor(probability).float())
     counted, spacing = label != VOID, spacing_mm(item["image"])
     truth = (label > 0) & counted
     inside, outside = (pixel_counts(p, part & counted) for part in (mask, ~mask))

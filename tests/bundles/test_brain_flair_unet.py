@@ -281,7 +281,7 @@ class TestConfigs:
         assert train["validate"]["inferer"]["enabled"] == infer["member_inferer"]["enabled"]
         scored, written = (c["transforms"] for c in (evaluate["validate::postprocessing"], infer["postprocessing"]))
         assert scored[0] == {key: value for key, value in written[0].items() if key != "_disabled_"}
-        assert scored[1:] == written[1:3]
+        assert scored[1:] == written[1:4]
         data_format = config("metadata.json")["network_data_format"]
         assert data_format["inputs"]["image"]["spatial_shape"] == train["window_size"]
         assert (train["network_def"]["in_channels"], train["context_slices"]) == ("$3 * (2 * @context_slices + 1)", 0)

@@ -511,7 +511,7 @@ class TestConfigs:
         """MONAI Label removes SaveImaged, and saves the result of the other steps."""
         parser = ConfigParser()
         parser.read_config(str(CONFIGS / "inference.json"))
-        parser["preview"] = False  # it needs the image too
+        parser["preview"] = parser["confidence"] = False  # they need the image too
         steps = [t for t in parser.get_parsed_content("postprocessing").transforms if not isinstance(t, SaveImaged)]
         ramp = torch.linspace(-1, 1, 64 * 48).reshape(64, 48)
         pred = Compose(steps)({"pred": MetaTensor(torch.stack([torch.zeros(64, 48), ramp]))})["pred"]

@@ -232,7 +232,7 @@ def test_heading_settings_versions_and_notes(tmp_path):
 
 def test_metric_of_no_row_is_in_the_summary_only(tmp_path):
     page = write(tmp_path, summary={"pooled_jaccard": {"mean": 0.684, "n": 4, "counted": "frames"}, **SUMMARY})
-    assert "pooled jaccard ↑ 0.684 — — — 4 frames" in " ".join(page.all("table")[0][2].split())
+    assert "Jaccard (IoU), pooled over all pixels ↑ 0.684 — — — 4 frames" in " ".join(page.all("table")[0][2].split())
     assert len(page.all("figure")) == 2
     assert [row[0] for row in cells(page)] == WORST_FIRST
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import zipfile
 from pathlib import Path
 
 import torch
@@ -96,7 +97,7 @@ def load_exported(
         logger.warning(f"{file.stem}.pt is not beside {file}: knobs that are facts of it are taken from the config.")
     try:
         return _read_program(file, device) if is_program else torch.jit.load(file, map_location=device).eval()
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         kind = "an exported program" if is_program else "TorchScript"
         fail(f"{file} cannot be read as {kind} ({type(error).__name__}); {export}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ from segbundles.errors import fail
 from segbundles.meta import has_spacing, notes_of, spacing_of
 
 __all__ = ["Confidenced", "describe_image", "foreground", "spacing_mm"]
+
+logger = logging.getLogger("segbundles")
 
 _UNCALIBRATED = {"intercept": 0.0, "coefficients": {"expected": 1.0}, "margin": None}
 
@@ -65,6 +68,8 @@ class Confidenced(MapTransform):
             fail(f"score must be one of {', '.join(SCORES)}, got {score!r}.")
         if facts and facts["score"] != score:
             fail(f"score is {score}, but the confidence of the weights was calibrated for {facts['score']}.")
+        if not facts:
+            logger.info("The confidence of these weights is not calibrated, and probably too high: docs/confidence.md.")
         self.prob_key, self.image_key = prob_key, image_key
         self.score, self.facts, self.image_channels = score, facts or None, image_channels
 
