@@ -4,7 +4,14 @@ from .base import file_stem, file_suffix
 from .cases import Datalist, FolderImages, image_root, list_images
 from .dicom import DicomReader, is_dicom_slice
 from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
-from .loader import Failure, SharedDataLoader, TolerantDataLoader, validation_sampler
+from .loader import (
+    Failure,
+    SharedDataLoader,
+    TolerantDataLoader,
+    TrainingDataLoader,
+    validation_sampler,
+    worker_count,
+)
 from .pictures import PictureReader, TiffReader
 from .readers import StackReader, SuffixReader
 from .samplers import BalancedSampler
@@ -35,6 +42,7 @@ __all__ = [
     "TiffReader",
     "TiffWriter",
     "TolerantDataLoader",
+    "TrainingDataLoader",
     "file_stem",
     "file_suffix",
     "image_root",
@@ -47,4 +55,5 @@ __all__ = [
     "read_segments",
     "slice_sampler",
     "validation_sampler",
+    "worker_count",
 ]
