@@ -6,13 +6,14 @@ from .dicom import DicomReader, is_dicom_slice
 from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
 from .loader import (
     Failure,
+    LargeImage,
     SharedDataLoader,
     TolerantDataLoader,
     TrainingDataLoader,
     validation_sampler,
     worker_count,
 )
-from .pictures import PictureReader, TiffReader
+from .pictures import PictureReader, TiffReader, picture_shape
 from .readers import StackReader, SuffixReader
 from .samplers import BalancedSampler
 from .segments import read_segments
@@ -28,6 +29,7 @@ __all__ = [
     "Failure",
     "FolderImages",
     "FrameReader",
+    "LargeImage",
     "MaskReader",
     "NiftiReader",
     "PictureReader",
@@ -50,6 +52,7 @@ __all__ = [
     "lesion_weights",
     "list_images",
     "mask_classes",
+    "picture_shape",
     "read_frame",
     "read_mask",
     "read_segments",

@@ -24,6 +24,7 @@ from segbundles.meta import DEFAULTS, add_note
 
 __all__ = [
     "Failure",
+    "LargeImage",
     "SharedDataLoader",
     "TolerantDataLoader",
     "TrainingDataLoader",
@@ -32,6 +33,17 @@ __all__ = [
 ]
 
 _MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class LargeImage:
+    """An image that is too large to be loaded.
+
+    Args:
+        files: path of the image.
+    """
+
+    files: list[str]
 
 
 @dataclass(frozen=True)
@@ -50,13 +62,16 @@ class Failure:
 class _Guarded(torch.utils.data.Dataset):
     """Items and failures of each entry: one item, or several if the slices of a stack do not fit each other."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, is_large: Callable[[Sequence[str]], bool] | None = None) -> None:
         self.dataset = dataset
+        self.is_large = is_large
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> list[Any]:
+        if self.is_large is not None and self.is_large(files := _reported(self.dataset.data[index])):
+            return [LargeImage(files)]
         try:
             return [self.dataset[index]]
         except Exception as error:
@@ -164,6 +179,8 @@ class TolerantDataLoader:
     Attributes:
         skip: called with the files of each image of this process before any is read; an image for which it returns
             True is left out. None reads all.
+        is_large: called with the files of each image; an image for which it returns True is not read, and given as
+            :class:`LargeImage`. None reads all.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int = 1, num_workers: int = 0) -> None:
@@ -171,6 +188,7 @@ class TolerantDataLoader:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.skip: Callable[[Sequence[str]], bool] | None = None
+        self.is_large: Callable[[Sequence[str]], bool] | None = None
 
     def _chosen(self) -> list[int]:
         mine = share(len(self.dataset))
@@ -180,7 +198,7 @@ class TolerantDataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(
-            _Guarded(self.dataset),
+            _Guarded(self.dataset, self.is_large),
             batch_size=1,
             sampler=self._chosen(),
             num_workers=self.num_workers,
@@ -189,7 +207,7 @@ class TolerantDataLoader:
         waiting: list[list[Any]] = []  # images that may share a batch, the longest waiting first
         for [items] in loader:
             for item in items:
-                if isinstance(item, Failure):
+                if isinstance(item, Failure | LargeImage):
                     yield item
                     continue
                 batch = next((batch for batch in waiting if _alike(item, batch[0])), None)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from .autocast import AutocastInferer
 from .frame import FrameInferer
+from .large import LargeImages
 from .locator_crop import LocatorCropInferer
 from .mirror import MirrorInferer
 from .scale import ScaleInferer
 from .tiles import TileInferer
 
-__all__ = ["AutocastInferer", "FrameInferer", "LocatorCropInferer", "MirrorInferer", "ScaleInferer", "TileInferer"]
+__all__ = [
+    "AutocastInferer",
+    "FrameInferer",
+    "LargeImages",
+    "LocatorCropInferer",
+    "MirrorInferer",
+    "ScaleInferer",
+    "TileInferer",
+]
