@@ -17,6 +17,7 @@ import torch
 from monai.config import PathLike
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.inferers import Inferer
+from monai.networks.utils import eval_mode
 from monai.transforms import Compose, LoadImaged
 from monai.utils import CommonKeys as Keys
 from monai.utils import MetaKeys
@@ -26,7 +27,7 @@ from scipy.sparse.csgraph import connected_components
 from segbundles.data import StackReader, picture_shape
 from segbundles.errors import fail
 from segbundles.measurements import CellTotals
-from segbundles.meta import add_note, join_notes, notes_of, set_levels
+from segbundles.meta import add_note, join_notes, notes_of, set_levels, set_slice_files
 from segbundles.transforms import (
     CheckImaged,
     MeasureCellsd,
@@ -38,7 +39,7 @@ from segbundles.transforms import (
 
 __all__ = ["LargeImages"]
 
-_SHOWN_PIXELS = 2**23  # of all pages, in the preview and in the estimate of grey levels
+_SHOWN_PIXELS = 2**21  # of all pages, in the preview and in the estimate of grey levels
 _SEAM = 16  # pixels beside a seam in which the cells of two blocks are compared
 
 
@@ -122,7 +123,6 @@ class LargeImages:
         shape = picture_shape(files[0])
         return shape is not None and math.prod(shape) > self.block_pixels**2
 
-    @torch.no_grad()
     def __call__(self, file: PathLike) -> dict[str, Any]:
         """Segment an image and write its results.
 
@@ -136,8 +136,7 @@ class LargeImages:
         Raises:
             ValueError: when the image cannot be read or segmented.
         """
-        self.network.eval()
-        with tempfile.TemporaryDirectory(prefix=".blocks_", dir=self._folder()) as folder:
+        with eval_mode(self.network), tempfile.TemporaryDirectory(prefix=".blocks_", dir=self._folder()) as folder:
             return _Run(self, Path(file), Path(folder)).finish()
 
     def _folder(self) -> Path | None:
@@ -195,6 +194,8 @@ class _Run:
             whole = self.pages * math.prod(array.shape[:2])
             self.step = max(1, math.ceil(math.sqrt(whole / _SHOWN_PIXELS)))
             self.meta = meta
+            if self.pages > 1:
+                set_slice_files(meta, [])  # one file, although its pages are read alone
         elif array.shape[:2] != tuple(self.meta[MetaKeys.SPATIAL_SHAPE][:2]):
             fail(f"page {number + 1} of {self.file} has another size than the first: give each size its own file.")
         size = array.shape[:2]
