@@ -27,7 +27,7 @@ from scipy.sparse.csgraph import connected_components
 from segbundles.data import StackReader, picture_shape
 from segbundles.errors import fail
 from segbundles.measurements import CellTotals
-from segbundles.meta import add_note, join_notes, notes_of, set_levels, set_slice_files
+from segbundles.meta import FILE, add_note, notes_of, set_levels, set_slice_files
 from segbundles.transforms import (
     CheckImaged,
     MeasureCellsd,
@@ -234,7 +234,7 @@ class _Run:
         """Return what ``LoadImaged`` would return of a part of the image."""
         values = np.ascontiguousarray(array, dtype=np.float32)
         kept = {key: copy.copy(meta[key]) for key in meta if key not in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE)}
-        kept |= {"filename_or_obj": str(self.file), MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:3])}
+        kept |= {FILE: str(self.file), MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:3])}
         return MetaTensor(torch.from_numpy(values), affine=torch.as_tensor(meta[MetaKeys.AFFINE]), meta=kept)
 
     def _map(self, key: str, values: np.ndarray, size: tuple[int, int]) -> np.memmap:
@@ -297,7 +297,8 @@ class _Run:
                 whole.meta[MetaKeys.SPATIAL_SHAPE] = np.asarray([*values.shape[:1:-1], self.pages])
                 step({key: MetaTensor(torch.from_numpy(values.transpose(1, 3, 2, 0)), meta=whole.meta)})
                 _forget(values)
-        item[Keys.IMAGE] = MetaTensor(torch.zeros(1), meta={"notes": join_notes(self.meta.get("notes"))})
+        item[Keys.IMAGE] = MetaTensor(torch.zeros(1))
+        add_note(item[Keys.IMAGE], notes_of(self.meta))
         return item
 
 
