@@ -4,9 +4,8 @@
 
 D has one folder per bundle with its prepared data, named like the bundle. It takes about half an hour on two cores
 without other work. `--quick` takes fewer images, steps and runs. `--write` writes the tables of a bundle to its
-`docs/figures/`, and those of docs/scale_out.md to `docs/figures/`, as CSV with the machine in its last row; then write
-the pages with `python benchmarks/cards.py`. Benchmarks that train for an hour are not among these: `adapt.py` and
-`left_atrium_rows.py`.
+`docs/figures/` as CSV, with the machine in its last row; then write the pages with `python benchmarks/cards.py`.
+Benchmarks that train for an hour are not among these: `adapt.py` and `left_atrium_rows.py`.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def every_memory(data: Path, quick: bool) -> dict[str, Table]:
 def every_scale(data: Path, quick: bool) -> dict[str, Table]:
     """Return what an image costs in small and large folders."""
     counts = [4, 8] if quick else [10, 100, 1000]
-    return {"docs/figures/scale.csv": scale.table("polyp_fcn8", data, counts, [1, 2])}
+    return {"bundles/polyp_fcn8/docs/figures/scale.csv": scale.table("polyp_fcn8", data, counts, [1, 2])}
 
 
 KINDS: dict[str, Callable[[Path, bool], dict[str, Table]]] = {
