@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,24 +99,34 @@ def images(data: Path, out: Path, split: str = "validation") -> Path:
     return out
 
 
+# a process starts with the peak of the one that started it, so a small one comes between
+_LAUNCHER = """
+import resource, subprocess, sys
+status = subprocess.run(sys.argv[2:]).returncode
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(status if status >= 0 else 128 - status)
+"""
+
+
 def child(command: Iterable[object], environment: Mapping[str, str] | None = None) -> tuple[float, float]:
-    """Run a command, and return its seconds and the peak of its memory in MiB, largest of its processes.
+    """Run a command, and return its seconds and the peak of its memory in MiB, that of its largest process.
 
     Raises:
         SystemExit: when the command fails; with the end of its output.
     """
     words = list(map(str, command))
-    since = time.perf_counter()
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})}
-    )
-    output: list[str] = []
-    reader = threading.Thread(target=lambda: output.extend(process.stdout))
-    reader.start()
-    _, status, usage = os.wait4(process.pid, 0)
-    reader.join()
-    spent = time.perf_counter() - since
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(words)}\nfailed with status {process.returncode}:\n{''.join(output)[-3000:]}")
-    return spent, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    with tempfile.NamedTemporaryFile("r") as peak:
+        start = [sys.executable, "-c", _LAUNCHER, peak.name, *words]
+        since = time.perf_counter()
+        done = subprocess.run(
+            start,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+        spent = time.perf_counter() - since
+        if done.returncode:
+            sys.exit(f"{' '.join(words)}\nfailed with status {done.returncode}:\n{done.stdout[-3000:]}")
+        return spent, float(peak.read()) / (2**20 if sys.platform == "darwin" else 2**10)
