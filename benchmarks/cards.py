@@ -42,6 +42,14 @@ JOINT = "crossvalidation"
 NOTHING = "no figure"
 PICTURE = re.compile(r'<img src="data:image/(\w+);base64,([^"]+)"[^>]*? alt="([^"]*): image with truth and')
 _OWN = ("bundle_root", "config_file", "dataset_dir", "output_dir", "ckpt_dir", "split")
+# tables of a bundle by benchmarks/all.py, and their titles
+SPEED = {
+    "stages": "One image, stage by stage",
+    "engines": "The network with each engine",
+    "views": "Mirrored and turned views of an image",
+    "steps": "Training",
+    "memory": "Memory of each command",
+}
 # figures that have no column in metrics.csv
 WORDS = {
     "ece": "calibration error (ECE)",
@@ -198,10 +206,24 @@ def sequences(bundle: Path, words: Sequence[str]) -> str:
 
 
 def table(bundle: Path, words: Sequence[str]) -> str:
-    """Return a table that a benchmark has written: `NAME`, for `figures/NAME.csv`."""
-    with (bundle / "docs/figures" / f"{words[0]}.csv").open(newline="", encoding="utf-8") as file:
+    """Return a table that a benchmark has written: `NAME`, for `figures/NAME.csv`; nothing without that file.
+
+    A line with a single cell is a note, and follows the table.
+    """
+    path = bundle / "docs/figures" / f"{words[0]}.csv"
+    if not path.is_file():
+        return ""
+    with path.open(newline="", encoding="utf-8") as file:
         heads, *lines = csv.reader(file)
-    return _table(heads, lines)
+    notes = [line[0] for line in lines if len(line) == 1 < len(heads)]
+    return "\n".join([_table(heads, [line for line in lines if len(line) == len(heads)]), *(f"{n}\n" for n in notes)])
+
+
+def speed(bundle: Path, words: Sequence[str]) -> str:
+    """Return heading and tables of what `benchmarks/all.py` measures for each bundle, as far as it was measured."""
+    found = [f"{title}:\n\n{text}" for name, title in SPEED.items() if (text := table(bundle, [name]))]
+    start = f'### Speed and memory\n\nMeasured with `python benchmarks/all.py --data "$D" --write`.\n\n'
+    return start + "\n".join(found) if found else ""
 
 
 def value(bundle: Path, words: Sequence[str]) -> str:
@@ -220,7 +242,7 @@ def value(bundle: Path, words: Sequence[str]) -> str:
 
 
 KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
-    one.__name__: one for one in (knobs, evaluations, crossvalidation, sequences, table, value)
+    one.__name__: one for one in (knobs, evaluations, crossvalidation, sequences, table, speed, value)
 }
 
 
