@@ -222,7 +222,7 @@ def table(bundle: Path, words: Sequence[str]) -> str:
 def speed(bundle: Path, words: Sequence[str]) -> str:
     """Return heading and tables of what `benchmarks/all.py` measures for each bundle, as far as it was measured."""
     found = [f"{title}:\n\n{text}" for name, title in SPEED.items() if (text := table(bundle, [name]))]
-    start = f'### Speed and memory\n\nMeasured with `python benchmarks/all.py --data "$D" --write`.\n\n'
+    start = '### Speed and memory\n\nMeasured with `python benchmarks/all.py --data "$D" --write`.\n\n'
     return start + "\n".join(found) if found else ""
 
 
