@@ -1,4 +1,4 @@
-"""Write the generated parts of the model cards, of README.md and of docs/benchmarks.md.
+"""Write the generated parts of the model cards, of README.md and of pages in docs/.
 
     segbundles evaluate B D O
     python benchmarks/cards.py --bundle B --evaluation validation=O
@@ -35,7 +35,8 @@ from segbundles.report import label
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/docs/README.md"))
-PAGES = [*(bundle / "docs/README.md" for bundle in BUNDLES), ROOT / "README.md", ROOT / "docs/benchmarks.md"]
+OTHER_PAGES = ("README.md", "docs/benchmarks.md", "docs/scale_out.md", "docs/speed.md")
+PAGES = [*(bundle / "docs/README.md" for bundle in BUNDLES), *(ROOT / name for name in OTHER_PAGES)]
 FILES = [*PAGES, *(bundle / "configs/metadata.json" for bundle in BUNDLES)]
 BLOCK = re.compile(r"(<!-- cards: ([^\n]*?) -->)(.*?)(<!-- /cards -->)", re.DOTALL)
 JOINT = "crossvalidation"

@@ -1,16 +1,15 @@
 """Compare what computes a bundle's network on a processor, or how many mirrored and turned views to average.
 
-The inferer of the evaluation runs on the cases of one split, with every variant in turn, several times. A table shows
-the median time, how many times as fast as the first row that is, the share of the voxels of the masks that differ from
-the first row, and the score of the masks. Reading and post-processing are not timed. The first pass of each variant,
-which exports or compiles, is not timed either. ``--cpu_time`` counts the time of the processor instead of the clock's,
-for a machine that does other things too.
-
     python benchmarks/engines.py polyp_fcn8 DATA [--cases 5 --runs 5 --split validation --cpu_time --mirror_axes [] ...]
-    python benchmarks/engines.py polyp_fcn8 DATA --views
+    python benchmarks/engines.py polyp_fcn8 DATA --views --cases 0
 
-``DATA`` is a folder with a datalist.json. Other options are knobs of evaluate.json. Variants whose package is missing
-are left out: ``pip install openvino onnxruntime``.
+DATA is a folder with a datalist.json. Every variant in turn runs the inferer of the evaluation on cases of one split,
+several times. The table has the median time, how many times as fast as the first row that is, the share of the mask's
+voxels that differ from the first row, and the mean scores. Reading and post-processing are not timed, and the first
+pass of each variant, which exports or compiles, is not timed either, unless there are `--runs 0`, which is the number
+for `--views`. `--cpu_time` counts the time of the processor instead of the clock's, for a machine that does other
+things too. Other options are knobs of evaluate.json. Variants whose package is missing are left out:
+`pip install openvino onnxruntime`.
 """
 
 from __future__ import annotations
@@ -23,27 +22,42 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch, list_data_collate
+from monai.inferers import Inferer
+from tables import Table, machine
 
 from segbundles.commands import find_bundle
 from segbundles.handlers import EvaluationReport, WeightsLoader
+from segbundles.inferers import MirrorInferer
+from segbundles.inferers.mirror import logits_of, subsets
 from segbundles.networks.engine import ENGINES, use_engine
+
+HEADS = ("variant", "seconds per case", "times as fast", "pixels that differ", "scores")
 
 
 @dataclass
 class Variant:
-    """One row of the table: knobs, and what else to do to the network."""
+    """One row of the table: knobs, and what else to do to the network and its inferer."""
 
     name: str
     knobs: dict[str, Any] = field(default_factory=dict)
-    change: Callable[[torch.nn.Module], Any] = lambda network: network
+    change: Callable[[torch.nn.Module, Inferer], Any] = lambda network, inferer: None
     package: str = "torch"
+
+
+class OneBatch(MirrorInferer):
+    """Run the network once, with all views of an input as one batch."""
+
+    def _mean(self, network: Callable, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        views = subsets(axis + 2 for axis in self.mirror_axes)
+        found = logits_of(network, torch.cat([x.flip(dims) for dims in views]), *args, **kwargs).chunk(len(views))
+        return sum(one.flip(dims) for one, dims in zip(found, views, strict=True)) / len(views)
 
 
 def onnxruntime(path: Path, half: bool) -> Callable[[np.ndarray], np.ndarray]:
@@ -56,13 +70,29 @@ def onnxruntime(path: Path, half: bool) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: session.run(None, {"image": x})[0]
 
 
-def channels_last(network: torch.nn.Module) -> None:
+def channels_last(network: torch.nn.Module, _: Inferer) -> None:
+    """Keep the weights in the order of memory that convolutions on a processor prefer."""
     volumes = any(isinstance(layer, torch.nn.Conv3d) for layer in network.modules())
     network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
 
 
-def compiled(network: torch.nn.Module) -> None:
+def compiled(network: torch.nn.Module, _: Inferer) -> None:
+    """Let torch compile the network."""
     network.forward = torch.compile(network.forward)
+
+
+def one_batch(_: torch.nn.Module, inferer: Inferer) -> None:
+    """Let every mirroring inferer run its views in one batch."""
+    for part in (inferer, *vars(inferer).values()):
+        if isinstance(part, MirrorInferer):
+            part.__class__ = OneBatch
+        if part is not inferer and isinstance(part, Inferer):
+            one_batch(_, part)
+
+
+def engine(name: str) -> Callable[[torch.nn.Module, Inferer], Any]:
+    """Return what lets an engine compute the network."""
+    return lambda network, _: use_engine(network, name)
 
 
 ENGINES["onnxruntime"] = onnxruntime
@@ -70,10 +100,11 @@ ENGINE_VARIANTS = [
     Variant("torch, as shipped"),
     Variant("torch, amp false", {"amp": False}),
     Variant("torch, channels_last", {}, channels_last),
+    Variant("torch, all views in one batch", {}, one_batch),
     Variant("torch.compile", {}, compiled),
-    Variant("onnxruntime", {}, lambda network: use_engine(network, "onnxruntime"), "onnxruntime"),
-    Variant("openvino", {}, lambda network: use_engine(network, "openvino"), "openvino"),
-    Variant("openvino, amp false", {"amp": False}, lambda network: use_engine(network, "openvino"), "openvino"),
+    Variant("onnxruntime", {}, engine("onnxruntime"), "onnxruntime"),
+    Variant("openvino", {}, engine("openvino"), "openvino"),
+    Variant("openvino, amp false", {"amp": False}, engine("openvino"), "openvino"),
 ]
 
 
@@ -92,8 +123,8 @@ class Pipeline:
             if isinstance(handler, WeightsLoader):
                 handler()
         (self.scorer,) = (handler.scorer for handler in handlers if isinstance(handler, EvaluationReport))
-        variant.change(self.network)
         self.inferer, self.postprocessing = parsed("validate::inferer"), parsed("validate::postprocessing")
+        variant.change(self.network, self.inferer)
         self.parsed = parsed
 
     @torch.no_grad()
@@ -135,49 +166,81 @@ def scores(rows: list[dict[str, Any]]) -> str:
     return ", ".join(found[:3])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("bundle")
-    parser.add_argument("data", help="folder with a datalist.json")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--cases", type=int, default=5, help="cases, spread evenly over the split; 0 takes all")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--views", action="store_true", help="compare numbers of views instead of engines")
-    parser.add_argument("--only", default="", help="leave out engines without this in their name, except the first")
-    parser.add_argument("--cpu_time", action="store_true")
-    args, words = parser.parse_known_args()
-    knobs = {name.removeprefix("--"): _value(text) for name, text in zip(words[::2], words[1::2], strict=True)}
+def table(
+    root: Path,
+    data: Path,
+    views: bool = False,
+    split: str = "validation",
+    cases: int = 5,
+    runs: int = 5,
+    only: str = "",
+    cpu_time: bool = False,
+    knobs: dict[str, Any] | None = None,
+) -> Table:
+    """Measure the variants of one bundle.
 
-    root = find_bundle(args.bundle)
-    first, *others = view_variants(root) if args.views else ENGINE_VARIANTS
-    variants = [first, *(v for v in others if find_spec(v.package) and args.only in v.name)]
-    pipelines = [Pipeline(root, args.data, args.split, variant, knobs) for variant in variants]
+    Args:
+        root: folder of the bundle.
+        data: folder with a datalist.json.
+        views: whether to compare numbers of views instead of engines.
+        split: split of the cases.
+        cases: number of cases, spread evenly over the split; 0 takes all.
+        runs: timed passes of each variant; 0 times the first pass.
+        only: leave out variants without this in their name, except the first.
+        cpu_time: whether to count the time of the processor.
+        knobs: knobs of evaluate.json.
+    """
+    first, *others = view_variants(root) if views else ENGINE_VARIANTS
+    variants = [first, *(v for v in others if find_spec(v.package) and only in v.name)]
+    pipelines = [Pipeline(root, str(data), split, variant, knobs or {}) for variant in variants]
     dataset = pipelines[0].parsed("validate::dataset")
-    count = min(args.cases or len(dataset), len(dataset))
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    seconds = np.zeros((len(variants), args.runs))
+    count = min(cases or len(dataset), len(dataset))
+    clock = time.process_time if cpu_time else time.perf_counter
+    seconds = np.zeros((len(variants), max(runs, 1)))
     differ, voxels = np.zeros(len(variants), dtype=int), 0
     rows: list[list[dict[str, Any]]] = [[] for _ in variants]
     for k in np.linspace(0, len(dataset) - 1, count).astype(int):
         batch = list_data_collate([dataset[int(k)]])
         masks = []
         for v, pipeline in enumerate(pipelines):
-            mask, found = pipeline.finish(batch, pipeline.run(batch, clock)[1])
+            spent, output = pipeline.run(batch, clock)
+            seconds[v, 0] += spent if not runs else 0
+            mask, found = pipeline.finish(batch, output)
             masks.append(mask)
             rows[v] += found
         differ += [int((mask != masks[0]).sum()) for mask in masks]
         voxels += masks[0].size
-        for run in range(args.runs):
+        for run in range(runs):
             for v, pipeline in enumerate(pipelines):
                 seconds[v, run] += pipeline.run(batch, clock)[0]
-    print(
-        f"\n{root.name}, {count} of {len(dataset)} cases of {args.split}, {torch.get_num_threads()} threads, "
-        f"{args.runs} runs in turn, {'processor' if args.cpu_time else 'wall'} time"
+    title = (
+        f"{'Views' if views else 'Engines'} of {root.name}, {count} of {len(dataset)} cases of {split}, "
+        f"{torch.get_num_threads()} threads, {max(runs, 1)} runs in turn{', time of the processor' * cpu_time}"
     )
-    print(f"{'':32}{'s / case':>10}{'faster':>8}{'differ':>10}  scores")
-    for v, variant in enumerate(variants):
-        time_, base = median(seconds[v]) / count, median(seconds[0]) / count
-        print(f"{variant.name:32}{time_:10.3f}{base / time_:8.2f}{differ[v] / voxels:10.1e}  {scores(rows[v])}")
+    times = np.median(seconds, axis=1) / count
+    lines = [
+        (one.name, f"{spent:.3f}", f"{times[0] / spent:.2f}", f"{many / voxels:.1e}", scores(found))
+        for one, spent, many, found in zip(variants, times, differ, rows, strict=True)
+    ]
+    return Table(title, HEADS, lines)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("bundle")
+    parser.add_argument("data", type=Path, help="folder with a datalist.json")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--cases", type=int, default=5, help="cases, spread evenly over the split; 0 takes all")
+    parser.add_argument("--runs", type=int, default=5, help="timed passes; 0 times the first one")
+    parser.add_argument("--views", action="store_true", help="compare numbers of views instead of engines")
+    parser.add_argument("--only", default="", help="leave out variants without this in their name, except the first")
+    parser.add_argument("--cpu_time", action="store_true")
+    args, words = parser.parse_known_args()
+    knobs = {name.removeprefix("--"): _value(text) for name, text in zip(words[::2], words[1::2], strict=True)}
+    options = vars(args)
+    print(machine())
+    table(find_bundle(options.pop("bundle")), **options, knobs=knobs).show()
 
 
 def _value(text: str) -> Any:

@@ -3,20 +3,21 @@
     python benchmarks/scale.py --data D [--bundle polyp_fcn8] [--images 10 100 1000] [--processes 1 2] [--quick]
 
 D has one folder per bundle with its prepared data; its validation images are linked as often as needed. Each run is a
-process of its own, or torchrun with several, with the settings of the bundle but without mirror images, and with as
-many threads per process as cores / processes. `--quick` takes 4 and 8 images.
+process of its own, or torchrun with several, with the settings of the bundle but without mirror images. `--quick` takes
+4 and 8 images.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from itertools import cycle
 from pathlib import Path
 
 from tables import ROOT, Table, child, images, machine, some_cases
+
+from segbundles.threads import usable_cores
 
 HEADS = ("bundle", "images", "processes", "seconds", "seconds per image", "times as fast as one process")
 
@@ -45,7 +46,6 @@ def command(bundle: Path, data: Path, out: Path, processes: int) -> list[object]
 def table(name: str, data: Path, counts: list[int], processes: list[int]) -> Table:
     """Measure one bundle."""
     found = Table(f"What an image costs: {name}", HEADS)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         few = some_cases(data / name, out / "data", {"validation": max(counts)})
@@ -53,13 +53,27 @@ def table(name: str, data: Path, counts: list[int], processes: list[int]) -> Tab
         for count in counts:
             given, alone = folder_of(source, count, out / f"given_{count}"), 0.0
             for number in processes:
-                threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // number)))}
-                words = command(ROOT / "bundles" / name, given, out / f"masks_{count}_{number}", number)
-                spent, _ = child(words, threads)
+                spent, _ = child(command(ROOT / "bundles" / name, given, out / f"masks_{count}_{number}", number))
                 alone = alone or spent
                 cells = f"{spent:.0f}", f"{spent / count:.2f}", f"{alone / spent:.2f}"
                 found.rows.append([name, str(count), str(number), *cells])
     return found
+
+
+def thread_rows(name: str, data: Path, count: int, processes: int = 2) -> list[tuple[str, ...]]:
+    """Return rows of two processes that each take all cores, and of two that share them, as the bundle chooses."""
+    rows, first = [], 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        few = some_cases(data / name, out / "data", {"validation": count})
+        given = folder_of(sorted(images(few, out / "images").iterdir()), count, out / "given")
+        for threads in (usable_cores(), max(1, usable_cores() // processes)):
+            words = command(ROOT / "bundles" / name, given, out / f"masks_{threads}", processes)
+            spent = child([*words, "--num_threads", threads])[0]
+            first = first or spent
+            cells = str(processes), "0", str(threads), f"{1000 * spent / count:.0f}", f"{first / spent:.2f}"
+            rows.append((f"segmenting {count} images of {name}, per image", *cells))
+    return rows
 
 
 def main() -> None:

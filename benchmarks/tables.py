@@ -19,9 +19,12 @@ from typing import Any
 import torch
 
 from segbundles.files import SPLITS, read_json
+from segbundles.threads import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ("left_atrium_vnet", "brain_flair_unet", "em_membrane_unet", "polyp_fcn8")
+
+THREAD_HEADS = ("run", "processes", "data workers", "threads of each process", "milliseconds", "times as fast")
 
 
 @dataclass
@@ -37,11 +40,11 @@ class Table:
         lines = [self.heads, ["---"] * len(self.heads), *self.rows]
         print(f"\n{self.title}\n\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines), flush=True)
 
-    def write(self, path: Path) -> None:
-        """Write the table as CSV."""
+    def write(self, path: Path, note: str) -> None:
+        """Write the table as CSV, with a note as its last line, as `cards.py` reads it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([self.heads, *self.rows])
+            csv.writer(file, lineterminator="\n").writerows([self.heads, *self.rows, [note]])
 
 
 def machine() -> str:
@@ -50,11 +53,10 @@ def machine() -> str:
     if (info := Path("/proc/cpuinfo")).is_file():
         lines = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         names = lines[:1] or names
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if torch.cuda.is_available():
         names.append(torch.cuda.get_device_name())
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "segbundles"))
-    return f"{', '.join(names)}; {cores} cores, {torch.get_num_threads()} threads; {versions}"
+    return f"{', '.join(names)}; {usable_cores()} cores, {torch.get_num_threads()} threads; {versions}"
 
 
 def some_cases(source: Path, out: Path, counts: Mapping[str, int]) -> Path:

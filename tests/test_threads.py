@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segbundles import threads
-from segbundles.threads import choose_threads, usable_cores
+from segbundles.threads import choose_threads, usable_cores, worker_count
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +81,22 @@ def test_cores_are_those_of_affinity_and_quota(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert usable_cores(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "processes", "expected"),
+    [
+        ("cpu", 16, 1, 0),
+        ("cuda", 16, 1, 8),
+        ("cuda:1", 4, 1, 3),
+        ("cuda", 16, 4, 3),
+        ("cuda", 1, 1, 0),
+        ("cuda", 2, 4, 0),
+    ],
+)
+def test_workers_beside_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, cores: int, processes: int, expected: int
+) -> None:
+    monkeypatch.setattr(threads, "usable_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert worker_count(device) == expected

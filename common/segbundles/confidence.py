@@ -23,6 +23,7 @@ __all__ = [
     "describe_confidence",
     "expected_score",
     "image_features",
+    "join_confidence",
     "mask_features",
     "pixel_counts",
     "reasons_to_review",
@@ -200,6 +201,34 @@ def confidence_of(features: Mapping[str, float], facts: Mapping[str, Any]) -> tu
 def confidence_columns(item: Mapping[Any, Any]) -> dict[str, Any]:
     """Return what :class:`segbundles.transforms.Confidenced` has added to a case, as tables and files have it."""
     return {name: item[name] for name in ("confidence", "confidence_low", "review") if name in item}
+
+
+def join_confidence(parts: Sequence[Mapping[str, Any]], pixels: Sequence[int], name: str) -> dict[str, Any]:
+    """Return the columns of an image that was segmented in parts, such as blocks or pages.
+
+    The expected accuracy of the image is the mean over its pixels. A part that needs a look is enough to look at the
+    image, so each kind of reason is kept, in the words of the least certain part that has it, with the number of parts.
+
+    Args:
+        parts: ``confidence``, ``confidence_low`` and ``review`` of each part.
+        pixels: number of pixels of each part.
+        name: what the parts are called, in the plural.
+
+    Returns:
+        ``confidence``, ``confidence_low`` and ``review``.
+    """
+    lows = [part["confidence_low"] for part in parts]
+    found: dict[str, list[str]] = {}
+    for part in sorted(parts, key=lambda part: part["confidence"]):
+        for reason in filter(None, part["review"].split("; ")):
+            found.setdefault(reason.partition(":")[0], []).append(reason)
+    several = len(parts) > 1
+    reasons = (same[0] + f" (in {len(same)} of {len(parts)} {name})" * several for same in found.values())
+    return {
+        "confidence": float(np.average([part["confidence"] for part in parts], weights=pixels)),
+        "confidence_low": None if None in lows else float(np.average(lows, weights=pixels)),
+        "review": "; ".join(reasons),
+    }
 
 
 def describe_confidence(item: Mapping[Any, Any]) -> list[tuple[str, str]]:

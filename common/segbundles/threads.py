@@ -1,4 +1,4 @@
-"""How many threads a run computes with."""
+"""How many threads a run computes with, and how many processes load its data."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["choose_threads", "usable_cores"]
+__all__ = ["choose_threads", "usable_cores", "worker_count"]
 
 logger = logging.getLogger("segbundles")
+
+_MOST_WORKERS = 8
 
 
 def choose_threads(num_threads: int | None = None, num_workers: int = 0) -> int:
@@ -27,7 +29,7 @@ def choose_threads(num_threads: int | None = None, num_workers: int = 0) -> int:
     Returns:
         The number of threads.
     """
-    processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    processes = _processes()
     cores = max(1, usable_cores() // processes)
     given = os.environ.get("OMP_NUM_THREADS")
     torchrun = processes > 1 and given == "1"
@@ -44,6 +46,25 @@ def choose_threads(num_threads: int | None = None, num_workers: int = 0) -> int:
         torch.set_num_threads(number)
     logger.info(f"Threads: {number} ({reason}).")
     return number
+
+
+def worker_count(device: torch.device | str) -> int:
+    """Return how many processes should load data ahead of a network on a device.
+
+    A CPU needs its cores for the network: 0. Beside a GPU, all cores but one are used, up to 8, and shared by the
+    processes of a node.
+
+    Args:
+        device: device of the network.
+    """
+    if torch.device(device).type == "cpu":
+        return 0
+    return max(0, min(_MOST_WORKERS, usable_cores() // _processes() - 1))
+
+
+def _processes() -> int:
+    """Return how many processes ``torchrun`` has started on this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

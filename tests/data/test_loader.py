@@ -19,7 +19,6 @@ from segbundles.data import (
     TolerantDataLoader,
     TrainingDataLoader,
     samplers,
-    worker_count,
 )
 from segbundles.errors import fail
 from segbundles.handlers.training import EpochSeed
@@ -293,20 +292,3 @@ def test_processes_draw_another_order_in_each_epoch(monkeypatch):
         EpochSeed(3)(engine)
         orders.append(torch.cat(list(loader)).tolist())
     assert orders[0] == orders[2] != orders[1]
-
-
-@pytest.mark.parametrize(
-    ("device", "cores", "processes", "expected"),
-    [
-        ("cpu", 16, 1, 0),
-        ("cuda", 16, 1, 8),
-        ("cuda:1", 4, 1, 3),
-        ("cuda", 16, 4, 3),
-        ("cuda", 1, 1, 0),
-        ("cuda", 2, 4, 0),
-    ],
-)
-def test_workers_beside_a_gpu(monkeypatch, device, cores, processes, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert worker_count(device) == expected

@@ -19,17 +19,22 @@ from segbundles.inferers.large import _numbers, _same_cells
 from segbundles.meta import notes_of
 from segbundles.transforms import (
     CheckImaged,
+    Confidenced,
     MeasureCellsd,
     NormalizeSlicesd,
     Previewd,
     ProbabilityWatershedd,
+    SaveProbabilitiesd,
     SaveSegmentationd,
+    SaveUncertaintyd,
+    ToProbabilitiesd,
+    Uncertaintyd,
 )
 
 
 def network(x: torch.Tensor) -> torch.Tensor:
-    """Probability of membrane, and of cell: membrane is dark."""
-    bright = (x > 0.4).float()
+    """Probability of membrane, and of cell: membrane is dark, and less certain in the lower half of the grey levels."""
+    bright = 0.9 * (x > 0.4).float() + 0.1 * (x > 0.55)
     return torch.cat([1 - bright, bright], dim=1)
 
 
@@ -48,7 +53,7 @@ def write(path: Path, *pages: np.ndarray) -> Path:
     return path
 
 
-def steps(out: Path) -> tuple[Compose, Compose]:
+def steps(out: Path, facts: dict | None = None) -> tuple[Compose, Compose]:
     before = [
         LoadImaged("image", reader=StackReader),
         EnsureChannelFirstd("image"),
@@ -56,17 +61,22 @@ def steps(out: Path) -> tuple[Compose, Compose]:
         NormalizeSlicesd("image", 0.5, 0.17),
     ]
     after = [
+        ToProbabilitiesd("pred", logits=False),
+        Confidenced("pred", score="accuracy", facts=facts),
+        Uncertaintyd(),
         ProbabilityWatershedd("pred", mask_keys="pred", sigma=0),
-        Previewd("image", label_keys=None, cells_keys="cells"),
+        Previewd("image", label_keys=None, cells_keys="cells", prob_keys="prob"),
         MeasureCellsd("pred"),
         SaveSegmentationd("pred", out),
         SaveSegmentationd("cells", out, output_postfix="cells", label_image=True),
+        SaveProbabilitiesd("prob", out),
+        SaveUncertaintyd("uncertainty", out),
     ]
     return Compose(before), Compose(after)
 
 
-def large(out: Path, block_pixels: int | None, margin_pixels: int = 6) -> LargeImages:
-    before, after = steps(out)
+def large(out: Path, block_pixels: int | None, margin_pixels: int = 6, facts: dict | None = None) -> LargeImages:
+    before, after = steps(out, facts)
     return LargeImages(block_pixels, before, SimpleInferer(), network, after, "cpu", margin_pixels)
 
 
@@ -107,6 +117,10 @@ def test_a_page_in_blocks_has_the_cells_of_the_whole(tmp_path: Path) -> None:
     ]
     assert rows[0] == rows[1]
     assert notes_of(item["image"]).startswith("segmented in blocks of 40 x 40 pixels")
+    for name in ("prob", "uncertainty"):
+        of_blocks, at_once = (tifffile.imread(tmp_path / kind / f"page_{name}.tif") for kind in ("blocks", "whole"))
+        assert of_blocks.shape == ((2, 60, 100) if name == "prob" else (60, 100))
+        assert of_blocks == pytest.approx(at_once, abs=1e-6)
     assert not list((tmp_path / "blocks").glob(".blocks_*"))
 
 
@@ -126,7 +140,38 @@ def test_a_stack_page_by_page_is_what_it_is_at_once(tmp_path: Path) -> None:
     assert "blocks" not in notes_of(item["image"])
     shown, of_whole = item["preview"], expected["preview"]
     assert shown["image"].shape == of_whole["image"].shape
-    assert (shown["overlays"]["cells"] == of_whole["overlays"]["cells"]).all()
+    for layer in ("cells", "uncertainty"):
+        assert (shown["overlays"][layer] == of_whole["overlays"][layer]).all()
+    # the mean of equal pages, which is that of all pixels
+    assert item["confidence"] == pytest.approx(expected["confidence"], abs=1e-6)
+
+
+def test_the_confidence_of_a_page_in_blocks(tmp_path: Path) -> None:
+    """The mean over the pixels; the right half, which alone is uncertain, gives the reasons to look."""
+    page = grid(8, 8)
+    page[:, 40:][page[:, 40:] > 20] = 110
+    facts = {
+        "score": "accuracy",
+        "temperature": 1.0,
+        "intercept": 0.0,
+        "coefficients": {"expected": 1.0},
+        "margin": 0.1,
+        "low": 0.95,
+        "masks": {"size_percent": [0.0, 100.0]},
+        "images": {},
+    }
+    path = write(tmp_path / "page.tif", page)
+    before, after = steps(tmp_path / "whole", facts)
+    batch = list_data_collate([before({"image": str(path)})])
+    batch["pred"] = network(batch["image"])
+    expected = after(decollate_batch(batch)[0])
+    item = large(tmp_path / "blocks", 40, facts=facts)(path)
+    assert 0.9 < item["confidence"] < 1
+    assert item["confidence"] == pytest.approx(expected["confidence"], abs=0.01)
+    assert item["confidence_low"] == pytest.approx(item["confidence"] - 0.1)
+    kinds = [reason.partition(":")[0] for reason in item["review"].split("; ")]
+    assert "low confidence" in kinds
+    assert "(in 2 of 4 blocks)" in item["review"]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +189,14 @@ def test_what_is_refused(pages: list[np.ndarray], message: str, tmp_path: Path) 
         large(tmp_path / "out", 40)(path)
     assert re.search(message, innermost(caught.value))
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_probabilities_of_a_large_png_are_refused(tmp_path: Path) -> None:
+    """They are written with float64 copies; the masks of the same image are no problem."""
+    Image.fromarray(grid(8, 8)).save(tmp_path / "page.png")
+    with pytest.raises(ValueError, match=r"page\.png would not fit into memory as \.png: convert the image to TIFF"):
+        large(tmp_path / "out", 40)(tmp_path / "page.png")
+    assert not (tmp_path / "out").exists()
 
 
 def test_which_images_are_large(tmp_path: Path) -> None:

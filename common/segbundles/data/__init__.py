@@ -11,7 +11,6 @@ from .loader import (
     TolerantDataLoader,
     TrainingDataLoader,
     validation_sampler,
-    worker_count,
 )
 from .pictures import PictureReader, TiffReader, picture_shape
 from .readers import StackReader, SuffixReader
@@ -58,5 +57,4 @@ __all__ = [
     "read_segments",
     "slice_sampler",
     "validation_sampler",
-    "worker_count",
 ]

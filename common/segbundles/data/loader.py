@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,10 +28,7 @@ __all__ = [
     "TolerantDataLoader",
     "TrainingDataLoader",
     "validation_sampler",
-    "worker_count",
 ]
-
-_MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -291,7 +287,7 @@ class TrainingDataLoader(DataLoader):
         dataset: training data with random transforms in ``transform``, or a ``ConcatDataset`` that repeats it.
         batch_size: number of items in a batch.
         sampler: draws the items of an epoch. None draws all of them in random order.
-        num_workers: number of processes that load ahead, see :func:`worker_count`.
+        num_workers: number of processes that load ahead, see :func:`segbundles.threads.worker_count`.
     """
 
     def __init__(
@@ -316,21 +312,6 @@ class TrainingDataLoader(DataLoader):
         drawn = self.sampler.sampler
         if hasattr(drawn, "set_epoch"):
             drawn.set_epoch(epoch)
-
-
-def worker_count(device: torch.device | str) -> int:
-    """Return how many processes should load data ahead of a network on a device.
-
-    A CPU needs its cores for the network: 0. Beside a GPU, all cores but one are used, up to 8, and shared by the
-    processes of a node.
-
-    Args:
-        device: device of the network.
-    """
-    if torch.device(device).type == "cpu":
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(_MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def validation_sampler(dataset: torch.utils.data.Dataset) -> range:

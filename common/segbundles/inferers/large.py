@@ -24,7 +24,9 @@ from monai.utils import MetaKeys
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from segbundles.data import StackReader, picture_shape
+from segbundles.confidence import confidence_columns, join_confidence
+from segbundles.data import StackReader, file_suffix, picture_shape
+from segbundles.data.base import TIFF
 from segbundles.errors import fail
 from segbundles.measurements import CellTotals
 from segbundles.meta import FILE, add_note, notes_of, set_levels, set_slice_files
@@ -34,13 +36,16 @@ from segbundles.transforms import (
     NormalizeSlicesd,
     Previewd,
     SaveOutputd,
+    SaveProbabilitiesd,
     displayed_case,
+    uncertainty_levels,
 )
 
 __all__ = ["LargeImages"]
 
 _SHOWN_PIXELS = 2**21  # of all pages, in the preview and in the estimate of grey levels
 _SEAM = 16  # pixels beside a seam in which the cells of two blocks are compared
+_LEVELS = "uncertainty levels"  # what the preview shows of the probabilities
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class LargeImages:
     the watershed; results are kept on disk. A page that fits into one block gives the same result as in a stack that
     fits into memory. In a larger page, the grey levels are normalised with the mean and deviation of every n-th pixel
     of the page; cells that meet at the seam of two blocks are joined if one covers at least half of the other beside
-    it.
+    it. The confidence is the mean over all pixels, and ``review`` says in how many blocks there is a reason to look.
 
     Args:
         block_pixels: side of a block. Images with more pixels than a block, all pages together, are large. None: no
@@ -71,8 +76,8 @@ class LargeImages:
         preprocessing: steps of inference, with ``LoadImaged`` first.
         inferer: inferer of the network.
         network: the network.
-        postprocessing: steps of inference. Cells, masks and probabilities are written as the ``SaveOutputd`` among them
-            say, preview and measurements are made of the whole image.
+        postprocessing: steps of inference. Cells, masks, probabilities and uncertainty are written as the
+            ``SaveOutputd`` among them say; preview and measurements are made of the whole image.
         device: device of the network.
         margin_pixels: how far a block sees beyond its part of the page.
         cells_key: key of the cells, whose numbers are made unique in each page.
@@ -115,6 +120,7 @@ class LargeImages:
         self._savers = [step for step in steps if isinstance(step, SaveOutputd)]
         self._measure = next((step for step in steps if isinstance(step, MeasureCellsd)), None)
         self._preview = next((step for step in steps if isinstance(step, Previewd)), None)
+        self._shows_uncertainty = self._preview is not None and self._preview.prob_keys is not None
 
     def is_large(self, files: Sequence[PathLike]) -> bool:
         """Return whether an image, given by its files, is too large for the memory."""
@@ -130,14 +136,24 @@ class LargeImages:
             file: path of the image.
 
         Returns:
-            ``measurements`` and ``preview``, as far as postprocessing asks for them, and ``image``, of which the
-            metadata alone counts.
+            ``measurements``, ``preview`` and confidence, as far as postprocessing asks for them, and ``image``, of
+            which the metadata alone counts.
 
         Raises:
-            ValueError: when the image cannot be read or segmented.
+            ValueError: when the image cannot be read or segmented, or its probabilities are asked for in a format that
+                is written at once.
         """
+        path = Path(file)
+        if file_suffix(path) not in TIFF and any(isinstance(step, SaveProbabilitiesd) for step in self._savers):
+            fail(
+                f"the probabilities of {path.name} would not fit into memory as {path.suffix}: convert the image to "
+                "TIFF, or set save_probabilities to false."
+            )
         with eval_mode(self.network), tempfile.TemporaryDirectory(prefix=".blocks_", dir=self._folder()) as folder:
-            return _Run(self, Path(file), Path(folder)).finish()
+            run = _Run(self, path, Path(folder))
+            for number in range(run.pages):
+                run.segment_page(number)
+            return run.finish()
 
     def _folder(self) -> Path | None:
         if not self._savers:
@@ -151,7 +167,10 @@ class LargeImages:
         batch = list_data_collate([item])
         batch[Keys.PRED] = self.inferer(batch[Keys.IMAGE].to(self.device), self.network).cpu()
         (item,) = decollate_batch(batch)
-        return self._after(item)
+        item = self._after(item)
+        if self._shows_uncertainty:
+            item[_LEVELS] = uncertainty_levels(item[self._preview.prob_keys])[None]
+        return item
 
     def _blocks(self, size: tuple[int, int]) -> Iterator[_Block]:
         """Cut a page into equal blocks, column by column."""
@@ -170,24 +189,27 @@ class LargeImages:
 
 
 class _Run:
-    """One image on its way."""
+    """The results of one image so far."""
 
     def __init__(self, owner: LargeImages, file: Path, folder: Path) -> None:
         self.owner = owner
         self.folder = folder
         self.file = file
         self.pages = picture_shape(file)[0]
-        self.keys = list(dict.fromkeys([*(key for step in owner._savers for key in step.keys), owner.cells_key]))
+        saved = (key for step in owner._savers for key in step.keys)
+        shown = [_LEVELS] * owner._shows_uncertainty
+        self.keys = list(dict.fromkeys([*saved, owner.cells_key, *shown]))
         self.maps: dict[str, np.memmap] = {}  # (pages, channels, H, W), the order in which a file has them
         self.shown: list[np.ndarray] = []
         self.step = 1
         self.meta: dict[str, Any] = {}
         self.totals: list[CellTotals] = []
         self.membrane = 0
-        for number in range(self.pages):
-            self._page(number)
+        self.confidences: list[dict[str, Any]] = []
+        self.pixels: list[int] = []  # of each block
 
-    def _page(self, number: int) -> None:
+    def segment_page(self, number: int) -> None:
+        """Segment a page, from 0; the first one must come first."""
         reader = StackReader(number if self.pages > 1 else None)
         array, meta = reader.get_data(reader.read(self.file))
         if number == 0:
@@ -216,6 +238,8 @@ class _Run:
                 set_levels(image, *levels[:2])
             item = self.owner._segment(image)
             add_note(self.meta, notes_of(*item.values()))
+            self.confidences.append(confidence_columns(item))
+            self.pixels.append(math.prod(c.stop - c.start for c in block.core))
             found = np.asarray(item[self.owner.cells_key])[0, ..., 0].astype(np.int32)
             found[found > 0] += cells
             joined += self._seams(found, number, block)
@@ -236,6 +260,10 @@ class _Run:
         kept = {key: copy.copy(meta[key]) for key in meta if key not in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE)}
         kept |= {FILE: str(self.file), MetaKeys.SPATIAL_SHAPE: np.asarray(array.shape[:3])}
         return MetaTensor(torch.from_numpy(values), affine=torch.as_tensor(meta[MetaKeys.AFFINE]), meta=kept)
+
+    def _few(self, key: str) -> torch.Tensor:
+        """Return every n-th pixel of what a map has, (W, H, pages)."""
+        return torch.from_numpy(self.maps[key][:, 0, :: self.step, :: self.step].transpose(2, 1, 0).copy())
 
     def _map(self, key: str, values: np.ndarray, size: tuple[int, int]) -> np.memmap:
         if key not in self.maps:
@@ -278,12 +306,14 @@ class _Run:
         owner, item = self.owner, {}
         shown = owner._checks({Keys.IMAGE: self._tensor(np.concatenate(self.shown, axis=2), self.meta)})[Keys.IMAGE]
         add_note(self.meta, notes_of(shown))
-        large = f"segmented in blocks of {owner.block_pixels} x {owner.block_pixels} pixels"
-        if any(len(list(owner._blocks(values.shape[:1:-1]))) > 1 for values in self.maps.values()):
-            add_note(self.meta, large)
+        in_blocks = len(self.pixels) > self.pages
+        if in_blocks:
+            add_note(self.meta, f"segmented in blocks of {owner.block_pixels} x {owner.block_pixels} pixels")
+        if all(self.confidences):
+            item |= join_confidence(self.confidences, self.pixels, "blocks" if in_blocks else "pages")
         if owner._preview is not None:
-            cells = self.maps[owner.cells_key][:, 0, :: self.step, :: self.step].transpose(2, 1, 0).copy()
-            item["preview"] = displayed_case(shown, {"cells": torch.from_numpy(cells)})
+            layers = {"cells": owner.cells_key} | ({"uncertainty": _LEVELS} if owner._shows_uncertainty else {})
+            item["preview"] = displayed_case(shown, {name: self._few(key) for name, key in layers.items()})
         if owner._measure is not None:
             pixels = self.membrane / math.prod(self.maps[owner.mask_key].shape)
             item["measurements"], note = owner._measure.of_totals(self.totals, pixels, shown)
