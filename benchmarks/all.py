@@ -27,8 +27,8 @@ from tables import BUNDLES, ROOT, THREAD_HEADS, Table, machine
 import engines
 
 # (side, pages) of large EM images
-LARGE = [(20000, 1), (1024, 30), (1024, 300)]
-LARGE_QUICK = [(4608, 1), (1024, 20)]
+LARGE = [(20000, 1), (512, 30), (512, 300)]
+LARGE_QUICK = [(4608, 1), (512, 30)]
 # one view of a section, eight of which take eight times as long
 PLAIN_SECTION = {"mirror_axes": [], "quarter_turns": False}
 # benchmarks that print tables of their own, and what makes them quick
@@ -43,14 +43,14 @@ def every_stages(name: str, data: Path, quick: bool) -> dict[str, Table]:
     """Return the stages of a bundle's inference."""
     with tempfile.TemporaryDirectory() as folder:
         image = stages.first_image(name, data, Path(folder))
-        return {"stages": stages.table(ROOT / "bundles" / name, image, 1 if quick else 3)}
+        return {"stages": stages.table(ROOT / "bundles" / name, image, 1 if quick else 2)}
 
 
 def every_engines(name: str, data: Path, quick: bool) -> dict[str, Table]:
     """Return what each engine takes."""
     knobs = PLAIN_SECTION if name == "em_membrane_unet" else {}
-    size = {"cases": 1, "runs": 1, "only": "openvino"} if quick else {"cases": 2, "runs": 5}
-    return {"engines": engines.table(ROOT / "bundles" / name, data / name, knobs=knobs, **size)}
+    size = {"runs": 1, "only": "openvino"} if quick else {"runs": 5}
+    return {"engines": engines.table(ROOT / "bundles" / name, data / name, cases=1, knobs=knobs, **size)}
 
 
 def every_views(name: str, data: Path, quick: bool) -> dict[str, Table]:
@@ -65,9 +65,9 @@ def every_training(name: str, data: Path, quick: bool) -> dict[str, Table]:
 
 def every_threads(name: str, data: Path, quick: bool) -> dict[str, Table]:
     """Return what too many threads cost."""
-    if name != "polyp_fcn8":
+    if name != "em_membrane_unet":
         return {}
-    rows = [*training.thread_rows(name, data, quick), *scale.thread_rows(name, data, 4 if quick else 32)]
+    rows = [*training.thread_rows(name, data, quick), *scale.thread_rows("polyp_fcn8", data, 4 if quick else 32)]
     return {"threads": Table("Threads", THREAD_HEADS, rows)}
 
 
@@ -75,7 +75,7 @@ def every_memory(name: str, data: Path, quick: bool) -> dict[str, Table]:
     """Return the memory of a bundle's commands, and of large images."""
     found = {"memory": memory.table(data, [name], quick)}
     if name == "em_membrane_unet":
-        found["large"] = memory.large(LARGE_QUICK if quick else LARGE, 4096, trained=False)
+        found["large"] = memory.large(LARGE_QUICK if quick else LARGE)
     return found
 
 

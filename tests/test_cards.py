@@ -142,6 +142,17 @@ def test_an_evaluation_is_taken_over(bundle, tmp_path, monkeypatch):
     assert run(monkeypatch, "--check") == 0
 
 
+def test_tables_of_speed_appear_when_they_are_measured(bundle):
+    assert cards.speed(bundle, []) == ""
+    (bundle / "docs/figures/memory.csv").write_text("command,peak\nsegment,900\nMeasured on two cores.\n")
+    (bundle / "docs/figures/stages.csv").write_text("stage,seconds\nnetwork,0.1\n")
+    _, _, text = cards.speed(bundle, []).partition("--write`.\n\n")
+    assert text == (
+        "One image, stage by stage:\n\n| stage | seconds |\n|---|---|\n| network | 0.1 |\n\n"
+        "Memory of each command:\n\n| command | peak |\n|---|---|\n| segment | 900 |\n\nMeasured on two cores.\n"
+    )
+
+
 def test_a_crossvalidation_is_taken_over_and_other_weights_are_dropped(bundle, tmp_path, monkeypatch, capsys):
     given = [
         "--bundle",

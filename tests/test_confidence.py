@@ -10,6 +10,7 @@ from segbundles.confidence import (
     describe_confidence,
     expected_score,
     image_features,
+    join_confidence,
     mask_features,
     pixel_counts,
     reasons_to_review,
@@ -165,3 +166,18 @@ def test_without_facts_only_the_mask_is_judged():
 )
 def test_confidence_in_words(item, said):
     assert describe_confidence(item) == said
+
+
+def test_confidence_of_an_image_in_blocks():
+    """The mean over pixels: (0.9 * 3 + 0.5 * 1) / 4; reasons are counted, in the words of the least certain block."""
+    sure = {"confidence": 0.9, "confidence_low": 0.8, "review": ""}
+    doubtful = {"confidence": 0.5, "confidence_low": 0.4, "review": "low confidence: 0.50, below 0.60; texture: b"}
+    found = join_confidence([sure, doubtful], [3, 1], "blocks")
+    assert found["confidence"] == pytest.approx(0.8)
+    assert found["confidence_low"] == pytest.approx(0.7)
+    assert found["review"] == "low confidence: 0.50, below 0.60 (in 1 of 2 blocks); texture: b (in 1 of 2 blocks)"
+    other = {"confidence": 0.55, "confidence_low": None, "review": "low confidence: 0.55, below 0.60"}
+    found = join_confidence([sure, other, doubtful], [1, 1, 1], "pages")
+    assert found["confidence_low"] is None
+    assert found["review"].startswith("low confidence: 0.50, below 0.60 (in 2 of 3 pages); ")
+    assert join_confidence([doubtful], [7], "pages")["review"] == doubtful["review"]

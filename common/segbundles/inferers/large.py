@@ -37,6 +37,7 @@ from segbundles.transforms import (
     Previewd,
     SaveOutputd,
     SaveProbabilitiesd,
+    SaveUncertaintyd,
     displayed_case,
     uncertainty_levels,
 )
@@ -45,6 +46,7 @@ __all__ = ["LargeImages"]
 
 _SHOWN_PIXELS = 2**21  # of all pages, in the preview and in the estimate of grey levels
 _SEAM = 16  # pixels beside a seam in which the cells of two blocks are compared
+_OF_FLOATS = (SaveProbabilitiesd, SaveUncertaintyd)  # a PNG of them is made in memory, with copies
 _LEVELS = "uncertainty levels"  # what the preview shows of the probabilities
 
 
@@ -140,14 +142,14 @@ class LargeImages:
             which the metadata alone counts.
 
         Raises:
-            ValueError: when the image cannot be read or segmented, or its probabilities are asked for in a format that
-                is written at once.
+            ValueError: when the image cannot be read or segmented, or its probabilities or uncertainty are asked
+                for and it is no TIFF.
         """
         path = Path(file)
-        if file_suffix(path) not in TIFF and any(isinstance(step, SaveProbabilitiesd) for step in self._savers):
+        if file_suffix(path) not in TIFF and any(isinstance(step, _OF_FLOATS) for step in self._savers):
             fail(
-                f"the probabilities of {path.name} would not fit into memory as {path.suffix}: convert the image to "
-                "TIFF, or set save_probabilities to false."
+                f"probabilities and uncertainty of an image as large as {path.name} are written as TIFF only: convert "
+                "the image to TIFF, or set save_probabilities and save_uncertainty to false."
             )
         with eval_mode(self.network), tempfile.TemporaryDirectory(prefix=".blocks_", dir=self._folder()) as folder:
             run = _Run(self, path, Path(folder))
@@ -210,6 +212,37 @@ class _Run:
 
     def segment_page(self, number: int) -> None:
         """Segment a page, from 0; the first one must come first."""
+        owner = self.owner
+        array, meta = self._read(number)
+        size = array.shape[:2]
+        blocks = list(owner._blocks(size))
+        few = np.ascontiguousarray(array[:: self.step, :: self.step])
+        self.shown.append(few)
+        owner._tolerant_checks({Keys.IMAGE: self._tensor(few, meta)})
+        levels = NormalizeSlicesd.levels(torch.from_numpy(few[..., 0].astype(np.float32))) if len(blocks) > 1 else None
+        cells, joined, kept = 0, [], []
+        for block in blocks:
+            image = self._tensor(array[block.window], meta)
+            if levels is not None:
+                self._set_levels(image, block, *levels)
+            item = owner._segment(image)
+            add_note(self.meta, notes_of(*item.values()))
+            self.confidences.append(confidence_columns(item))
+            self.pixels.append(math.prod(c.stop - c.start for c in block.core))
+            found = np.asarray(item[owner.cells_key])[0, ..., 0].astype(np.int32)
+            found[found > 0] += cells
+            joined += self._seams(found, number, block)
+            cells = max(cells, int(found.max()))
+            kept.append(np.unique(found[block.inside]))
+            for key in self.keys:
+                values = found[None] if key == owner.cells_key else np.asarray(item[key])[..., 0]
+                core = values[(slice(None), *block.inside)]
+                self._map(key, core, size)[number, :, block.core[1], block.core[0]] = core.swapaxes(1, 2)
+            self._forget()
+        self._number(number, blocks, _numbers(cells, joined, kept))
+
+    def _read(self, number: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return a page (W, H, 1 or channels) and its metadata, and keep those of the first page for the results."""
         reader = StackReader(number if self.pages > 1 else None)
         array, meta = reader.get_data(reader.read(self.file))
         if number == 0:
@@ -220,39 +253,14 @@ class _Run:
                 set_slice_files(meta, [])  # one file, although its pages are read alone
         elif array.shape[:2] != tuple(self.meta[MetaKeys.SPATIAL_SHAPE][:2]):
             fail(f"page {number + 1} of {self.file} has another size than the first: give each size its own file.")
-        size = array.shape[:2]
-        blocks = list(self.owner._blocks(size))
-        few = np.ascontiguousarray(array[:: self.step, :: self.step])
-        self.shown.append(few)
-        self.owner._tolerant_checks({Keys.IMAGE: self._tensor(few, meta)})
-        levels = NormalizeSlicesd.levels(torch.from_numpy(few[..., 0].astype(np.float32))) if len(blocks) > 1 else None
-        cells, joined, kept = 0, [], []
-        for block in blocks:
-            part = array[block.window]
-            image = self._tensor(part, meta)
-            if levels is not None:
-                mean, _, border = levels
-                if border is not None:
-                    index = np.ix_(*(np.arange(w.start, w.stop) // self.step for w in block.window))
-                    image[..., 0][torch.from_numpy(border[index])] = mean
-                set_levels(image, *levels[:2])
-            item = self.owner._segment(image)
-            add_note(self.meta, notes_of(*item.values()))
-            self.confidences.append(confidence_columns(item))
-            self.pixels.append(math.prod(c.stop - c.start for c in block.core))
-            found = np.asarray(item[self.owner.cells_key])[0, ..., 0].astype(np.int32)
-            found[found > 0] += cells
-            joined += self._seams(found, number, block)
-            cells = max(cells, int(found.max()))
-            for key in self.keys:
-                values = found[None] if key == self.owner.cells_key else np.asarray(item[key])[..., 0]
-                core = values[(slice(None), *block.inside)]
-                if key == self.owner.cells_key:
-                    kept.append(np.unique(core))
-                self._map(key, core, size)[number, :, block.core[1], block.core[0]] = core.swapaxes(1, 2)
-            for values in self.maps.values():
-                _forget(values)
-        self._number(number, blocks, _numbers(cells, joined, kept))
+        return array, meta
+
+    def _set_levels(self, image: MetaTensor, block: _Block, mean: float, spread: float, border: Any) -> None:
+        """Give a block the grey levels of its page; what is in the flat border of the page gets the mean."""
+        if border is not None:
+            index = np.ix_(*(np.arange(w.start, w.stop) // self.step for w in block.window))
+            image[..., 0][torch.from_numpy(border[index])] = mean
+        set_levels(image, mean, spread)
 
     def _tensor(self, array: np.ndarray, meta: dict[str, Any]) -> MetaTensor:
         """Return what ``LoadImaged`` would return of a part of the image."""
@@ -270,6 +278,12 @@ class _Run:
             shape = (self.pages, values.shape[0], size[1], size[0])
             self.maps[key] = np.memmap(self.folder / key, dtype=values.dtype, mode="w+", shape=shape)
         return self.maps[key]
+
+    def _forget(self) -> None:
+        """Let the memory of the maps go; what was written stays in their files."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for values in self.maps.values():
+                values._mmap.madvise(mmap.MADV_DONTNEED)
 
     def _seams(self, found: np.ndarray, number: int, block: _Block) -> list[np.ndarray]:
         """Return pairs of numbers of one cell: of the blocks before this one, and of this one."""
@@ -297,8 +311,7 @@ class _Run:
             values[y, x] = part
             totals.add(part.T, (x.start, y.start))
             self.membrane += int(np.count_nonzero(self.maps[owner.mask_key][number, 0, y, x] == 0))
-            for array in self.maps.values():
-                _forget(array)
+            self._forget()
         self.totals.append(totals)
 
     def finish(self) -> dict[str, Any]:
@@ -318,15 +331,14 @@ class _Run:
             pixels = self.membrane / math.prod(self.maps[owner.mask_key].shape)
             item["measurements"], note = owner._measure.of_totals(self.totals, pixels, shown)
             add_note(self.meta, note)
-        for array in self.maps.values():
-            _forget(array)
+        self._forget()
         for step in owner._savers:
             for key in step.keys:
                 values = self.maps[key]
                 whole = self._tensor(np.empty((1, 1, 1)), self.meta)
                 whole.meta[MetaKeys.SPATIAL_SHAPE] = np.asarray([*values.shape[:1:-1], self.pages])
                 step({key: MetaTensor(torch.from_numpy(values.transpose(1, 3, 2, 0)), meta=whole.meta)})
-                _forget(values)
+                self._forget()
         item[Keys.IMAGE] = MetaTensor(torch.zeros(1))
         add_note(item[Keys.IMAGE], notes_of(self.meta))
         return item
@@ -364,9 +376,3 @@ def _numbers(count: int, joined: Sequence[np.ndarray], kept: Sequence[np.ndarray
     numbers = np.zeros(count + 1, np.int32)
     numbers[groups[np.argsort(first)]] = np.arange(1, len(groups) + 1)
     return numbers[group]
-
-
-def _forget(array: np.memmap) -> None:
-    """Let the memory of a file go; what was written stays in the file."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        array._mmap.madvise(mmap.MADV_DONTNEED)
