@@ -52,7 +52,6 @@ MARKED = [
     ("docs/results.md", "segbundles segment brain_flair_unet scans masks --weights", "tests/test_ensemble.py"),
     ("docs/scale_out.md", "torchrun", "tests/test_scale_out.py"),
     ("docs/scale_out.md", "source .venv", "part of the Slurm script"),
-    ("docs/scale_out.md", "export ", "part of the Slurm script"),
     ("docs/scale_out.md", "HEAD=$(", "needs Slurm"),
     ("docs/scale_out.md", "PART", "part of the Slurm script"),
     ("docs/scale_out.md", 'segbundles segment brain_flair_unet "scans/$PART"', "tests/test_scale_out.py"),
