@@ -26,9 +26,9 @@ from tables import BUNDLES, ROOT, THREAD_HEADS, Table, machine
 
 import engines
 
-# (side, pages) of large EM images
-LARGE = [(20000, 1), (512, 30), (512, 300)]
-LARGE_QUICK = [(4608, 1), (512, 30)]
+# (side, pages, block) of large EM images, in pixels
+LARGE = [(20000, 1, 4096), (512, 30, 1024), (512, 300, 1024)]
+LARGE_QUICK = [(1200, 1, 1024), (512, 6, 1024)]
 # one view of a section, eight of which take eight times as long
 PLAIN_SECTION = {"mirror_axes": [], "quarter_turns": False}
 # benchmarks that print tables of their own, and what makes them quick

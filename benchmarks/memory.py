@@ -7,9 +7,9 @@ D has one folder per bundle with its prepared data, of which a few cases are use
 and an inference, with the settings of the bundle. `--quick` measures the inference only.
 
 `--page` segments one synthetic EM page of so many pixels a side, and `--stack` so many pages of 512 x 512, with the
-steps of `inference.json` without mirror images, in blocks of 4096 and of 1024 pixels. A stand-in for the network takes
-what is dark for membrane, because the memory does not depend on how long the network takes; `--trained` runs the
-shipped weights.
+steps of `inference.json` without mirror images, in blocks of 4096 and of 1024 pixels (`--block_pixels`). A stand-in for
+the network takes what is dark for membrane, because the memory does not depend on how long the network takes;
+`--trained` runs the shipped weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from tables import BUNDLES, ROOT, Table, child, images, machine, some_cases
 
 EM = ROOT / "bundles" / "em_membrane_unet"
 STACK_SIDE = 512
-PAGE_BLOCK, STACK_BLOCK = 4096, 1024  # pixels; more than a stack's page, less than a stack
 # cases of each split
 COUNTS = {"left_atrium_vnet": 2, "brain_flair_unet": 2, "em_membrane_unet": 2, "polyp_fcn8": 16}
 # knobs that make a command shorter without a change of its memory
@@ -106,12 +105,11 @@ def segment_large(path: Path, out: Path, block_pixels: int, trained: bool) -> No
     parser.get_parsed_content("run")
 
 
-def large(sides: list[tuple[int, int]], trained: bool = False) -> Table:
-    """Measure large pages, given as (side, pages)."""
+def large(stacks: list[tuple[int, int, int]], trained: bool = False) -> Table:
+    """Measure large pages, given as (side, pages, block), in pixels."""
     heads = ("pages", "pixels of a page", "block (pixels)", "network", "seconds", "peak memory (MiB)")
     found = Table("Memory of large EM images, segmented from disk to disk", heads)
-    for side, pages in sides:
-        block = PAGE_BLOCK if pages == 1 else STACK_BLOCK
+    for side, pages, block in stacks:
         with tempfile.TemporaryDirectory(dir=".") as folder:
             path = Path(folder) / "pages.tif"
             write_pages(path, side, pages)
@@ -129,6 +127,7 @@ def main() -> None:
     parser.add_argument("--bundle", nargs="+", default=list(BUNDLES), choices=BUNDLES)
     parser.add_argument("--page", type=int, nargs="*", default=[])
     parser.add_argument("--stack", type=int, nargs="*", default=[])
+    parser.add_argument("--block_pixels", type=int)
     parser.add_argument("--trained", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -140,9 +139,10 @@ def main() -> None:
     print(machine())
     if options.data:
         table(options.data, options.bundle, options.quick).show()
-    sides = [(side, 1) for side in options.page] + [(STACK_SIDE, pages) for pages in options.stack]
-    if sides:
-        large(sides, options.trained).show()
+    pages = [(side, 1, options.block_pixels or 4096) for side in options.page]
+    stacks = [(STACK_SIDE, count, options.block_pixels or 1024) for count in options.stack]
+    if pages or stacks:
+        large([*pages, *stacks], options.trained).show()
 
 
 if __name__ == "__main__":
