@@ -56,7 +56,7 @@ def documented(*words: str, without: str = "\n") -> str:
     for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL):
         for line in block.splitlines():
             if line.startswith("B="):
-                root = line[2:]
+                (root,) = shlex.split(line[2:])
             else:
                 commands.append(line.replace("$B", root))
     (found,) = (one for one in commands if all(word in one for word in words) and without not in one)

@@ -44,7 +44,7 @@ def _group(**kwargs: Any) -> typer.Typer:
     return typer.Typer(no_args_is_help=True, add_completion=False, **kwargs)
 
 
-app = _group(cls=ErrorGroup, help="Prepare data for the segmentation bundles, check their configs, and serve them.")
+app = _group(cls=ErrorGroup, help="Segment images with bundles, train and evaluate them, and prepare data for them.")
 prepare_app = _group(help="Check a data set, or your own data, and write the datalist.json.")
 phantom_app = _group(help="Write a synthetic data set, to try the bundles without real data.")
 app.add_typer(prepare_app, name="prepare")
@@ -111,26 +111,14 @@ for _data_set in DATA_SETS.values():
     prepare_app.command(_data_set.name, help=escape(_data_set.summary))(_prepare_command(_data_set))
 
 
-@app.command()
-def merge(
-    sources: Annotated[
-        list[Path], typer.Argument(help="Folders with a datalist.json, two or more.", show_default=False)
-    ],
-    out: Out,
-) -> None:
-    """Join the datalists of folders, prepared or by hand, into one."""
-    from segbundles.datasets import merge
-
-    _show_prepared(merge(sources, out))
-
-
 Bundle = Annotated[str, typer.Argument(help="Folder of the bundle, or its name.", show_default=False)]
 Data = Annotated[str, typer.Argument(help="Folder with a datalist.json, as from prepare.", show_default=False)]
 Output = Annotated[str, typer.Argument(help="Folder to write to.", show_default=False)]
 _SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_KNOBS = "Settings are written as --knob value, such as --device cpu. segbundles knobs BUNDLE lists them all."
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def segment(
     context: typer.Context,
     bundle: Bundle,
@@ -139,15 +127,15 @@ def segment(
     ],
     output: Output,
 ) -> None:
-    """Segment images: masks, measurements and a page to look at. Settings are written as --knob value."""
+    """Segment images: masks, measurements and a page to look at."""
     from segbundles.commands import segment_command
 
     _run([segment_command(bundle, source, output, context.args)])
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def train(context: typer.Context, bundle: Bundle, data: Data, output: Output) -> None:
-    """Train a bundle; the weights go to OUTPUT/models. Settings are written as --knob value.
+    """Train a bundle; the weights go to OUTPUT/models.
 
     With --initial_weights shipped the bundle's own weights are fine-tuned, with a smaller learning rate and fewer
     epochs, and the validation cases are scored before and after.
@@ -216,15 +204,15 @@ def adapt(
         _console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def evaluate(context: typer.Context, bundle: Bundle, data: Data, output: Output) -> None:
-    """Compare masks with labels: metrics and a report. Settings are written as --knob value."""
+    """Compare masks with labels: metrics and a report."""
     from segbundles.commands import evaluate_command
 
     _run([evaluate_command(bundle, data, output, context.args)])
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def crossvalidate(
     context: typer.Context,
     bundle: Bundle,
@@ -234,8 +222,8 @@ def crossvalidate(
 ) -> None:
     """Train and score a bundle on parts of the data in turn, so that every case is scored once.
 
-    Groups such as patients stay together. Run the same command again to continue. Settings of training and evaluation
-    are written as --knob value.
+    Groups such as patients stay together. Run the same command again to continue. Settings are those of training and
+    evaluation.
     """
     from segbundles.crossvalidation import fold_commands, join_folds, start_folds
 
@@ -313,6 +301,19 @@ def calibrate(
     _console().print(table)
     for line in (f"Chosen: {found['chosen']}", *found["lines"], f"Written into the facts of {chosen}"):
         _console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def merge(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Folders with a datalist.json, two or more.", show_default=False)
+    ],
+    out: Out,
+) -> None:
+    """Join the datalists of folders, prepared or by hand, into one."""
+    from segbundles.datasets import merge
+
+    _show_prepared(merge(sources, out))
 
 
 def _run(commands: Sequence[Sequence[str]]) -> None:
@@ -427,9 +428,9 @@ def pack(
         _console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def export(context: typer.Context, bundle: Bundle) -> None:
-    """Write the networks of a bundle as programs (.pt2) beside their weights. Settings are written as --knob value."""
+    """Write the networks of a bundle as programs (.pt2) beside their weights."""
     from segbundles.check import read_overrides
     from segbundles.commands import find_bundle
     from segbundles.exporting import export_bundle

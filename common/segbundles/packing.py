@@ -48,7 +48,7 @@ def pack(bundle: str, out: str | Path = ".", large_files: str | None = None) -> 
         bundle: its folder or name, see :func:`segbundles.commands.find_bundle`.
         out: folder to write to.
         large_files: address of the folder that files above :data:`LARGEST` will be uploaded to. They are then written
-            beside the zip, and ``large_files.yml`` in the zip says where to download them. None packs them too.
+            beside the zip, and ``large_files.json`` in the zip says where to download them. None packs them too.
 
     Raises:
         ValueError: when a file is missing, the changelog does not mention the version, facts do not describe the
@@ -72,7 +72,7 @@ def pack(bundle: str, out: str | Path = ".", large_files: str | None = None) -> 
                 _add(archive, f"{root.name}/{path}", file.read_bytes())
         if large:
             text = _large_files(large, {path: f"{large_files.rstrip('/')}/{copies[path].name}" for path in large})
-            _add(archive, f"{root.name}/large_files.yml", text.encode())
+            _add(archive, f"{root.name}/large_files.json", text.encode())
     for path, file in large.items():
         with atomic_path(copies[path]) as part:
             shutil.copyfile(file, part)
@@ -122,9 +122,8 @@ def _add(archive: ZipFile, name: str, content: bytes) -> None:
 
 
 def _large_files(large: Mapping[str, Path], urls: Mapping[str, str]) -> str:
-    lines = ["large_files:"]
+    # MONAI reads YAML too, but only with a package that neither it nor this library installs
+    entries = []
     for path, file in large.items():
-        entry = {"path": path, "url": urls[path], "hash_val": sha256(file), "hash_type": "sha256"}
-        words = [f"{key}: {json.dumps(value)}" for key, value in entry.items()]
-        lines += [f"  - {words[0]}", *(f"    {word}" for word in words[1:])]
-    return "\n".join(lines) + "\n"
+        entries.append({"path": path, "url": urls[path], "hash_val": sha256(file), "hash_type": "sha256"})
+    return json.dumps({"large_files": entries}, indent=4) + "\n"
