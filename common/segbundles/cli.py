@@ -356,7 +356,7 @@ def check(
     from segbundles.check import check_bundle, read_overrides
     from segbundles.commands import find_bundle
 
-    _console().print("This runs expressions and modules that the bundle names: trust its source.")
+    _console().print("A check runs code that the bundle names: check only bundles from a source that you trust.")
     root = Path(bundle) if Path(bundle).is_dir() else find_bundle(bundle)
     overrides, reading = read_overrides(context.args, root), partial(_track, description="Reading")
     checked = check_bundle(root, config or (), args_file, overrides, schema, data, reading)
