@@ -23,6 +23,8 @@ _LIBRARY = Path(__file__).parent
 _NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt")
 _FOLDERS = ("configs", "docs")
 _REPLACED = ("_previous", "_shipped")
+# packages whose versions have an entry of their own in the metadata
+_OWN_VERSIONS = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ class Packed:
 def pack(bundle: str, out: str | Path = ".", large_files: str | None = None) -> Packed:
     """Write ``<name>_v<version>.zip`` with configs, documents, licence, weights, their facts, and this library.
 
-    With the library in it, the bundle needs nothing but packages that are on PyPI. The folders of data and results, and
-    weights that a training has replaced, are left out. The same files always give the same bytes.
+    With the library in it, the bundle needs nothing but packages that are on PyPI: those of its ``requirements.txt``,
+    which is made from the metadata. The folders of data and results, and weights that a training has replaced, are left
+    out. The same files always give the same bytes.
 
     Args:
         bundle: its folder or name, see :func:`segbundles.commands.find_bundle`.
@@ -70,6 +73,7 @@ def pack(bundle: str, out: str | Path = ".", large_files: str | None = None) -> 
         for path, file in sorted(files.items()):
             if path not in large:
                 _add(archive, f"{root.name}/{path}", file.read_bytes())
+        _add(archive, f"{root.name}/requirements.txt", _requirements(metadata).encode())
         if large:
             text = _large_files(large, {path: f"{large_files.rstrip('/')}/{copies[path].name}" for path in large})
             _add(archive, f"{root.name}/large_files.json", text.encode())
@@ -89,6 +93,12 @@ def _metadata(root: Path) -> dict[str, Any]:
     if version not in changelog:
         fail(f"the changelog of {path} does not mention version {version}: add what is new in it.")
     return metadata
+
+
+def _requirements(metadata: Mapping[str, Any]) -> str:
+    versions = {name: metadata.get(f"{key}_version") for key, name in _OWN_VERSIONS.items()}
+    versions |= metadata.get("required_packages_version", {})
+    return "".join(f"{name}=={version}\n" for name, version in versions.items() if version)
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
