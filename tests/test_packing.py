@@ -48,6 +48,9 @@ def make(folder: Path, bundle: TinyBundle = POLYP) -> Path:
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"-")
+    (root / "docs/README.md").write_text(
+        "[a](../../../docs/a.md), ![b](b.jpeg), [c](../configs/c.json), [d](https://d.org)"
+    )
     return root
 
 
@@ -74,6 +77,9 @@ def test_what_is_in_the_zip(root: Path, tmp_path: Path) -> None:
         names = archive.namelist()
         assert archive.read("polyp_fcn8/models/model.pt") == (root / "models/model.pt").read_bytes()
         needed = archive.read("polyp_fcn8/requirements.txt").decode().splitlines()
+        # the pages of the project are not in the zip
+        card = archive.read("polyp_fcn8/docs/README.md").decode()
+    assert card == "a, ![b](b.jpeg), [c](../configs/c.json), [d](https://d.org)"
     metadata = json.loads((root / "configs/metadata.json").read_text())
     assert needed[:3] == [f"{name}=={metadata[f'{key}_version']}" for name, key in NAMED.items()]
     assert needed[3:] == [f"{name}=={version}" for name, version in metadata["required_packages_version"].items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ LARGEST = 25_000_000
 _LIBRARY = Path(__file__).parent
 _NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt")
 _FOLDERS = ("configs", "docs")
+_CARD = "docs/README.md"
 _REPLACED = ("_previous", "_shipped")
 # packages whose versions have an entry of their own in the metadata
 _OWN_VERSIONS = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
@@ -44,8 +46,8 @@ def pack(bundle: str, out: str | Path = ".", large_files: str | None = None) -> 
     """Write ``<name>_v<version>.zip`` with configs, documents, licence, weights, their facts, and this library.
 
     With the library in it, the bundle needs nothing but packages that are on PyPI: those of its ``requirements.txt``,
-    which is made from the metadata. The folders of data and results, and weights that a training has replaced, are left
-    out. The same files always give the same bytes.
+    which is made from the metadata. Links of the card to pages outside the bundle become plain text. The folders of data
+    and results, and weights that a training has replaced, are left out. The same files always give the same bytes.
 
     Args:
         bundle: its folder or name, see :func:`segbundles.commands.find_bundle`.
@@ -72,7 +74,8 @@ def pack(bundle: str, out: str | Path = ".", large_files: str | None = None) -> 
     with atomic_path(target) as part, ZipFile(part, "w", ZIP_DEFLATED) as archive:
         for path, file in sorted(files.items()):
             if path not in large:
-                _add(archive, f"{root.name}/{path}", file.read_bytes())
+                content = file.read_bytes()
+                _add(archive, f"{root.name}/{path}", _without_links(content) if path == _CARD else content)
         _add(archive, f"{root.name}/requirements.txt", _requirements(metadata).encode())
         if large:
             text = _large_files(large, {path: f"{large_files.rstrip('/')}/{copies[path].name}" for path in large})
@@ -93,6 +96,11 @@ def _metadata(root: Path) -> dict[str, Any]:
     if version not in changelog:
         fail(f"the changelog of {path} does not mention version {version}: add what is new in it.")
     return metadata
+
+
+def _without_links(card: bytes) -> bytes:
+    """Return a card whose links to pages outside the bundle, which the zip does not contain, are plain text."""
+    return re.sub(rb"\[([^\]]*)\]\(\.\./\.\./[^)]*\)", rb"\1", card)
 
 
 def _requirements(metadata: Mapping[str, Any]) -> str:
