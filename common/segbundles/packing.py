@@ -46,8 +46,8 @@ def pack(bundle: str, out: str | Path = ".", large_files: str | None = None) -> 
     """Write ``<name>_v<version>.zip`` with configs, documents, licence, weights, their facts, and this library.
 
     With the library in it, the bundle needs nothing but packages that are on PyPI: those of its ``requirements.txt``,
-    which is made from the metadata. Links of the card to pages outside the bundle become plain text. The folders of data
-    and results, and weights that a training has replaced, are left out. The same files always give the same bytes.
+    which is made from the metadata. Links of the card to pages outside the bundle become plain text. The folders of
+    data and results, and weights that a training has replaced, are left out. The same files always give the same bytes.
 
     Args:
         bundle: its folder or name, see :func:`segbundles.commands.find_bundle`.
