@@ -97,11 +97,11 @@ def main() -> None:
         network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("validate::inferer")
         load_if_given(network, weights)
         network.eval()
-        windows, spent = 0, 0.0
+        tiles, spent = 0, 0.0
 
         def counted(x: torch.Tensor, network: torch.nn.Module = network) -> torch.Tensor:
-            nonlocal windows
-            windows += len(x)
+            nonlocal tiles
+            tiles += len(x)
             return network(x)
 
         for section in sections:
@@ -112,7 +112,7 @@ def main() -> None:
                 probabilities += list(np.moveaxis(found[0, 0].numpy(), -1, 0))
                 truths += list(np.moveaxis(section["label"][0].numpy(), -1, 0))
         title = ", mirrored and rotated" if augmented else ""
-        row(f"window through the network{title}", spent, windows)
+        row(f"tile through the network{title}", spent, tiles)
         row(f"section segmented{title}", spent, len(truths))
 
     if weights is None:
@@ -129,7 +129,7 @@ def main() -> None:
         row(f"section of {size} to cells, {name} watershed", spent, len(truths))
     pairs = [(one, label_cells(truth)) for one, truth in zip(probabilities, truths, strict=True)]
     row("section scored at ten thresholds", seconds(lambda: [threshold_scores(*pair) for pair in pairs]), len(truths))
-    print(f"\n{torch.get_num_threads()} threads, {device.type}, windows of {parser.get_parsed_content('window_size')}.")
+    print(f"\n{torch.get_num_threads()} threads, {device.type}, tiles of {parser.get_parsed_content('window_size')}.")
 
 
 if __name__ == "__main__":
