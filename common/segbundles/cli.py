@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
@@ -391,11 +392,15 @@ def check(
 
 @app.command()
 def knobs(bundle: Bundle) -> None:
-    """Print the table of a bundle's knobs, in Markdown, as its model card has it."""
+    """Print the table of a bundle's knobs, as its model card has it; in Markdown if a file or a pipe takes it."""
     from segbundles.commands import find_bundle
     from segbundles.knobs import knob_table
 
-    print(knob_table(find_bundle(bundle)), end="")
+    table = knob_table(find_bundle(bundle))
+    if _console().is_terminal:
+        _console().print(Markdown(table))
+    else:
+        print(table, end="")
 
 
 @app.command()
