@@ -39,7 +39,7 @@ def test_phantom_prepare_and_merge(run, phantom, tmp_path):
     (tmp_path / "split.json").write_text(json.dumps({"training": ["phantom0_000"], "validation": [case]}))
     result = run("prepare", "lasc18", "--source", phantom, "--out", tmp_path / "b", "--split", tmp_path / "split.json")
     assert result.exit_code == 0
-    assert "note: 1 cases are in no list of the split and left out: phantom0_002" in result.output
+    assert "note: cases left out, because no list of the split names them: phantom0_002" in result.output
 
     result = run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
     assert result.exit_code == 0
