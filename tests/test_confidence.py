@@ -44,7 +44,10 @@ def test_expected_score_of_two_pixels_inside_and_one_outside(score, temperature,
     assert found == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize(("outside", "expected"), [(counts(-1.875, -3.0), 1 - 0.13296), (0 * counts(0.0), 1.0)])
+# p of logit -2.875 is 0.05341
+@pytest.mark.parametrize(
+    ("outside", "expected"), [(counts(-1.875, -2.875), (1 - 0.13296) * (1 - 0.05341)), (0 * counts(0.0), 1.0)]
+)
 def test_an_empty_mask_is_right_if_no_pixel_is_foreground(outside, expected):
     assert expected_score(0 * outside, outside, 100) == pytest.approx(expected, abs=2e-5)
 
@@ -65,7 +68,8 @@ def test_features_of_probabilities():
     found = score_features(counts(1.875, 9.875), counts(-1.875), 10, 1.0, "dice", 1.0)
     # p: 0.86704 and 0.99995 inside, 0.13296 outside
     assert found["precision"] == pytest.approx((0.86704 + 0.99995) / 2, abs=2e-5)
-    assert found["recall"] == pytest.approx(1.86699 / (1.86699 + 0.13296), abs=2e-5)
+    assert found["sure"] == 1.0  # both are above 0.8; after a temperature of 2, 0.71860 is not
+    assert score_features(counts(1.875, 9.875), counts(-1.875), 10, 1.0, "dice", 2.0)["sure"] == 0.5
     # both pixels of 0.867 and 0.133 are doubtful: entropy 0.39196 each, over two pixels of the mask
     assert found["entropy_rim"] == pytest.approx(0.39196, abs=2e-4)
     assert found["log_size"] == pytest.approx(np.log(3))

@@ -38,7 +38,7 @@ _FLOOR = 0.01  # probability; a volume has millions of pixels below it, which sa
 _STEP, _LEAST, _MOST = 0.25, -5.0, 10.0  # logits; that of the floor is -4.6, and float16 ends at 7.6
 #: logit of the pixels in each bin of :func:`pixel_counts`
 LOGITS = np.arange(_LEAST, _MOST, _STEP) + _STEP / 2
-_DOUBTFUL = (expit(LOGITS) > 0.1) & (expit(LOGITS) < 0.9)
+_DOUBTFUL, _SURE = (0.1, 0.9), 0.8  # probabilities
 _SLICES, _SIDE = 12, 512  # of an image, from which its grey levels are described
 _SMALL_PART = 0.01  # share of the mask; smaller parts are not counted
 _WORDS = {
@@ -76,8 +76,8 @@ def expected_score(
 
     With p the calibrated probability of a pixel, and m its mask (0 or 1), the expected Dice is about
     ``2 sum(p m) / (sum(p) + sum(m))``, and the expected accuracy is the mean of p inside and of 1 - p outside. An empty
-    mask has Dice 1 if there is nothing, and otherwise 0; that there is nothing is at most as probable as that the most
-    probable pixel is background, which is what is returned.
+    mask has Dice 1 if there is nothing, and otherwise 0: its expected Dice is the probability that every pixel is
+    background, ``prod(1 - p)``. All of this takes pixels as independent.
 
     Args:
         inside: counts of the pixels of the mask, see :func:`pixel_counts`.
@@ -94,8 +94,7 @@ def expected_score(
     if score == "accuracy":
         return (right + pixels - size - missed) / pixels
     if not size:
-        found = np.flatnonzero(outside)
-        return 1 - float(p[found[-1]]) if found.size else 1.0
+        return float(np.exp(outside @ np.log1p(-p)))
     return 2 * right / (right + missed + size)
 
 
@@ -105,19 +104,20 @@ def score_features(
     """Return what may say how good a mask is; arguments as of :func:`expected_score`, and its number of parts.
 
     Returns:
-        ``expected``, the expected score; ``precision``, the mean probability inside; ``recall``, the share of the
-        expected foreground that is inside; ``entropy_inside`` (mean, nats) and ``entropy_rim``, the entropy of the
-        pixels between 0.1 and 0.9, per pixel of the mask; ``log_size`` (of the pixels), and ``parts``.
+        ``expected``, the expected score; ``precision``, the mean probability inside; ``sure``, the share of the mask
+        with a probability above 0.8; ``entropy_inside`` (mean, nats; the largest possible for an empty mask) and
+        ``entropy_rim``, the entropy of the pixels between 0.1 and 0.9, per pixel of the mask; ``log_size`` (of the
+        pixels), and ``parts``.
     """
     p, inside, outside = expit(LOGITS / temperature), np.asarray(inside, float), np.asarray(outside, float)
-    size, right, missed = float(inside.sum()), float(inside @ p), float(outside @ p)
-    entropy = entr(p) + entr(1 - p)
+    size, entropy = float(inside.sum()), entr(p) + entr(1 - p)
+    rim = (p > _DOUBTFUL[0]) & (p < _DOUBTFUL[1])
     return {
         "expected": expected_score(inside, outside, pixels, score, temperature),
-        "precision": right / size if size else 0.0,
-        "recall": right / (right + missed) if right else 0.0,
-        "entropy_inside": float(inside @ entropy) / size if size else 0.0,
-        "entropy_rim": float((inside + outside) @ (entropy * _DOUBTFUL)) / max(size, 1.0),
+        "precision": float(inside @ p) / size if size else 0.0,
+        "sure": float(inside @ (p > _SURE)) / size if size else 0.0,
+        "entropy_inside": float(inside @ entropy) / size if size else float(np.log(2)),
+        "entropy_rim": float((inside + outside) @ (entropy * rim)) / max(size, 1.0),
         "log_size": float(np.log1p(size)),
         "parts": parts,
     }

@@ -28,5 +28,14 @@ def test_a_confidence_is_judged():
     assert found["rank_correlation"]["n"] == 4
 
 
+def test_bounds_and_flags_are_judged():
+    confidence, score = [0.9, 0.5, 0.8, 0.7, 0.6], [0.95, 0.4, 0.65, 0.9, np.nan]
+    low, review = [0.8, 0.45, np.nan, 0.9, 0.1], ["", "look", "", "look", "look"]
+    found = judge_confidence(confidence, score, list("abcde"), 0.7, low, review)
+    # of three cases with a bound and a score, the first and the fourth reach it; of two failures, one is flagged
+    assert (found["coverage"]["value"], found["coverage"]["n"]) == (pytest.approx(2 / 3), 3)
+    assert (found["flagged"], found["failures_flagged"]) == (0.5, 0.5)
+
+
 def test_without_failures_there_is_nothing_to_find():
     assert judge_confidence([0.9, 0.8], [0.9, 0.8], list("ab"), 0.7)["auroc_failures"] is None

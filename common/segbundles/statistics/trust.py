@@ -22,34 +22,57 @@ def rank_correlation(rows: NDArray) -> float:
     return float(np.corrcoef(rankdata(rows[:, :2], axis=0).T)[0, 1])  # several times faster than spearmanr
 
 
-def judge_confidence(confidence: ArrayLike, score: ArrayLike, groups: Sequence[Any], failure: float) -> dict[str, Any]:
+def judge_confidence(
+    confidence: ArrayLike,
+    score: ArrayLike,
+    groups: Sequence[Any],
+    failure: float,
+    low: ArrayLike | None = None,
+    review: Sequence[Any] | None = None,
+) -> dict[str, Any]:
     """Compare the confidence of unseen cases with their true score.
 
     Args:
-        confidence: one value per case, larger is better.
+        confidence: one value per case, larger is better; a case with NaN here or in the score does not count.
         score: true score of each case.
         groups: group of each case.
         failure: a smaller score is a failure.
+        low: lower bound of each case, NaN if it has none; None without bounds.
+        review: why a person should look at each case, empty if there is no reason; None if nothing was flagged.
 
     Returns:
         ``rank_correlation``, Spearman's, with its interval over the groups; ``failures``, their number;
         ``auroc_failures``, how probable it is that a failure has a smaller confidence than another case;
         ``auroc_worst_fifth``, the same for the fifth of the cases with the smallest score; ``error``, the mean absolute
-        difference; ``bias``, the mean of confidence minus score. None where there is nothing to compute.
+        difference; ``bias``, the mean of confidence minus score. With ``low`` also ``coverage``, the share of cases
+        that score at least their bound, with its interval; with ``review`` also ``flagged``, the share of cases with a
+        reason, and ``failures_flagged``, the same of the failures. None where there is nothing to compute.
     """
     values, true = np.asarray(confidence, float), np.asarray(score, float)
     known = ~np.isnan(values + true)
     values, true = values[known], true[known]
     groups = [group for group, good in zip(groups, known, strict=True) if good]
     bad = true < failure
-    return {
+    found = {
         "rank_correlation": bootstrap_interval(np.column_stack([values, true]), groups, rank_correlation).as_dict(),
         "failures": int(bad.sum()),
         "auroc_failures": _auroc(values, bad),
         "auroc_worst_fifth": _auroc(values, true <= np.quantile(true, 0.2)) if len(true) else None,
-        "error": float(np.abs(values - true).mean()) if len(true) else None,
-        "bias": float((values - true).mean()) if len(true) else None,
+        "error": _mean(np.abs(values - true)),
+        "bias": _mean(values - true),
     }
+    if low is not None:
+        least = np.asarray(low, float)[known]
+        reached = np.where(np.isnan(least), np.nan, true >= least)
+        found["coverage"] = bootstrap_interval(reached, groups).as_dict()
+    if review is not None:
+        flagged = np.array([bool(why) for why in review])[known]
+        found |= {"flagged": _mean(flagged), "failures_flagged": _mean(flagged[bad])}
+    return found
+
+
+def _mean(values: NDArray) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def _auroc(values: NDArray, bad: NDArray) -> float | None:
