@@ -5,6 +5,7 @@ import pytest
 from scipy.special import expit
 
 from segbundles.confidence import (
+    COLUMNS,
     LOGITS,
     confidence_of,
     describe_confidence,
@@ -162,10 +163,11 @@ def test_without_facts_only_the_mask_is_judged():
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ({}, []),
-        ({"confidence": 0.876, "confidence_low": None}, [("confidence", "0.88")]),
-        ({"confidence": 0.876, "confidence_low": 0.7}, [("confidence", "0.88, at least 0.70 in 9 of 10")]),
+        ((), []),
+        ((0.876, None, True), [("confidence", "0.88")]),
+        ((0.876, 0.7, True), [("confidence", "0.88, at least 0.70 in 9 of 10")]),
+        ((0.876, None, False), [("confidence", "0.88, not calibrated")]),
     ],
 )
 def test_confidence_in_words(item, said):
-    assert describe_confidence(item) == said
+    assert describe_confidence(dict(zip(COLUMNS, item, strict=False))) == said

@@ -15,6 +15,7 @@ from scipy import ndimage
 from scipy.special import entr, expit, logit
 
 __all__ = [
+    "COLUMNS",
     "FAILURES",
     "LOGITS",
     "SCORES",
@@ -31,6 +32,8 @@ __all__ = [
 
 #: scores that can be expected: the Dice of the foreground, or the share of the pixels that have the right class
 SCORES = ("dice", "accuracy")
+#: what :class:`segbundles.transforms.Confidenced` adds to a case
+COLUMNS = ("confidence", "confidence_low", "confidence_calibrated", "review")
 #: what counts as a failure: a smaller score
 FAILURES = {"dice": 0.7, "accuracy": 0.9}
 
@@ -199,7 +202,7 @@ def confidence_of(features: Mapping[str, float], facts: Mapping[str, Any]) -> tu
 
 def confidence_columns(item: Mapping[Any, Any]) -> dict[str, Any]:
     """Return what :class:`segbundles.transforms.Confidenced` has added to a case, as tables and files have it."""
-    return {name: item[name] for name in ("confidence", "confidence_low", "review") if name in item}
+    return {name: item[name] for name in COLUMNS if name in item}
 
 
 def describe_confidence(item: Mapping[Any, Any]) -> list[tuple[str, str]]:
@@ -207,7 +210,10 @@ def describe_confidence(item: Mapping[Any, Any]) -> list[tuple[str, str]]:
     if "confidence" not in item:
         return []
     low = item["confidence_low"]
-    return [("confidence", f"{item['confidence']:.2f}" + ("" if low is None else f", at least {low:.2f} in 9 of 10"))]
+    more = "" if low is None else f", at least {low:.2f} in 9 of 10"
+    return [
+        ("confidence", f"{item['confidence']:.2f}" + (more if item["confidence_calibrated"] else ", not calibrated"))
+    ]
 
 
 def reasons_to_review(
