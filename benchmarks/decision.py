@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from segbundles.calibration import Case, expected_by, fit_temperature, parts_of, read_cases
+from segbundles.calibration import Case, expected_by, fit_probabilities, parts_of, read_cases
 from segbundles.commands import find_bundle
-from segbundles.confidence import LOGITS
+from segbundles.confidence import LOGITS, calibrated
 from segbundles.files import atomic_path
 from segbundles.statistics import Interval, bootstrap_interval
 
@@ -50,7 +50,7 @@ def decide(cases: Sequence[Case], score: str) -> dict[str, NDArray]:
     for part in set(parts):
         own, others = np.flatnonzero(parts == part), np.flatnonzero(parts != part)
         fitted[own] = table[own, table[others].mean(0).argmax()]
-        p = expit(LOGITS / fit_temperature([cases[n] for n in others]))
+        p = calibrated(*fit_probabilities([cases[n] for n in others]))
         right = both[own] * p
         expected = scores(_above(right), found[own], right.sum(1, keepdims=True), pixels[own], score)
         optimal[own] = table[own, expected.argmax(1)]

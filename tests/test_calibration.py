@@ -14,23 +14,23 @@ from segbundles.calibration import (
     calibrate,
     evaluation_folders,
     fit,
-    fit_temperature,
+    fit_probabilities,
     lower_margin,
     review_limit,
     summary_lines,
     summary_rows,
     usual_ranges,
 )
-from segbundles.confidence import LOGITS, pixel_counts
+from segbundles.confidence import LOGITS, calibrated, pixel_counts
 from segbundles.facts import read_facts, sha256
 
 
-def made_case(number, temperature=2.0, seed=None, group=None, pixels=4000):
-    """A case whose truths are drawn from its probabilities after a temperature."""
+def made_case(number, temperature=2.0, shift=0.0, seed=None, group=None, pixels=4000):
+    """A case whose truths are drawn from its probabilities after a temperature and a shift."""
     rng = np.random.default_rng(number if seed is None else seed)
     doubtful = rng.uniform(0.05, 0.6)
     z = np.where(rng.random(pixels) < doubtful, rng.choice(LOGITS, pixels), rng.choice([-4.375, 7.125], pixels))
-    truth = rng.random(pixels) < expit(z / temperature)
+    truth = rng.random(pixels) < expit(z / temperature + shift)
     p, mask = expit(z), z > 0
     shape = {"size_percent": 20.0 + number, "parts": 1.0, "border": 0.0}
     return Case(
@@ -49,10 +49,10 @@ def made_case(number, temperature=2.0, seed=None, group=None, pixels=4000):
     )
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.5])
-def test_the_temperature_is_found_again(temperature):
-    cases = [made_case(number, temperature) for number in range(30)]
-    assert fit_temperature(cases) == pytest.approx(temperature, rel=0.05)
+@pytest.mark.parametrize(("temperature", "shift"), [(0.7, 0.0), (1.0, -1.0), (2.5, 0.5)])
+def test_temperature_and_shift_are_found_again(temperature, shift):
+    cases = [made_case(number, temperature, shift) for number in range(30)]
+    assert fit_probabilities(cases) == (pytest.approx(temperature, rel=0.05), pytest.approx(shift, abs=0.05))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_an_empty_mask_has_no_size(sizes, expected):
 def test_a_line_is_fitted_to_the_score():
     cases = [made_case(number) for number in range(40)]
     for case in cases:
-        case.score = 0.3 + 0.5 * case.features("dice", fit_temperature(cases))["expected"]
+        case.score = 0.3 + 0.5 * case.features("dice", calibrated(*fit_probabilities(cases)))["expected"]
     found = fit(cases, "line on the expected score", "dice")
     assert found["intercept"] == pytest.approx(0.3, abs=0.02)
     assert found["coefficients"]["expected"] == pytest.approx(0.5, abs=0.02)

@@ -19,6 +19,8 @@ __all__ = [
     "FAILURES",
     "LOGITS",
     "SCORES",
+    "UNCALIBRATED",
+    "calibrated",
     "confidence_columns",
     "confidence_of",
     "describe_confidence",
@@ -41,6 +43,8 @@ _FLOOR = 0.01  # probability; a volume has millions of pixels below it, which sa
 _STEP, _LEAST, _MOST = 0.25, -5.0, 10.0  # logits; that of the floor is -4.6, and float16 ends at 7.6
 #: logit of the pixels in each bin of :func:`pixel_counts`
 LOGITS = np.arange(_LEAST, _MOST, _STEP) + _STEP / 2
+#: probability of the pixels in each bin, as the network says
+UNCALIBRATED = expit(LOGITS)
 _DOUBTFUL, _SURE = (0.1, 0.9), 0.8  # probabilities
 _SLICES, _SIDE = 12, 512  # of an image, from which its grey levels are described
 _SMALL_PART = 0.01  # share of the mask; smaller parts are not counted
@@ -72,8 +76,19 @@ def pixel_counts(probability: ArrayLike, mask: ArrayLike) -> NDArray:
     return np.bincount(bins.astype(int), minlength=len(LOGITS))
 
 
+def calibrated(temperature: float = 1.0, shift: float = 0.0) -> NDArray:
+    """Return the calibrated probability of the pixels in each bin of `LOGITS`.
+
+    Args:
+        temperature: what logits are divided by; larger for a network that is too sure.
+        shift: what is added to them then; negative for masks that are too large. J. Platt, Probabilistic Outputs for
+            Support Vector Machines, 1999.
+    """
+    return expit(LOGITS / temperature + shift)
+
+
 def expected_score(
-    inside: ArrayLike, outside: ArrayLike, pixels: int, score: str = "dice", temperature: float = 1.0
+    inside: ArrayLike, outside: ArrayLike, pixels: int, score: str = "dice", p: NDArray = UNCALIBRATED
 ) -> float:
     """Compute the score that a mask is expected to have, from the probabilities of its pixels.
 
@@ -87,12 +102,12 @@ def expected_score(
         outside: counts of the other pixels.
         pixels: number of all pixels.
         score: one of `SCORES`.
-        temperature: what logits are divided by. C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+        p: probability of each bin, see :func:`calibrated`.
 
     Returns:
         0 to 1.
     """
-    p, inside, outside = expit(LOGITS / temperature), np.asarray(inside, float), np.asarray(outside, float)
+    inside, outside = np.asarray(inside, float), np.asarray(outside, float)
     right, missed, size = float(inside @ p), float(outside @ p), float(inside.sum())
     if score == "accuracy":
         return (right + pixels - size - missed) / pixels
@@ -102,7 +117,7 @@ def expected_score(
 
 
 def score_features(
-    inside: ArrayLike, outside: ArrayLike, pixels: int, parts: float, score: str, temperature: float
+    inside: ArrayLike, outside: ArrayLike, pixels: int, parts: float, score: str, p: NDArray
 ) -> dict[str, float]:
     """Return what may say how good a mask is; arguments as of :func:`expected_score`, and its number of parts.
 
@@ -112,11 +127,11 @@ def score_features(
         ``entropy_rim``, the entropy of the pixels between 0.1 and 0.9, per pixel of the mask; ``log_size`` (of the
         pixels), and ``parts``.
     """
-    p, inside, outside = expit(LOGITS / temperature), np.asarray(inside, float), np.asarray(outside, float)
+    inside, outside = np.asarray(inside, float), np.asarray(outside, float)
     size, entropy = float(inside.sum()), entr(p) + entr(1 - p)
     rim = (p > _DOUBTFUL[0]) & (p < _DOUBTFUL[1])
     return {
-        "expected": expected_score(inside, outside, pixels, score, temperature),
+        "expected": expected_score(inside, outside, pixels, score, p),
         "precision": float(inside @ p) / size if size else 0.0,
         "sure": float(inside @ (p > _SURE)) / size if size else 0.0,
         "entropy_inside": float(inside @ entropy) / size if size else float(np.log(2)),
@@ -244,7 +259,7 @@ def reasons_to_review(
     if not facts:
         return found
     if score == "dice" and mask["parts"] > ranges["parts"][1]:
-        found.append(f"{mask['parts']:.0f} parts, more than the {ranges['parts'][1]:.0f} of the training data")
+        found.append(f"{mask['parts']:.0f} parts, usually at most {ranges['parts'][1]:.0f}")
     # a volume in ml does not depend on the field of view
     size = "size_ml" if "size_ml" in mask and "size_ml" in ranges else "size_percent"
     if not empty and size in ranges and not _within(mask[size], ranges[size]):

@@ -10,6 +10,7 @@ from segbundles.transforms import Confidenced, ToProbabilitiesd
 FACTS = {
     "score": "dice",
     "temperature": 2.0,
+    "shift": 0.0,
     "intercept": 0.0,
     "coefficients": {"expected": 1.0},
     "margin": 0.25,

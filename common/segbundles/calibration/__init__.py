@@ -12,7 +12,7 @@ from segbundles.calibration.cases import Case, evaluation_folders, read_cases
 from segbundles.calibration.fitting import (
     CANDIDATES,
     fit,
-    fit_temperature,
+    fit_probabilities,
     lower_margin,
     review_limit,
     usual_ranges,
@@ -31,7 +31,7 @@ __all__ = [
     "evaluation_folders",
     "expected_by",
     "fit",
-    "fit_temperature",
+    "fit_probabilities",
     "lower_margin",
     "out_of_fold",
     "parts_of",
@@ -100,7 +100,7 @@ def calibrate(
         "failure_below": FAILURES[score],
         **about,
         "mean_score": float(true.mean()),
-        **{key: fitted[key] for key in ("temperature", "margin", "low")},
+        **{key: fitted[key] for key in ("temperature", "shift", "margin", "low")},
         "measured": judged[chosen],
         "candidates": judged,
         "cases_scored": [

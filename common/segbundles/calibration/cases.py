@@ -52,9 +52,9 @@ class Case:
     truth: dict[str, float]
     image: dict[str, float]
 
-    def features(self, score: str, temperature: float) -> dict[str, float]:
+    def features(self, score: str, p: NDArray) -> dict[str, float]:
         """Return :func:`segbundles.confidence.score_features`."""
-        return score_features(self.inside, self.outside, self.pixels, self.mask["parts"], score, temperature)
+        return score_features(self.inside, self.outside, self.pixels, self.mask["parts"], score, p)
 
 
 def evaluation_folders(folder: str | Path) -> list[Path]:

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 
 from segbundles.calibration.cases import Case
-from segbundles.confidence import FAILURES, LOGITS, confidence_of
+from segbundles.confidence import FAILURES, LOGITS, calibrated, confidence_of
 
-__all__ = ["CANDIDATES", "fit", "fit_temperature", "lower_margin", "review_limit", "usual_ranges"]
+__all__ = ["CANDIDATES", "fit", "fit_probabilities", "lower_margin", "review_limit", "usual_ranges"]
 
 #: ways to expect a score, the simplest first: the features of a ridge regression (none: the expected score as it is),
 #: and whether probabilities are calibrated
@@ -38,7 +38,7 @@ _FAILURES_FOUND, _MOST_FLAGGED = 0.9, 0.2  # shares that set the limit of a low 
 _USUAL = 0.95  # share of new images inside of the ranges
 _WIDER_OF_ONE_GROUP = 1.0
 _RIDGE = 1.0
-_TEMPERATURES = (0.2, 10.0)
+_TEMPERATURES, _SHIFTS = (0.2, 10.0), (-5.0, 5.0)
 
 
 def fit(cases: Sequence[Case], candidate: str, score: str) -> dict[str, Any]:
@@ -50,17 +50,17 @@ def fit(cases: Sequence[Case], candidate: str, score: str) -> dict[str, Any]:
         score: one of :data:`segbundles.confidence.SCORES`.
 
     Returns:
-        ``score``, ``temperature``, ``intercept`` and ``coefficients`` (of the features), ``low`` (a smaller confidence
-        is flagged), ``margin`` (of the lower bound; None if unknown), and the ranges (low, high) of ``masks`` and
-        ``images``.
+        ``score``, ``temperature`` and ``shift`` (of the logits), ``intercept`` and ``coefficients`` (of the features),
+        ``low`` (a smaller confidence is flagged), ``margin`` (of the lower bound; None if unknown), and the ranges
+        (low, high) of ``masks`` and ``images``.
     """
-    names, calibrated = CANDIDATES[candidate]
+    names, is_calibrated = CANDIDATES[candidate]
     groups, true = [case.group for case in cases], np.array([case.score for case in cases])
-    temperature = fit_temperature(cases) if calibrated else 1.0
-    features = [case.features(score, temperature) for case in cases]
+    temperature, shift = fit_probabilities(cases) if is_calibrated else (1.0, 0.0)
+    features = [case.features(score, calibrated(temperature, shift)) for case in cases]
     intercept, coefficients = _regression(features, true, names) if names else (0.0, {"expected": 1.0})
-    facts: dict[str, Any] = {"score": score, "temperature": temperature, "intercept": intercept}
-    facts |= {"coefficients": coefficients, "margin": None}
+    facts: dict[str, Any] = {"score": score, "temperature": temperature, "shift": shift}
+    facts |= {"intercept": intercept, "coefficients": coefficients, "margin": None}
     confidence = np.array([confidence_of(one, facts)[0] for one in features])
     facts["margin"] = lower_margin(confidence - true, groups)
     facts["low"] = review_limit(confidence, true, FAILURES[score])
@@ -68,27 +68,29 @@ def fit(cases: Sequence[Case], candidate: str, score: str) -> dict[str, Any]:
     sizes = [{name: value for name, value in one.items() if name.startswith("size")} for one in truths]
     facts["masks"] = usual_ranges(sizes, groups)
     for name in ("parts", "border"):  # most have one part that touches nothing: a range would not say so
-        facts["masks"][name] = [0.0, _quantile(np.array([one[name] for one in truths]), groups, _USUAL)]
+        values = np.array([max(case.truth[name], case.mask[name]) for case in cases])
+        facts["masks"][name] = [0.0, _quantile(values, groups, _USUAL)]
     facts["images"] = usual_ranges([case.image for case in cases], groups)
     return facts
 
 
-def fit_temperature(cases: Sequence[Case]) -> float:
-    """Fit the temperature that makes the probabilities of the cases most likely; every case counts the same.
+def fit_probabilities(cases: Sequence[Case]) -> tuple[float, float]:
+    """Fit the temperature and the shift of the logits that make the truth of the cases most likely.
 
-    Pixels with a probability below 0.01 do not count. C. Guo et al., ICML 2017.
+    Every case counts the same; pixels with a probability below 0.01 do not count. See
+    :func:`segbundles.confidence.calibrated`.
     """
     counts = np.array([case.inside + case.outside for case in cases], float)
     true = np.array([case.true for case in cases], float)
     weights = 1 / np.maximum(counts.sum(1), 1)
     foreground, background = weights @ true, weights @ (counts - true)
 
-    def surprise(log_temperature: float) -> float:
-        z = LOGITS / math.exp(log_temperature)
-        return float(foreground @ np.logaddexp(0, -z) + background @ np.logaddexp(0, z))
+    def surprise(values: NDArray) -> float:
+        z = LOGITS / math.exp(values[0]) + values[1]
+        return float(foreground @ np.logaddexp(0, -z) + background @ np.logaddexp(0, z)) / len(cases)
 
-    bounds = tuple(map(math.log, _TEMPERATURES))
-    return math.exp(minimize_scalar(surprise, bounds=bounds, method="bounded").x)
+    found = minimize(surprise, [0.0, 0.0], bounds=[tuple(map(math.log, _TEMPERATURES)), _SHIFTS], method="Nelder-Mead")
+    return math.exp(found.x[0]), float(found.x[1])
 
 
 def lower_margin(residuals: ArrayLike, groups: Sequence[str], level: float = _LEVEL) -> float | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from segbundles.calibration.cases import Case
 from segbundles.calibration.fitting import fit
-from segbundles.confidence import confidence_of, reasons_to_review
+from segbundles.confidence import calibrated, confidence_of, reasons_to_review
 from segbundles.statistics import bootstrap_interval, rank_correlation
 
 __all__ = ["out_of_fold", "parts_of", "simplest"]
@@ -37,9 +37,10 @@ def out_of_fold(cases: Sequence[Case], candidate: str, score: str) -> list[dict[
     rows: list[dict[str, Any]] = [{} for _ in cases]
     for part in set(parts):
         facts = fit([case for case, other in zip(cases, parts, strict=True) if other != part], candidate, score)
+        p = calibrated(facts["temperature"], facts["shift"])
         for case, row, own in zip(cases, rows, parts, strict=True):
             if own == part:
-                value, low = confidence_of(case.features(score, facts["temperature"]), facts)
+                value, low = confidence_of(case.features(score, p), facts)
                 why = reasons_to_review(case.mask, case.image, facts, value, score)
                 row |= {"confidence": value, "confidence_low": low, "review": "; ".join(why)}
     return rows

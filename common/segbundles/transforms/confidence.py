@@ -12,6 +12,8 @@ from monai.transforms import MapTransform
 
 from segbundles.confidence import (
     SCORES,
+    UNCALIBRATED,
+    calibrated,
     confidence_of,
     image_features,
     mask_features,
@@ -81,9 +83,9 @@ class Confidenced(MapTransform):
             pred, probability = d[key], foreground(d[self.prob_key])
             mask = (pred[0] > 0 if len(pred) == 1 else pred.argmax(0) > 0).numpy(force=True)
             shape = mask_features(mask, spacing_mm(d[self.image_key]))
-            temperature = self.facts["temperature"] if self.facts else 1.0
+            p = calibrated(self.facts["temperature"], self.facts["shift"]) if self.facts else UNCALIBRATED
             counts = pixel_counts(probability, mask), pixel_counts(probability, ~mask)
-            features = score_features(*counts, mask.size, shape["parts"], self.score, temperature)
+            features = score_features(*counts, mask.size, shape["parts"], self.score, p)
             d["confidence"], d["confidence_low"] = confidence_of(features, self.facts or _UNCALIBRATED)
             d["confidence_calibrated"] = self.facts is not None
             image = describe_image(d[self.image_key][: self.image_channels])
