@@ -1,4 +1,4 @@
-"""Write the generated parts of the model cards, of README.md and of docs/benchmarks.md.
+"""Write the generated parts of the model cards, of README.md, docs/benchmarks.md and docs/confidence.md.
 
     segbundles evaluate B D O
     python benchmarks/cards.py --bundle B --evaluation validation=O
@@ -37,7 +37,8 @@ from segbundles.report import label
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/docs/README.md"))
-PAGES = [*(bundle / "docs/README.md" for bundle in BUNDLES), ROOT / "README.md", ROOT / "docs/benchmarks.md"]
+PAGES = [*(bundle / "docs/README.md" for bundle in BUNDLES), ROOT / "README.md"]
+PAGES += [ROOT / "docs" / name for name in ("benchmarks.md", "confidence.md")]
 FILES = [*PAGES, *(bundle / "configs/metadata.json" for bundle in BUNDLES)]
 BLOCK = re.compile(r"(<!-- cards: ([^\n]*?) -->)(.*?)(<!-- /cards -->)", re.DOTALL)
 JOINT = "crossvalidation"
@@ -240,8 +241,10 @@ def confidence(bundle: Path, words: Sequence[str]) -> str:
 
 
 def table(bundle: Path, words: Sequence[str]) -> str:
-    """Return a table that a benchmark has written: `NAME`, for `figures/NAME.csv`."""
-    with (bundle / "docs/figures" / f"{words[0]}.csv").open(newline="", encoding="utf-8") as file:
+    """Return a table that a benchmark has written: `NAME`, for `figures/NAME.csv`; nothing if there is none."""
+    if not (path := bundle / "docs/figures" / f"{words[0]}.csv").is_file():
+        return ""
+    with path.open(newline="", encoding="utf-8") as file:
         heads, *lines = csv.reader(file)
     return _table(heads, lines)
 
