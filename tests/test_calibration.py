@@ -83,7 +83,7 @@ def test_margin_covers_new_groups():
 
 def test_a_fit_describes_the_cases():
     cases = [made_case(number) for number in range(20)]
-    found = fit(cases, "expected score, calibrated", "dice")
+    found = fit(cases, "expected score", "dice")
     assert found["temperature"] == pytest.approx(2, rel=0.1)
     assert (found["intercept"], found["coefficients"]) == (0.0, {"expected": 1.0})
     assert found["masks"]["parts"] == [0.0, 1.0]

@@ -123,17 +123,18 @@ def score_features(
 
     Returns:
         ``expected``, the expected score; ``precision``, the mean probability inside; ``sure``, the share of the mask
-        with a probability above 0.8; ``entropy_inside`` (mean, nats; the largest possible for an empty mask) and
-        ``entropy_rim``, the entropy of the pixels between 0.1 and 0.9, per pixel of the mask; ``log_size`` (of the
-        pixels), and ``parts``.
+        with a probability above 0.8 (both the expected score of an empty mask); ``entropy_inside`` (mean, nats; the
+        largest possible for an empty mask) and ``entropy_rim``, the entropy of the pixels between 0.1 and 0.9, per
+        pixel of the mask; ``log_size`` (of the pixels), and ``parts``.
     """
     inside, outside = np.asarray(inside, float), np.asarray(outside, float)
     size, entropy = float(inside.sum()), entr(p) + entr(1 - p)
     rim = (p > _DOUBTFUL[0]) & (p < _DOUBTFUL[1])
+    expected = expected_score(inside, outside, pixels, score, p)
     return {
-        "expected": expected_score(inside, outside, pixels, score, p),
-        "precision": float(inside @ p) / size if size else 0.0,
-        "sure": float(inside @ (p > _SURE)) / size if size else 0.0,
+        "expected": expected,
+        "precision": float(inside @ p) / size if size else expected,
+        "sure": float(inside @ (p > _SURE)) / size if size else expected,
         "entropy_inside": float(inside @ entropy) / size if size else float(np.log(2)),
         "entropy_rim": float((inside + outside) @ (entropy * rim)) / max(size, 1.0),
         "log_size": float(np.log1p(size)),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from segbundles.statistics import judge_confidence, rank_correlation
+from segbundles.statistics import failure_auroc, judge_confidence, rank_correlation
 
 
 def test_rank_correlation_is_spearmans():
@@ -26,6 +26,12 @@ def test_a_confidence_is_judged():
     assert found["error"] == pytest.approx((0.05 + 0.1 + 0.15 + 0.2) / 4)
     assert found["bias"] == pytest.approx((-0.05 + 0.1 + 0.15 - 0.2) / 4)
     assert found["rank_correlation"]["n"] == 4
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    # pairs of a failure and another case: 0.1 < 0.5, 0.1 < 0.9, 0.5 = 0.5 (counts half), 0.5 < 0.9
+    found = failure_auroc(np.array([0.1, 0.5, 0.5, 0.9]), np.array([True, True, False, False]))
+    assert found == 3.5 / 4
 
 
 def test_bounds_and_flags_are_judged():

@@ -85,7 +85,7 @@ def calibrate(
         name: judge_confidence(column[0], true, groups, FAILURES[score], *column[1:])
         for name, column in columns.items()
     }
-    chosen = simplest({name: column[0] for name, column in columns.items()}, true, groups)
+    chosen = simplest({name: column[0] for name, column in columns.items()}, true, groups, FAILURES[score])
     fitted = fit(cases, chosen, score)
     about = {
         "candidate": chosen,

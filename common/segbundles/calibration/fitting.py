@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,22 +15,35 @@ from segbundles.confidence import FAILURES, LOGITS, calibrated, confidence_of
 
 __all__ = ["CANDIDATES", "fit", "fit_probabilities", "lower_margin", "review_limit", "usual_ranges"]
 
-#: ways to expect a score, the simplest first: the features of a ridge regression (none: the expected score as it is),
-#: and whether probabilities are calibrated
-CANDIDATES: dict[str, tuple[tuple[str, ...], bool]] = {
-    "expected score, as the network says": ((), False),
-    "expected score, calibrated": ((), True),
-    "line on the expected score": (("expected",), True),
-    "line on the mean probability inside": (("precision",), True),
-    "line on the sure share of the mask": (("sure",), True),
-    "line on the entropy inside": (("entropy_inside",), True),
-    "line on the entropy along the rim": (("entropy_rim",), True),
-    "line on the size": (("log_size",), True),
-    "line on the number of parts": (("parts",), True),
-    "expected score and sure share": (("expected", "sure"), True),
-    "regression on all of these": (
-        ("expected", "precision", "sure", "entropy_inside", "entropy_rim", "log_size", "parts"),
-        True,
+
+class Candidate(NamedTuple):
+    """A way to expect a score.
+
+    Args:
+        features: see :func:`segbundles.confidence.score_features`.
+        is_fitted: whether a ridge regression on them is fitted to the score; otherwise it is the only feature itself.
+        is_calibrated: whether the probabilities are calibrated.
+    """
+
+    features: tuple[str, ...]
+    is_fitted: bool = True
+    is_calibrated: bool = True
+
+
+#: ways to expect a score, the simplest first
+CANDIDATES = {
+    "expected score, as the network says": Candidate(("expected",), is_fitted=False, is_calibrated=False),
+    "expected score": Candidate(("expected",), is_fitted=False),
+    "mean probability inside": Candidate(("precision",), is_fitted=False),
+    "line on the expected score": Candidate(("expected",)),
+    "line on the mean probability inside": Candidate(("precision",)),
+    "line on the sure share of the mask": Candidate(("sure",)),
+    "line on the entropy inside": Candidate(("entropy_inside",)),
+    "line on the entropy along the rim": Candidate(("entropy_rim",)),
+    "line on the size": Candidate(("log_size",)),
+    "line on the number of parts": Candidate(("parts",)),
+    "regression on all of these": Candidate(
+        ("expected", "precision", "sure", "entropy_inside", "entropy_rim", "log_size", "parts")
     ),
 }
 _LEVEL = 0.9  # of the lower bound
@@ -54,11 +67,11 @@ def fit(cases: Sequence[Case], candidate: str, score: str) -> dict[str, Any]:
         ``low`` (a smaller confidence is flagged), ``margin`` (of the lower bound; None if unknown), and the ranges
         (low, high) of ``masks`` and ``images``.
     """
-    names, is_calibrated = CANDIDATES[candidate]
+    names, is_fitted, is_calibrated = CANDIDATES[candidate]
     groups, true = [case.group for case in cases], np.array([case.score for case in cases])
     temperature, shift = fit_probabilities(cases) if is_calibrated else (1.0, 0.0)
     features = [case.features(score, calibrated(temperature, shift)) for case in cases]
-    intercept, coefficients = _regression(features, true, names) if names else (0.0, {"expected": 1.0})
+    intercept, coefficients = _regression(features, true, names) if is_fitted else (0.0, {names[0]: 1.0})
     facts: dict[str, Any] = {"score": score, "temperature": temperature, "shift": shift}
     facts |= {"intercept": intercept, "coefficients": coefficients, "margin": None}
     confidence = np.array([confidence_of(one, facts)[0] for one in features])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from segbundles.calibration.cases import Case
 from segbundles.calibration.fitting import fit
 from segbundles.confidence import calibrated, confidence_of, reasons_to_review
-from segbundles.statistics import bootstrap_interval, rank_correlation
+from segbundles.statistics import bootstrap_interval, failure_auroc, rank_correlation
 
 __all__ = ["out_of_fold", "parts_of", "simplest"]
 
@@ -46,8 +46,10 @@ def out_of_fold(cases: Sequence[Case], candidate: str, score: str) -> list[dict[
     return rows
 
 
-def simplest(found: Mapping[str, Sequence[float]], true: NDArray, groups: Sequence[str]) -> str:
-    """Return the first candidate within one standard error of the best, in rank correlation and in mean error.
+def simplest(found: Mapping[str, Sequence[float]], true: NDArray, groups: Sequence[str], failure: float) -> str:
+    """Return the first candidate within one standard error of the best in each of three figures.
+
+    They are rank correlation, mean error, and the AUROC for finding failures.
 
     L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3.
 
@@ -55,9 +57,14 @@ def simplest(found: Mapping[str, Sequence[float]], true: NDArray, groups: Sequen
         found: confidence of each case by candidate, the simplest first.
         true: score of each case.
         groups: group of each case.
+        failure: a smaller score is a failure.
     """
+
+    def finding(rows: NDArray) -> float:
+        return failure_auroc(rows[:, 0], rows[:, 1] < failure)
+
     within = dict.fromkeys(found, True)
-    for statistic in (rank_correlation, _closeness):
+    for statistic in (rank_correlation, _closeness, finding):
         values = {name: statistic(np.column_stack([one, true])) for name, one in found.items()}
         best = max(values, key=lambda name: np.nan_to_num(values[name], nan=-1))
         for name, one in found.items():

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import mannwhitneyu, rankdata
+from scipy.stats import rankdata
 
 from segbundles.statistics.intervals import bootstrap_interval
 
-__all__ = ["judge_confidence", "rank_correlation"]
+__all__ = ["failure_auroc", "judge_confidence", "rank_correlation"]
 
 
 def rank_correlation(rows: NDArray) -> float:
@@ -20,6 +20,19 @@ def rank_correlation(rows: NDArray) -> float:
     if len(rows) < 3 or np.ptp(rows[:, 0]) == 0 or np.ptp(rows[:, 1]) == 0:
         return math.nan
     return float(np.corrcoef(rankdata(rows[:, :2], axis=0).T)[0, 1])  # several times faster than spearmanr
+
+
+def failure_auroc(confidence: NDArray, is_failure: NDArray) -> float:
+    """Return how probable it is that a failure has a smaller confidence than another case; NaN without one of both.
+
+    J. Hanley and B. McNeil, The Meaning and Use of the Area under a Receiver Operating Characteristic (ROC) Curve,
+    Radiology 1982.
+    """
+    good = ~is_failure
+    if good.all() or not good.any():
+        return math.nan
+    below = rankdata(confidence)[good].sum() - good.sum() * (good.sum() + 1) / 2  # pairs in order
+    return float(below / (good.sum() * is_failure.sum()))
 
 
 def judge_confidence(
@@ -56,8 +69,8 @@ def judge_confidence(
     found = {
         "rank_correlation": bootstrap_interval(np.column_stack([values, true]), groups, rank_correlation).as_dict(),
         "failures": int(bad.sum()),
-        "auroc_failures": _auroc(values, bad),
-        "auroc_worst_fifth": _auroc(values, true <= np.quantile(true, 0.2)) if len(true) else None,
+        "auroc_failures": _known(failure_auroc(values, bad)),
+        "auroc_worst_fifth": _known(failure_auroc(values, true <= np.quantile(true, 0.2))) if len(true) else None,
         "error": _mean(np.abs(values - true)),
         "bias": _mean(values - true),
     }
@@ -75,7 +88,5 @@ def _mean(values: NDArray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _auroc(values: NDArray, bad: NDArray) -> float | None:
-    if bad.all() or not bad.any():
-        return None
-    return float(mannwhitneyu(values[~bad], values[bad]).statistic / (bad.sum() * (~bad).sum()))
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
