@@ -1,17 +1,17 @@
 """Simulate annotation: does a model get better when a person labels the images first of which it is least certain?
 
-    python benchmarks/annotation.py brain_flair_unet D --out O [--pool 40] [--epochs 36] [--seeds 0 1 2] [-- --amp true]
+    python benchmarks/annotation.py brain_flair_unet D --out O [--pool 40] [--steps 250] [--seeds 0 1 2]
     python benchmarks/annotation.py polyp_fcn8 --out O --quick
 
 A training starts with 2 labels drawn at random. Then a person labels as many more as there are, until 16: either those
 of which the model is the least certain (column `confidence` of metrics.csv), or others at random. Both ways share the
-first model. Each model is trained anew, without validation, for `--epochs` at 16 labels and for as many steps with
-fewer, and scored on the validation split of D, without mirror images. A label is one patient (`brain_flair_unet`) or
+first model. Each model is trained anew, without validation, for about `--steps` steps, and scored on the validation
+split of D, without mirror images. A label is one patient (`brain_flair_unet`) or
 one frame; candidates are the training split, or `--pool` of them, drawn at random for each seed.
 
 Results are kept in O/results.json: a run that was stopped goes on where it was, and the same command gives the same
-results. Words after `--` are knobs of the training. `--quick` draws a small phantom and trains 2 epochs with 2 and 4
-labels, to see that everything works.
+results. Words after `--` are knobs of the training, such as `-- --base_channels 8`. `--quick` draws a small phantom and
+trains a few steps with 2 and 4 labels, to see that everything works.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Simulation:
         data: prepared data set.
         out: folder of the results.
         labels: numbers of labels to train with, ascending.
-        epochs: epochs of a training with the most labels.
+        steps: steps of each training, which are filled up to whole epochs.
+        batch_size: images per step.
         pool: number of candidates; None for all.
         knobs: further knobs, as words.
     """
@@ -64,12 +65,13 @@ class Simulation:
         data: Path,
         out: Path,
         labels: list[int],
-        epochs: int,
+        steps: int,
+        batch_size: int,
         pool: int | None,
         knobs: list[str],
     ) -> None:
-        self.bundle, self.out, self.labels, self.epochs, self.knobs = bundle, out, labels, epochs, knobs
-        self.pool = pool
+        self.bundle, self.out, self.labels, self.knobs = bundle, out, labels, knobs
+        self.steps, self.batch_size, self.pool = steps, batch_size, pool
         self.list = read_json(data / DATALIST_NAME)
         self.unit = UNIT[find_bundle(bundle).name]
         for split in ("training", "validation"):
@@ -79,7 +81,8 @@ class Simulation:
         self.results: dict[str, dict[str, Any]] = {}
         self.record = out / "results.json"
         out.mkdir(parents=True, exist_ok=True)
-        self.settings = {"bundle": bundle, "epochs": epochs, "labels": labels, "pool": pool, "knobs": knobs}
+        self.settings = {"bundle": bundle, "labels": labels, "steps": steps, "batch_size": batch_size}
+        self.settings |= {"pool": pool, "knobs": knobs}
         if self.record.is_file():
             kept = read_json(self.record)
             if kept["settings"] != self.settings:
@@ -122,8 +125,9 @@ class Simulation:
             (work / split).mkdir(parents=True)
             empty = {"training": [], "validation": [], "testing": []}
             write_json(work / split / DATALIST_NAME, {**self.list, **empty, split: entries})
-        epochs = math.ceil(self.epochs * self.labels[-1] / len(chosen))
-        words = ["--seed", seed, "--max_epochs", epochs, "--lr_epochs", epochs, "--val_interval", epochs, *self.knobs]
+        epochs = math.ceil(self.steps / math.ceil(len(chosen_entries) / self.batch_size))
+        words = ["--seed", seed, "--max_epochs", epochs, "--lr_epochs", epochs, "--val_interval", epochs]
+        words += ["--batch_size", self.batch_size, *self.knobs]
         segbundles(work / "train.txt", "train", self.bundle, work / "training", work / "model", *words)
         words = ["--ckpt_dir", work / "model" / "models", "--split", "testing", "--mirror_axes", "[]"]
         segbundles(work / "evaluate.txt", "evaluate", self.bundle, work / "testing", work / "evaluation", *words)
@@ -155,25 +159,27 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--labels", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--epochs", type=int, default=36, help="of a training with the most labels")
+    parser.add_argument("--steps", type=int, default=250, help="of each training")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per step")
     parser.add_argument("--pool", type=int, help="number of candidates; without it, all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(sys.argv[1 : len(sys.argv) - len(words) - bool(words)])
     if options.quick:
-        options.data, options.labels, options.epochs, options.seeds = options.out / "phantom", [2, 4], 2, [0]
+        options.data, options.labels, options.steps, options.seeds = options.out / "phantom", [2, 4], 4, [0]
         if not (options.data / DATALIST_NAME).is_file():
             make = {"brain_flair_unet": (make_brains, 12, 0, (32, 32), 6), "polyp_fcn8": (make_polyps, 10, 4)}
             function, *arguments = make[options.bundle]
             function(options.data, *arguments)
         args = read_json(find_bundle(options.bundle) / "configs" / "args_quickstart.json")
-        short = {key: value for key, value in args.items() if not key.endswith(("_", "_epochs", "_interval"))}
+        short = {
+            key: value for key, value in args.items() if not key.endswith(("_", "_epochs", "_interval", "batch_size"))
+        }
         words = [word for key, value in short.items() for word in (f"--{key}", json.dumps(value))] + words
     if options.data is None:
         parser.error("give the folder of a prepared data set, or --quick")
-    simulation = Simulation(
-        options.bundle, options.data, options.out, options.labels, options.epochs, options.pool, words
-    )
+    budget = (options.labels, options.steps, options.batch_size, options.pool)
+    simulation = Simulation(options.bundle, options.data, options.out, *budget, words)
     for seed in options.seeds:
         for strategy in STRATEGIES:
             simulation.run(seed, strategy)
