@@ -692,6 +692,7 @@ class TestRealServer:
         query = {"image": image, "output": "json"}
         answer = served.request("POST", f"/infer/{bundle}", params=query, data={"params": "{}"}).json()
         measured = answer["measurements"]
+        assert {"confidence", "confidence_low", "confidence_calibrated", "review"} <= answer.keys()
         pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(served.image(image)))).size
         if bundle == "em_membrane_unet":
             assert measured["cells"] == sum(measured["cells_per_section"])

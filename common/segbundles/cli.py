@@ -288,19 +288,17 @@ def calibrate(
     ] = None,
 ) -> None:
     """Calibrate the confidence of weights with unseen cases, and measure whether it finds bad masks."""
-    from segbundles.calibration import calibrate, summary_rows
+    from segbundles.calibration import calibrate, summary_lines, summary_rows
     from segbundles.commands import find_bundle
 
     root = find_bundle(bundle)
     chosen = weights or root / "models" / "model.pt"
-    words = ["segbundles", "calibrate", bundle, str(folder), *(["--weights", str(weights)] if weights else [])]
-    reading = partial(_track, description="Reading")
-    found = calibrate(root, folder, chosen, record, shlex.join(words), reading)
+    found = calibrate(root, folder, chosen, record, partial(_track, description="Reading"))
     table = Table("Way to expect the score", "Rank correlation", "AUROC failures", "AUROC worst fifth", "Mean error")
     for row in summary_rows(found):
         table.add_row(*map(escape, row))
     _console().print(table)
-    for line in (f"Chosen: {found['chosen']}", *found["lines"], f"Written into the facts of {chosen}"):
+    for line in (*summary_lines(found), f"Written into the facts of {chosen}"):
         _console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
