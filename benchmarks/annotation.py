@@ -1,16 +1,17 @@
 """Simulate annotation: does a model get better when a person labels the images first of which it is least certain?
 
-    python benchmarks/annotation.py brain_flair_unet data/lgg --out O [--epochs 36] [--seeds 0 1 2] [-- --amp true ...]
+    python benchmarks/annotation.py brain_flair_unet D --out O [--pool 40] [--steps 250] [--seeds 0 1 2]
     python benchmarks/annotation.py polyp_fcn8 --out O --quick
 
 A training starts with 2 labels drawn at random. Then a person labels as many more as there are, until 16: either those
-of which the model is the least certain, or others at random. Each model is trained anew, without validation, for
-`--epochs` at 16 labels and for as many steps with fewer, and scored on the validation split of DATA. A label is one
-patient (`brain_flair_unet`) or one frame; candidates are the training split. Confidence is the column `confidence` of
-metrics.csv, or without it the expected Dice of the mask, 2 sum(p in the mask) / (sum(p) + size of the mask).
+of which the model is the least certain (column `confidence` of metrics.csv), or others at random. Both ways share the
+first model. Each model is trained anew, without validation, for about `--steps` steps, and scored on the validation
+split of D, without mirror images. A label is one patient (`brain_flair_unet`) or
+one frame; candidates are the training split, or `--pool` of them, drawn at random for each seed.
 
-Results are kept in O/results.json, and a run that was stopped goes on where it was. Words after `--` are knobs of the
-training. `--quick` draws a small phantom and trains 2 epochs with 2 and 4 labels, to see that everything works.
+Results are kept in O/results.json: a run that was stopped goes on where it was, and the same command gives the same
+results. Words after `--` are knobs of the training, such as `-- --base_channels 8`. `--quick` draws a small phantom and
+trains a few steps with 2 and 4 labels, to see that everything works.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import sys
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 
@@ -53,22 +53,36 @@ class Simulation:
         data: prepared data set.
         out: folder of the results.
         labels: numbers of labels to train with, ascending.
-        epochs: epochs of a training with the most labels.
+        steps: steps of each training, which are filled up to whole epochs.
+        batch_size: images per step.
+        pool: number of candidates; None for all.
         knobs: further knobs, as words.
     """
 
-    def __init__(self, bundle: str, data: Path, out: Path, labels: list[int], epochs: int, knobs: list[str]) -> None:
-        self.bundle, self.out, self.labels, self.epochs, self.knobs = bundle, out, labels, epochs, knobs
+    def __init__(
+        self,
+        bundle: str,
+        data: Path,
+        out: Path,
+        labels: list[int],
+        steps: int,
+        batch_size: int,
+        pool: int | None,
+        knobs: list[str],
+    ) -> None:
+        self.bundle, self.out, self.labels, self.knobs = bundle, out, labels, knobs
+        self.steps, self.batch_size, self.pool = steps, batch_size, pool
         self.list = read_json(data / DATALIST_NAME)
         self.unit = UNIT[find_bundle(bundle).name]
         for split in ("training", "validation"):
             for entry in self.list[split]:
                 entry |= {key: str((data / entry[key]).resolve()) for key in ("image", "label")}
-        self.pool = sorted({str(entry[self.unit]) for entry in self.list["training"]})
+        self.units = sorted({str(entry[self.unit]) for entry in self.list["training"]})
         self.results: dict[str, dict[str, Any]] = {}
         self.record = out / "results.json"
         out.mkdir(parents=True, exist_ok=True)
-        self.settings = {"bundle": bundle, "epochs": epochs, "labels": labels, "knobs": knobs}
+        self.settings = {"bundle": bundle, "labels": labels, "steps": steps, "batch_size": batch_size}
+        self.settings |= {"pool": pool, "knobs": knobs}
         if self.record.is_file():
             kept = read_json(self.record)
             if kept["settings"] != self.settings:
@@ -78,62 +92,52 @@ class Simulation:
     def run(self, seed: int, strategy: str) -> None:
         """Label, train and score, step by step."""
         random = np.random.default_rng(seed)
-        chosen = random.permutation(self.pool)[: self.labels[0]].tolist()
+        candidates = random.permutation(self.units)[: self.pool].tolist()
+        chosen = candidates[: self.labels[0]]
         for number, following in zip(self.labels, [*self.labels[1:], None], strict=True):
             first = number == self.labels[0]  # the same for both strategies
             key = f"{'start' if first else strategy}, seed {seed}, {number} labels"
             found = self.results.get(key)
             certain = strategy == STRATEGIES[0] and following is not None
-            if found is None or found["labels"] != chosen or (certain and "confidence" not in found):
-                found = {"labels": chosen, **self._trained(seed, chosen, certain)}
+            if found is None or found["labels"] != chosen or (certain and not found["confidence"]):
+                found = {"labels": chosen, **self._trained(seed, chosen, candidates if certain else [])}
                 self.results[key] = found
                 write_json(self.record, {"settings": self.settings, "results": self.results})
                 print(f"{key}: Dice {found['dice']:.4f}", flush=True)
             if following is None:
                 return
-            left = [unit for unit in self.pool if unit not in chosen]
+            left = [unit for unit in candidates if unit not in chosen]
             if certain:
                 left.sort(key=found["confidence"].__getitem__)
             else:
                 left = random.permutation(left).tolist()
             chosen = chosen + left[: following - number]
 
-    def _trained(self, seed: int, chosen: list[str], certain: bool) -> dict[str, Any]:
-        """Train with some labels; return the score and, if asked for, the confidence in all other images."""
+    def _trained(self, seed: int, chosen: list[str], candidates: list[str]) -> dict[str, Any]:
+        """Train with some labels; return the score and, of the other candidates, the confidence."""
         work = self.out / "work"
         shutil.rmtree(work, ignore_errors=True)
-        data = work / "data"
-        data.mkdir(parents=True)
-        split: dict[str, list] = {"training": [], "validation": self.list["validation"], "testing": []}
-        for entry in self.list["training"]:
-            split["training" if str(entry[self.unit]) in chosen else "testing"].append(entry)
-        write_json(data / DATALIST_NAME, {**self.list, **split, "validation": []})
-        epochs = math.ceil(self.epochs * self.labels[-1] / len(chosen))
-        words = ["--seed", seed, "--max_epochs", epochs, "--lr_epochs", epochs, "--val_interval", epochs, *self.knobs]
-        segbundles(work / "train.txt", "train", self.bundle, data, work / "model", *words)
-        write_json(data / DATALIST_NAME, {**self.list, **split})
-        where = ("--ckpt_dir", work / "model" / "models")
-        segbundles(work / "evaluate.txt", "evaluate", self.bundle, data, work / "validation", *where)
-        found = {"dice": read_json(work / "validation" / "summary.json")["dice"]["mean"]}
-        if certain:
-            asked = ("--split", "testing", "--save_predictions", "true")
-            segbundles(work / "certain.txt", "evaluate", self.bundle, data, work / "pool", *where, *asked)
-            found["confidence"] = self._confidence(work / "pool")
+        chosen_entries = [entry for entry in self.list["training"] if str(entry[self.unit]) in chosen]
+        asked = [entry for entry in self.list["training"] if str(entry[self.unit]) in {*candidates} - {*chosen}]
+        # two lists: frames of a sequence that is in training are among the candidates
+        lists = {"training": chosen_entries, "testing": [*self.list["validation"], *asked]}
+        for split, entries in lists.items():
+            (work / split).mkdir(parents=True)
+            empty = {"training": [], "validation": [], "testing": []}
+            write_json(work / split / DATALIST_NAME, {**self.list, **empty, split: entries})
+        epochs = math.ceil(self.steps / math.ceil(len(chosen_entries) / self.batch_size))
+        words = ["--seed", seed, "--max_epochs", epochs, "--lr_epochs", epochs, "--val_interval", epochs]
+        words += ["--batch_size", self.batch_size, *self.knobs]
+        segbundles(work / "train.txt", "train", self.bundle, work / "training", work / "model", *words)
+        words = ["--ckpt_dir", work / "model" / "models", "--split", "testing", "--mirror_axes", "[]"]
+        segbundles(work / "evaluate.txt", "evaluate", self.bundle, work / "testing", work / "evaluation", *words)
+        scored = {str(entry[self.unit]) for entry in self.list["validation"]}
+        rows = {row[self.unit]: row for row in read_table(work / "evaluation" / "metrics.csv")}
         shutil.rmtree(work)
-        return found
-
-    def _confidence(self, evaluation: Path) -> dict[str, float]:
-        """Return the confidence in each unit of an evaluation."""
-        rows = {row["case"]: row for row in read_table(evaluation / "metrics.csv")}
-        if all(row.get("confidence") for row in rows.values()):
-            return {row[self.unit]: float(row["confidence"]) for row in rows.values()}
-        found = {}
-        for path in (evaluation / "predictions").glob("*.npz"):
-            arrays = np.load(path)
-            mask, p = arrays["pred"][0] > 0, 1 - arrays["probability"][0].astype(np.float64)
-            both = p.sum() + mask.sum()
-            found[rows[unquote(path.stem)][self.unit]] = float(2 * p[mask].sum() / both) if both else 1.0
-        return found
+        return {
+            "dice": fmean(float(row["dice"]) for unit, row in rows.items() if unit in scored),
+            "confidence": {unit: float(row["confidence"]) for unit, row in rows.items() if unit not in scored},
+        }
 
     def table(self, seeds: list[int]) -> str:
         """Return the scores as Markdown: mean and deviation of the seeds."""
@@ -155,22 +159,27 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--labels", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--epochs", type=int, default=36)
+    parser.add_argument("--steps", type=int, default=250, help="of each training")
+    parser.add_argument("--batch_size", type=int, default=8, help="images per step")
+    parser.add_argument("--pool", type=int, help="number of candidates; without it, all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(sys.argv[1 : len(sys.argv) - len(words) - bool(words)])
     if options.quick:
-        options.data, options.labels, options.epochs, options.seeds = options.out / "phantom", [2, 4], 2, [0]
+        options.data, options.labels, options.steps, options.seeds = options.out / "phantom", [2, 4], 4, [0]
         if not (options.data / DATALIST_NAME).is_file():
             make = {"brain_flair_unet": (make_brains, 12, 0, (32, 32), 6), "polyp_fcn8": (make_polyps, 10, 4)}
             function, *arguments = make[options.bundle]
             function(options.data, *arguments)
         args = read_json(find_bundle(options.bundle) / "configs" / "args_quickstart.json")
-        short = {key: value for key, value in args.items() if not key.endswith(("_", "_epochs", "_interval"))}
+        short = {
+            key: value for key, value in args.items() if not key.endswith(("_", "_epochs", "_interval", "batch_size"))
+        }
         words = [word for key, value in short.items() for word in (f"--{key}", json.dumps(value))] + words
     if options.data is None:
         parser.error("give the folder of a prepared data set, or --quick")
-    simulation = Simulation(options.bundle, options.data, options.out, options.labels, options.epochs, words)
+    budget = (options.labels, options.steps, options.batch_size, options.pool)
+    simulation = Simulation(options.bundle, options.data, options.out, *budget, words)
     for seed in options.seeds:
         for strategy in STRATEGIES:
             simulation.run(seed, strategy)

@@ -1,4 +1,4 @@
-"""Write the generated parts of the model cards, of README.md and of docs/benchmarks.md.
+"""Write the generated parts of the model cards, of README.md and of pages in docs/.
 
     segbundles evaluate B D O
     python benchmarks/cards.py --bundle B --evaluation validation=O
@@ -6,8 +6,10 @@
 A generated part stands between `<!-- cards: ... -->` and `<!-- /cards -->`. It is made from the files in
 `bundles/<bundle>/docs/figures`: for each evaluation `<name>.json`, its summary and how it was run, and `<name>.csv`,
 its `metrics.csv`. `--evaluation NAME=O` takes them over from the folder of `segbundles evaluate` or `crossvalidate`
-(call a cross-validation `crossvalidation`). Evaluations of weights that are no longer shipped are deleted; what only
-they said disappears. Without options, all parts are written again; `--check` only says what would change.
+(call a cross-validation `crossvalidation`). The part `confidence` is made from `docs/confidence.json` and
+`docs/wrong_inputs.json`, which `segbundles calibrate --record` and `wrong_inputs.py --record` write. Files of weights
+that are no longer shipped are deleted; what only they said disappears. Without options, all parts are written again;
+`--check` only says what would change.
 
 `--pictures PREFIX` also writes the pictures of the best, median and worst case of the evaluation to the folder of the
 card (by Dice, or by `--metric`), and `--training O/tensorboard/RUN`, which may be given several times, `curves.png`.
@@ -35,13 +37,23 @@ from segbundles.report import label
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/docs/README.md"))
-PAGES = [*(bundle / "docs/README.md" for bundle in BUNDLES), ROOT / "README.md", ROOT / "docs/benchmarks.md"]
+OTHER_PAGES = ("README.md", "docs/benchmarks.md", "docs/confidence.md", "docs/scale_out.md", "docs/speed.md")
+PAGES = [*(bundle / "docs/README.md" for bundle in BUNDLES), *(ROOT / name for name in OTHER_PAGES)]
 FILES = [*PAGES, *(bundle / "configs/metadata.json" for bundle in BUNDLES)]
 BLOCK = re.compile(r"(<!-- cards: ([^\n]*?) -->)(.*?)(<!-- /cards -->)", re.DOTALL)
 JOINT = "crossvalidation"
+CALIBRATED, WRONG = "confidence.json", "wrong_inputs.json"  # in docs, of `segbundles calibrate` and wrong_inputs.py
 NOTHING = "no figure"
 PICTURE = re.compile(r'<img src="data:image/(\w+);base64,([^"]+)"[^>]*? alt="([^"]*): image with truth and')
 _OWN = ("bundle_root", "config_file", "dataset_dir", "output_dir", "ckpt_dir", "split")
+# tables of a bundle by benchmarks/all.py, and their titles
+SPEED = {
+    "stages": "One image, stage by stage",
+    "engines": "The network with each engine",
+    "views": "Mirrored and turned views of an image",
+    "steps": "Training",
+    "memory": "Memory of each command",
+}
 # figures that have no column in metrics.csv
 WORDS = {
     "ece": "calibration error (ECE)",
@@ -101,13 +113,18 @@ def take(bundle: Path, name: str, folder: Path) -> None:
 
 
 def drop_stale(bundle: Path) -> list[str]:
-    """Delete the evaluations of weights that the bundle no longer ships, and return their names."""
+    """Delete the files of weights that the bundle no longer ships, and return their names."""
     dropped = []
     for name, record in records(bundle).items():
         if any(digest != shipped(bundle, file) for file, digest in record["run"].get("weights", {}).items()):
             for suffix in (".json", ".csv"):
                 (bundle / "docs/figures" / f"{name}{suffix}").unlink()
             dropped.append(name)
+    for name in (CALIBRATED, WRONG):
+        path = bundle / "docs" / name
+        if path.is_file() and read_json(path)["weights_sha256"] != shipped(bundle, "model.pt"):
+            path.unlink()
+            dropped.append(path.stem)
     return dropped
 
 
@@ -197,11 +214,59 @@ def sequences(bundle: Path, words: Sequence[str]) -> str:
     return _table(heads, [[_text(row[key]) for key in keys] for row in record["sequences"]])
 
 
+def confidence(bundle: Path, words: Sequence[str]) -> str:
+    """Return heading, table and commands of what a calibration has measured on unseen cases."""
+    if not (path := bundle / "docs" / CALIBRATED).is_file():
+        return ""
+    record = read_json(path)
+    got, unseen = record["measured"], f"{record['cases']} unseen cases, {record['groups']} groups"
+    bad = f"{record['score'].replace('dice', 'Dice')} below {record['failure_below']}"
+    bound = _share(got["coverage"]["value"]) + _interval(got["coverage"], _share)
+    rank = got["rank_correlation"]
+    rows = [
+        ("rank correlation of confidence and score", _text(rank["value"]) + _interval(rank)),
+        (f"AUROC for finding failures ({bad}: {got['failures']} cases)", _text(got["auroc_failures"]) or "no failure"),
+        ("score at or above the lower bound, 90 % expected", bound or "no bound: it needs 9 groups"),
+        ("flagged for review", _share(got["flagged"])),
+        ("failures that are flagged", _share(got["failures_flagged"]) or "no failure"),
+    ]
+    commands = ['segbundles calibrate "$B" "$O"']
+    if (path := bundle / "docs" / WRONG).is_file():
+        wrong = [row for row in read_json(path)["rows"] if not row["right"]]
+        passed = [row["input"] for row in wrong if row["outcome"] == "passed"]
+        also = f" (not: {', '.join(passed)})" if passed else ""
+        rows.append(("wrong inputs flagged or refused", f"{len(wrong) - len(passed)} of {len(wrong)}{also}"))
+        commands.append(f"python benchmarks/wrong_inputs.py --samples samples --bundles {bundle.name}")
+    return (
+        f"### Confidence\n\n{_table(['quantity', unseen], rows)}\n"
+        "How to read it: a rank correlation of 1 means that confidence sorts the cases exactly by their score, 0 that "
+        "it says nothing; AUROC is the probability that a failure has a smaller confidence than another case. The "
+        "networks that segmented these cases had not seen them, and what was fitted for a case was fitted without its "
+        f"group. [{CALIBRATED}]({CALIBRATED}) has each case. `$O` is a cross-validation with `--save_predictions "
+        "true`, and `samples` a folder with images of the four data sets:\n\n"
+        + "".join(f"    {command}\n" for command in commands)
+    )
+
+
 def table(bundle: Path, words: Sequence[str]) -> str:
-    """Return a table that a benchmark has written: `NAME`, for `figures/NAME.csv`."""
-    with (bundle / "docs/figures" / f"{words[0]}.csv").open(newline="", encoding="utf-8") as file:
+    """Return a table that a benchmark has written: `NAME`, for `figures/NAME.csv`; nothing without that file.
+
+    A line with a single cell is a note, and follows the table.
+    """
+    path = bundle / "docs/figures" / f"{words[0]}.csv"
+    if not path.is_file():
+        return ""
+    with path.open(newline="", encoding="utf-8") as file:
         heads, *lines = csv.reader(file)
-    return _table(heads, lines)
+    notes = [line[0] for line in lines if len(line) == 1 < len(heads)]
+    return "\n".join([_table(heads, [line for line in lines if len(line) == len(heads)]), *(f"{n}\n" for n in notes)])
+
+
+def speed(bundle: Path, words: Sequence[str]) -> str:
+    """Return heading and tables of what `benchmarks/all.py` measures for each bundle, as far as it was measured."""
+    found = [f"{title}:\n\n{text}" for name, title in SPEED.items() if (text := table(bundle, [name]))]
+    start = '### Speed and memory\n\nMeasured with `python benchmarks/all.py --data "$D" --write`.\n\n'
+    return start + "\n".join(found) if found else ""
 
 
 def value(bundle: Path, words: Sequence[str]) -> str:
@@ -220,7 +285,7 @@ def value(bundle: Path, words: Sequence[str]) -> str:
 
 
 KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
-    one.__name__: one for one in (knobs, evaluations, crossvalidation, sequences, table, value)
+    one.__name__: one for one in (knobs, evaluations, crossvalidation, sequences, confidence, table, speed, value)
 }
 
 
@@ -315,8 +380,13 @@ def _cells(record: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     ]
 
 
-def _interval(entry: Mapping[str, Any]) -> str:
-    return "" if entry.get("low") is None else f" ({_text(entry['low'])} to {_text(entry['high'])})"
+def _interval(entry: Mapping[str, Any], text: Callable[[Any], str] | None = None) -> str:
+    text = text or _text
+    return "" if entry.get("low") is None else f" ({text(entry['low'])} to {text(entry['high'])})"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}".replace("%", " %")
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,8 @@
 """Give each bundle images that it was not made for, and print what it says about them.
 
-Each row: the input, whether it was refused with an error or flagged for review, and the reason. The first rows are
-right inputs, which should not be flagged. --samples is a folder with a few images of the four data sets in their
+Each row: the input, whether it was refused with an error or flagged for review, and the reason. The first row of a
+bundle is a right input, which should not be flagged. `--record` keeps the rows in `docs/wrong_inputs.json` of the
+bundle, from which the card is made. --samples is a folder with a few images of the four data sets in their
 publishers' layouts: kaggle_3m, Task02_Heart, isbi2012 and CVC-ClinicDB.
 
     python benchmarks/wrong_inputs.py --samples DIR
@@ -10,7 +11,6 @@ publishers' layouts: kaggle_3m, Task02_Heart, isbi2012 and CVC-ClinicDB.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from skimage import data, draw
 from skimage.transform import resize
 
 from segbundles.data import read_frame
+from segbundles.facts import read_facts
+from segbundles.files import write_json
 from segbundles.segmenter import Segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +89,7 @@ def inputs(bundle: str, found: dict[str, NDArray]) -> Iterator[tuple[str, NDArra
     """Yield the name and the array of each input of a bundle, the right one first."""
     own = found[RIGHT[bundle]]
     own = own[None] if own.ndim == 2 else own
-    yield f"{RIGHT[bundle]} (right)", own
+    yield RIGHT[bundle], own
     if bundle == "brain_flair_unet":
         yield "T1 in place of FLAIR", own[[0, 0, 2]]
         yield "upside down (rows reversed)", own[:, :, ::-1]
@@ -121,13 +123,16 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, required=True, help="folder with images of the four data sets")
     parser.add_argument("--bundles", nargs="+", default=[*RIGHT], choices=[*RIGHT])
     parser.add_argument("--ckpt_dir", type=Path, help="folder of the weights, of one bundle")
-    parser.add_argument("--record", type=Path, help="JSON file to write the rows to")
+    parser.add_argument(
+        "--record", action="store_true", help="write docs/wrong_inputs.json of each bundle, for the card"
+    )
     args = parser.parse_args()
-    found, rows = pictures(args.samples), []
-    print("| bundle | input | outcome | confidence | reason |\n|---|---|---|---|---|")
+    found = pictures(args.samples)
+    print("| bundle | input | kind | outcome | confidence | reason |\n|---|---|---|---|---|---|")
     for bundle in args.bundles:
-        settings: dict[str, Any] = {"ckpt_dir": str(args.ckpt_dir)} if args.ckpt_dir else {}
-        segment = Segmenter(ROOT / "bundles" / bundle, **settings)
+        root, rows = ROOT / "bundles" / bundle, []
+        models = args.ckpt_dir or root / "models"
+        segment = Segmenter(root, ckpt_dir=str(models))
         for name, image in inputs(bundle, found):
             affine = None
             if bundle == "left_atrium_vnet":
@@ -135,13 +140,13 @@ def main() -> None:
             elif bundle == "brain_flair_unet":
                 affine = np.diag([-1.0, -1.0, 1.0, 1.0])
             row = judged(segment, image, affine, np.uint8 if bundle == "polyp_fcn8" else np.float32)
-            rows.append({"bundle": bundle, "input": name, **row})
+            rows.append({"input": name, "right": not rows, **row})
             sure = "" if row["confidence"] is None else f"{row['confidence']:.2f}"
-            print(f"| {bundle} | {name} | {row['outcome']} | {sure} | {row['reason']} |", flush=True)
-    wrong = [row for row in rows if not row["input"].endswith("(right)")]
-    print(f"\n{sum(row['outcome'] != 'passed' for row in wrong)} of {len(wrong)} wrong inputs were refused or flagged")
-    if args.record:
-        args.record.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+            kind = "right" if rows[-1]["right"] else "wrong"
+            print(f"| {bundle} | {name} | {kind} | {row['outcome']} | {sure} | {row['reason']} |", flush=True)
+        if args.record:
+            about = {"bundle": bundle, "weights_sha256": (read_facts(models / "model.pt") or {}).get("sha256")}
+            write_json(root / "docs" / "wrong_inputs.json", {**about, "rows": rows})
 
 
 if __name__ == "__main__":

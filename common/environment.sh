@@ -34,7 +34,7 @@ install_segbundles() { # install_segbundles EXTRAS: skipped when nothing changed
     if [[ $(cat "$stamp" 2>/dev/null) == "$1 $PWD $(cat pyproject.toml constraints.txt | cksum)" ]]; then
         return
     fi
-    say "Installing segbundles and what it needs (minutes, the first time)"
+    say "Installing segbundles and what it needs: minutes, and 2 GB of disk or more (only this time)"
     pins=$(mktemp)
     # a torch that is there stays: it may be a build for this machine's GPU
     if "$python" -c 'import torch' >/dev/null 2>&1; then

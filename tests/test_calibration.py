@@ -8,17 +8,29 @@ from monai.data import MetaTensor
 from scipy.special import expit
 
 from segbundles import calibration
-from segbundles.calibration import Case, calibrate, evaluation_folders, fit, fit_temperature, lower_margin, summary_rows
-from segbundles.confidence import LOGITS, pixel_counts
+from segbundles.calibration import (
+    CANDIDATES,
+    Case,
+    calibrate,
+    evaluation_folders,
+    fit,
+    fit_probabilities,
+    lower_margin,
+    review_limit,
+    summary_lines,
+    summary_rows,
+    usual_ranges,
+)
+from segbundles.confidence import LOGITS, calibrated, pixel_counts
 from segbundles.facts import read_facts, sha256
 
 
-def made_case(number, temperature=2.0, seed=None, group=None, pixels=4000):
-    """A case whose truths are drawn from its probabilities after a temperature."""
+def made_case(number, temperature=2.0, shift=0.0, seed=None, group=None, pixels=4000):
+    """A case whose truths are drawn from its probabilities after a temperature and a shift."""
     rng = np.random.default_rng(number if seed is None else seed)
     doubtful = rng.uniform(0.05, 0.6)
     z = np.where(rng.random(pixels) < doubtful, rng.choice(LOGITS, pixels), rng.choice([-4.375, 7.125], pixels))
-    truth = rng.random(pixels) < expit(z / temperature)
+    truth = rng.random(pixels) < expit(z / temperature + shift)
     p, mask = expit(z), z > 0
     shape = {"size_percent": 20.0 + number, "parts": 1.0, "border": 0.0}
     return Case(
@@ -37,10 +49,10 @@ def made_case(number, temperature=2.0, seed=None, group=None, pixels=4000):
     )
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.5])
-def test_the_temperature_is_found_again(temperature):
-    cases = [made_case(number, temperature) for number in range(30)]
-    assert fit_temperature(cases) == pytest.approx(temperature, rel=0.05)
+@pytest.mark.parametrize(("temperature", "shift"), [(0.7, 0.0), (1.0, -1.0), (2.5, 0.5)])
+def test_temperature_and_shift_are_found_again(temperature, shift):
+    cases = [made_case(number, temperature, shift) for number in range(30)]
+    assert fit_probabilities(cases) == (pytest.approx(temperature, rel=0.05), pytest.approx(shift, abs=0.05))
 
 
 @pytest.mark.parametrize(
@@ -71,23 +83,63 @@ def test_margin_covers_new_groups():
 
 def test_a_fit_describes_the_cases():
     cases = [made_case(number) for number in range(20)]
-    found = fit(cases, "expected score, calibrated", "dice")
+    found = fit(cases, "expected score", "dice")
     assert found["temperature"] == pytest.approx(2, rel=0.1)
     assert (found["intercept"], found["coefficients"]) == (0.0, {"expected": 1.0})
     assert found["masks"]["parts"] == [0.0, 1.0]
     assert found["masks"]["border"] == [0.0, 0.0]
-    low, high = found["masks"]["size_percent"]  # 20 to 39: 1.95 to the power of 1 / 4 + 2 / 20 groups, and 5 %
-    assert (low, high) == pytest.approx((20 / (1.95**0.35 * 1.05), 39 * 1.95**0.35 * 1.05), rel=1e-6)
-    # 0.1 to 0.119, wider by 0.35 of 0.019
-    assert found["images"]["rough_0"] == pytest.approx([0.1 - 0.00665, 0.119 + 0.00665], abs=2e-4)
+    # 20 to 39 and 0.1 to 0.119; the smallest and the largest case need more than the others have seen
+    assert found["masks"]["size_percent"][0] < 20 < 39 < found["masks"]["size_percent"][1]
+    assert found["images"]["rough_0"] == pytest.approx([0.1 - 0.0011, 0.119 + 0.0011], abs=2e-4)
     assert found["low"] >= 0.7
+
+
+@pytest.mark.parametrize(
+    ("confidence", "score", "limit"),
+    [
+        # no failure: a mask that is expected to be one
+        ([0.9, 0.95], [0.9, 0.8], 0.7),
+        # a fifth of ten cases is below the third smallest confidence
+        ([0.75, 0.8, 0.85, *[0.9] * 7], [0.1, 0.9, 0.1, *[0.9] * 7], 0.85),
+        # the only failure is below a limit that flags less than a fifth
+        ([0.75, 0.8, 0.85, *[0.9] * 7], [0.1, 0.9, *[0.9] * 8], np.nextafter(0.75, 1)),
+        # never below the limit of a failure
+        ([0.2, 0.3, 0.5, 0.9], [0.1, 0.1, 0.2, 0.9], 0.7),
+    ],
+)
+def test_limit_of_a_low_confidence(confidence, score, limit):
+    assert review_limit(confidence, score, 0.7) == limit
+
+
+def test_ranges_have_room_for_a_new_group():
+    # five groups with 0 to 4: without the last, the range is 0 to 3, and it needs a third of it (and 0.004) more
+    rows = [{"flat_0": float(k), "size_ml": 10.0} for k in range(5)]
+    found = usual_ranges(rows, list("abcde"))
+    wider = 1 / 3.003
+    assert found["flat_0"] == pytest.approx([-wider * 4.004, 4 + wider * 4.004])
+    # sizes that are all the same may differ by as many times 5 %
+    assert found["size_ml"] == pytest.approx([10 * np.exp(-0.05 * wider), 10 * np.exp(0.05 * wider)])
+
+
+def test_ranges_leave_out_what_one_of_twenty_groups_needs():
+    rows = [{"flat_0": float(k), "rough_0": 0.0} for k in range(39)] + [{"flat_0": 0.0, "rough_0": 1.0}]
+    found = usual_ranges(rows, list(range(40)))
+    # 39 groups need at most 1 / 37 of the range; what the one with another texture needs does not count
+    assert found["flat_0"] == pytest.approx([-38 / 37, 38 + 38 / 37], rel=1e-3)
+    assert found["rough_0"] == pytest.approx([-1 / 37, 1 + 1 / 37], rel=1e-2)
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [([0.0, 10.0, 20.0], 10.0), ([10.0, 0.0, 20.0], 10.0)])
+def test_an_empty_mask_has_no_size(sizes, expected):
+    low, high = usual_ranges([{"size_ml": size} for size in sizes], list("abc"))["size_ml"]
+    assert 0 < low < expected < 2 * expected < high
 
 
 def test_a_line_is_fitted_to_the_score():
     cases = [made_case(number) for number in range(40)]
     for case in cases:
-        case.score = 0.3 + 0.5 * case.features("dice", fit_temperature(cases))["expected"]
-    found = fit(cases, "line on the calibrated expected score", "dice")
+        case.score = 0.3 + 0.5 * case.features("dice", calibrated(*fit_probabilities(cases)))["expected"]
+    found = fit(cases, "line on the expected score", "dice")
     assert found["intercept"] == pytest.approx(0.3, abs=0.02)
     assert found["coefficients"]["expected"] == pytest.approx(0.5, abs=0.02)
 
@@ -123,8 +175,8 @@ def bundle(tmp_path):
 
 def test_a_calibration_goes_into_the_facts_and_a_record(bundle, monkeypatch):
     root, folder, items = bundle
-    monkeypatch.setattr(calibration, "_dataset", lambda *_: items)
-    record = calibrate(root, folder, root / "models/model.pt", command="segbundles calibrate fish out")
+    monkeypatch.setattr(calibration.cases, "_dataset", lambda *_: items)
+    record = calibrate(root, folder, root / "models/model.pt")
     assert record == json.loads((folder / "confidence.json").read_text())
     assert (record["cases"], record["groups"], record["score"]) == (24, 12, "dice")
     with np.load(folder / "predictions/c0.npz") as kept:
@@ -135,14 +187,13 @@ def test_a_calibration_goes_into_the_facts_and_a_record(bundle, monkeypatch):
     assert record["measured"]["rank_correlation"]["value"] > 0.9
     assert record["measured"]["auroc_failures"] > 0.9
     assert record["measured"]["error"] < 0.03
-    assert record["chosen"] == "expected score, as the network says"  # the simplest one is as good as the others
+    assert record["candidate"] == "expected score, as the network says"  # the simplest one is as good as the others
     assert 0.7 <= record["measured"]["coverage"]["value"] <= 1
-    assert record["thresholds"]["half"] == pytest.approx(record["thresholds"]["optimal"], abs=0.05)
     facts = read_facts(root / "models/model.pt")
     assert facts["seed"] == 3
-    assert facts["confidence"]["command"] == "segbundles calibrate fish out"
     assert facts["confidence"]["margin"] == record["margin"]
-    assert [row[0] for row in summary_rows(record)] == list(record["candidates"])
+    assert [row[0] for row in summary_rows(record)] == list(record["candidates"]) == list(CANDIDATES)
+    assert "Cases: 24 of 12 groups, mean dice" in summary_lines(record)[1]
 
 
 def without_case(folder):
@@ -168,7 +219,7 @@ def without_probabilities(folder):
 )
 def test_what_is_missing_is_named(bundle, monkeypatch, spoil, said):
     root, folder, items = bundle
-    monkeypatch.setattr(calibration, "_dataset", lambda *_: items)
+    monkeypatch.setattr(calibration.cases, "_dataset", lambda *_: items)
     spoil(folder)
     with pytest.raises(ValueError, match=said):
         calibrate(root, folder, root / "models/model.pt")
@@ -176,7 +227,7 @@ def test_what_is_missing_is_named(bundle, monkeypatch, spoil, said):
 
 def test_one_group_is_too_few(bundle, monkeypatch):
     root, folder, items = bundle
-    monkeypatch.setattr(calibration, "_dataset", lambda *_: items[:2])
+    monkeypatch.setattr(calibration.cases, "_dataset", lambda *_: items[:2])
     with pytest.raises(ValueError, match=r"has cases of one group only: a confidence needs at least two."):
         calibrate(root, folder, root / "models/model.pt")
 

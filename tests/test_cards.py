@@ -34,7 +34,7 @@ def test_pages_are_what_the_files_give(page):
 def test_a_card_has_knobs_and_results(bundle):
     card = (bundle / "docs/README.md").read_text(encoding="utf-8")
     kinds = {match[1].split()[0] for match in cards.BLOCK.findall(card)}
-    assert {"knobs", "crossvalidation", "evaluations"} <= kinds
+    assert {"knobs", "crossvalidation", "evaluations", "confidence"} <= kinds
     assert {*cards.records(bundle)} & {"crossvalidation", *re.findall(r"figures/(\w+)\.csv", card)}
 
 
@@ -142,6 +142,17 @@ def test_an_evaluation_is_taken_over(bundle, tmp_path, monkeypatch):
     assert run(monkeypatch, "--check") == 0
 
 
+def test_tables_of_speed_appear_when_they_are_measured(bundle):
+    assert cards.speed(bundle, []) == ""
+    (bundle / "docs/figures/memory.csv").write_text("command,peak\nsegment,900\nMeasured on two cores.\n")
+    (bundle / "docs/figures/stages.csv").write_text("stage,seconds\nnetwork,0.1\n")
+    _, _, text = cards.speed(bundle, []).partition("--write`.\n\n")
+    assert text == (
+        "One image, stage by stage:\n\n| stage | seconds |\n|---|---|\n| network | 0.1 |\n\n"
+        "Memory of each command:\n\n| command | peak |\n|---|---|\n| segment | 900 |\n\nMeasured on two cores.\n"
+    )
+
+
 def test_a_crossvalidation_is_taken_over_and_other_weights_are_dropped(bundle, tmp_path, monkeypatch, capsys):
     given = [
         "--bundle",
@@ -163,6 +174,78 @@ def test_a_crossvalidation_is_taken_over_and_other_weights_are_dropped(bundle, t
         row = f"| {name} | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 | 0.700 (0.600 to 0.800) |"
         assert row in card, name
     assert "| all | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 | 0.750 (0.600 to 0.800) |" in card
+
+
+CALIBRATED = {
+    "weights_sha256": "aa",
+    "score": "dice",
+    "failure_below": 0.7,
+    "cases": 40,
+    "groups": 10,
+    "measured": {
+        "rank_correlation": {"value": 0.71, "low": 0.6, "high": 0.8},
+        "auroc_failures": 0.91,
+        "failures": 4,
+        "coverage": {"value": 0.925, "low": 0.875, "high": 0.951},
+        "flagged": 0.2,
+        "failures_flagged": 0.75,
+    },
+}
+WRONG = [
+    {"input": "polyp", "right": True, "outcome": "passed"},
+    {"input": "knee", "right": False, "outcome": "flagged"},
+    {"input": "black", "right": False, "outcome": "refused"},
+    {"input": "upside down", "right": False, "outcome": "passed"},
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            [
+                "| quantity | 40 unseen cases, 10 groups |\n|---|---|\n",
+                "| rank correlation of confidence and score | 0.710 (0.600 to 0.800) |\n",
+                "| AUROC for finding failures (Dice below 0.7: 4 cases) | 0.910 |\n",
+                "| score at or above the lower bound, 90 % expected | 92 % (88 % to 95 %) |\n",
+                "| flagged for review | 20 % |\n| failures that are flagged | 75 % |\n",
+            ],
+        ),
+        (
+            {
+                "failures": 0,
+                "auroc_failures": None,
+                "failures_flagged": None,
+                "coverage": {"value": None, "low": None, "high": None},
+            },
+            [
+                "(Dice below 0.7: 0 cases) | no failure |\n",
+                "90 % expected | no bound: it needs 9 groups |\n",
+                "| failures that are flagged | no failure |\n",
+            ],
+        ),
+    ],
+)
+def test_confidence_is_what_its_files_say(bundle, changes, expected):
+    record = CALIBRATED | {"measured": CALIBRATED["measured"] | changes}
+    (bundle / "docs/confidence.json").write_text(json.dumps(record))
+    text = cards.confidence(bundle, ())
+    for line in [*expected, '\n    segbundles calibrate "$B" "$O"\n']:
+        assert line in text, line
+    assert "wrong inputs" not in text
+    (bundle / "docs/wrong_inputs.json").write_text(json.dumps({"weights_sha256": "aa", "rows": WRONG}))
+    text = cards.confidence(bundle, ())
+    assert "| wrong inputs flagged or refused | 2 of 3 (not: upside down) |\n" in text
+    assert "    python benchmarks/wrong_inputs.py --samples samples --bundles one\n" in text
+
+
+def test_confidence_of_other_weights_is_dropped(bundle):
+    assert cards.confidence(bundle, ()) == ""
+    for name, digest in (("confidence", "aa"), ("wrong_inputs", "bb")):
+        (bundle / f"docs/{name}.json").write_text(json.dumps({"weights_sha256": digest}))
+    assert cards.drop_stale(bundle) == ["wrong_inputs"]
+    assert [path.name for path in (bundle / "docs").glob("*.json")] == ["confidence.json"]
 
 
 def test_an_unknown_part_is_refused(bundle):

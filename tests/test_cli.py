@@ -39,7 +39,7 @@ def test_phantom_prepare_and_merge(run, phantom, tmp_path):
     (tmp_path / "split.json").write_text(json.dumps({"training": ["phantom0_000"], "validation": [case]}))
     result = run("prepare", "lasc18", "--source", phantom, "--out", tmp_path / "b", "--split", tmp_path / "split.json")
     assert result.exit_code == 0
-    assert "note: 1 cases are in no list of the split and left out: phantom0_002" in result.output
+    assert "note: cases left out, because no list of the split names them: phantom0_002" in result.output
 
     result = run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
     assert result.exit_code == 0
@@ -206,3 +206,26 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "prepare" in done.stdout
+
+
+def test_a_run_imports_only_what_it_uses():
+    code = (
+        "import sys, torch, monai.bundle\nbefore = set(sys.modules)\n"
+        "import segbundles.bundle, segbundles.data, segbundles.engines, segbundles.handlers, segbundles.inferers\n"
+        "import segbundles.networks, segbundles.threads, segbundles.transforms\n"
+        "late = {'SimpleITK', 'highdicom', 'matplotlib', 'tensorboard', 'pandas', 'typer', 'rich', 'openvino'}\n"
+        "late &= set(sys.modules) - before\nsys.exit(f'imported {late}' if late else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_knobs_are_a_table_on_a_screen_and_markdown_in_a_pipe(run, monkeypatch):
+    row = "| `seed` | `0` | a whole number of 0 or more | Start of all random numbers."
+    assert row in run("knobs", "polyp_fcn8").output
+    monkeypatch.setattr("segbundles.cli._console", lambda: Console(force_terminal=True, width=200, color_system=None))
+    result = run("knobs", "polyp_fcn8")
+    assert result.exit_code == 0
+    assert "|" not in result.output
+    assert " seed " in result.output
+    assert "Start of all random numbers." in result.output

@@ -12,7 +12,14 @@ import pytest
 from bundle_runs import ROOT
 from tiny_trainings import TINY_TRAININGS
 
-from segbundles.commands import evaluate_command, find_bundle, known_bundles, segment_command, train_commands
+from segbundles.commands import (
+    evaluate_command,
+    find_bundle,
+    known_bundles,
+    quoted,
+    segment_command,
+    train_commands,
+)
 
 LEFT_ATRIUM = ROOT / "bundles/left_atrium_vnet"
 NAMES = sorted(path.name for path in (ROOT / "bundles").iterdir())
@@ -61,6 +68,22 @@ def test_words_of_the_commands(tmp_path, monkeypatch):
     for command in (segment_command, train_commands, evaluate_command):
         with pytest.raises(ValueError, match=r"there is no file or folder scan\.nii: give the path of the images\."):
             command("left_atrium_vnet", "scan.nii", "out")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("plain/a-1.json", "plain/a-1.json"),
+        ("my scans", "'my scans'"),
+        ("['a b.json','c.json']", '''"['a b.json','c.json']"'''),
+        ("it's $HOME", None),
+        ("a\\'b", None),
+    ],
+)
+def test_a_printed_command_can_be_pasted(word, expected):
+    line = quoted(["printf", "%s", word])
+    assert expected is None or line == f"printf %s {expected}"
+    assert subprocess.check_output(["bash", "-c", line], text=True) == word
 
 
 def segbundles(*words: object, status: int = 0) -> tuple[list[str], str]:

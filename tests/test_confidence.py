@@ -5,11 +5,14 @@ import pytest
 from scipy.special import expit
 
 from segbundles.confidence import (
+    COLUMNS,
     LOGITS,
+    calibrated,
     confidence_of,
     describe_confidence,
     expected_score,
     image_features,
+    join_confidence,
     mask_features,
     pixel_counts,
     reasons_to_review,
@@ -40,11 +43,14 @@ def test_pixels_are_counted_by_their_logit():
     ],
 )
 def test_expected_score_of_two_pixels_inside_and_one_outside(score, temperature, expected):
-    found = expected_score(counts(1.875, 1.875), counts(-1.875), 10, score, temperature)
+    found = expected_score(counts(1.875, 1.875), counts(-1.875), 10, score, calibrated(temperature))
     assert found == pytest.approx(expected, abs=2e-5)
 
 
-@pytest.mark.parametrize(("outside", "expected"), [(counts(-1.875, -3.0), 1 - 0.13296), (0 * counts(0.0), 1.0)])
+# p of logit -2.875 is 0.05341
+@pytest.mark.parametrize(
+    ("outside", "expected"), [(counts(-1.875, -2.875), (1 - 0.13296) * (1 - 0.05341)), (0 * counts(0.0), 1.0)]
+)
 def test_an_empty_mask_is_right_if_no_pixel_is_foreground(outside, expected):
     assert expected_score(0 * outside, outside, 100) == pytest.approx(expected, abs=2e-5)
 
@@ -62,10 +68,11 @@ def test_expected_dice_agrees_with_drawn_truths():
 
 
 def test_features_of_probabilities():
-    found = score_features(counts(1.875, 9.875), counts(-1.875), 10, 1.0, "dice", 1.0)
+    found = score_features(counts(1.875, 9.875), counts(-1.875), 10, 1.0, "dice", calibrated())
     # p: 0.86704 and 0.99995 inside, 0.13296 outside
     assert found["precision"] == pytest.approx((0.86704 + 0.99995) / 2, abs=2e-5)
-    assert found["recall"] == pytest.approx(1.86699 / (1.86699 + 0.13296), abs=2e-5)
+    assert found["sure"] == 1.0  # both are above 0.8; after a temperature of 2, 0.71860 is not
+    assert score_features(counts(1.875, 9.875), counts(-1.875), 10, 1.0, "dice", calibrated(2.0))["sure"] == 0.5
     # both pixels of 0.867 and 0.133 are doubtful: entropy 0.39196 each, over two pixels of the mask
     assert found["entropy_rim"] == pytest.approx(0.39196, abs=2e-4)
     assert found["log_size"] == pytest.approx(np.log(3))
@@ -130,7 +137,7 @@ def test_confidence_and_its_lower_bound():
         ({}, {}, 0.65, "low confidence: 0.65, below 0.70"),
         ({"size_percent": 0.0, "parts": 0.0}, {}, 0.8, "nothing found"),
         ({"border": 0.2}, {}, 0.8, "touches the border of the image"),
-        ({"parts": 3.0}, {}, 0.8, "3 parts, more than the 2 of the training data"),
+        ({"parts": 3.0}, {}, 0.8, "3 parts, usually at most 2"),
         ({"size_percent": 6.0}, {}, 0.8, "unusual size: 6 % of the image, not 1 to 5 as in the training data"),
         # in ml, the share of the image does not matter
         ({"size_percent": 6.0, "size_ml": 50.0}, {}, 0.8, ""),
@@ -158,10 +165,27 @@ def test_without_facts_only_the_mask_is_judged():
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ({}, []),
-        ({"confidence": 0.876, "confidence_low": None}, [("confidence", "0.88")]),
-        ({"confidence": 0.876, "confidence_low": 0.7}, [("confidence", "0.88, at least 0.70 in 9 of 10")]),
+        ((), []),
+        ((0.876, None, True), [("confidence", "0.88")]),
+        ((0.876, 0.7, True), [("confidence", "0.88, at least 0.70 in 9 of 10")]),
+        ((0.876, None, False), [("confidence", "0.88, not calibrated")]),
     ],
 )
 def test_confidence_in_words(item, said):
-    assert describe_confidence(item) == said
+    assert describe_confidence(dict(zip(COLUMNS, item, strict=False))) == said
+
+
+def test_confidence_of_an_image_in_blocks():
+    """The mean over pixels: (0.9 * 3 + 0.5 * 1) / 4; reasons are counted, in the words of the least certain block."""
+    sure = {"confidence": 0.9, "confidence_low": 0.8, "confidence_calibrated": True, "review": ""}
+    doubtful = {"confidence": 0.5, "confidence_low": 0.4, "review": "low confidence: 0.50, below 0.60; texture: b"}
+    found = join_confidence([sure, doubtful], [3, 1], "blocks")
+    assert found["confidence_calibrated"] is True
+    assert found["confidence"] == pytest.approx(0.8)
+    assert found["confidence_low"] == pytest.approx(0.7)
+    assert found["review"] == "low confidence: 0.50, below 0.60 (in 1 of 2 blocks); texture: b (in 1 of 2 blocks)"
+    other = {"confidence": 0.55, "confidence_low": None, "review": "low confidence: 0.55, below 0.60"}
+    found = join_confidence([sure, other, doubtful], [1, 1, 1], "pages")
+    assert found["confidence_low"] is None
+    assert found["review"].startswith("low confidence: 0.50, below 0.60 (in 2 of 3 pages); ")
+    assert join_confidence([doubtful], [7], "pages")["review"] == doubtful["review"]

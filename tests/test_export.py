@@ -28,14 +28,14 @@ from segbundles.networks import export_network, load_exported
 PAGE = (ROOT / "docs" / "export.md").read_text()
 BY_NAME = {bundle.name: bundle for bundle in TINY_BUNDLES}
 VALID_UNET = "bundles/em_membrane_unet/configs/args_valid_unet.json"
+# a bundle, which of its networks, and settings of them
 NETWORKS = [
-    pytest.param("left_atrium_vnet", "network_def", {}, id="left_atrium_vnet"),
-    pytest.param("left_atrium_vnet", "network_def", {"attention": "sequential"}, id="left_atrium_vnet-bam"),
-    pytest.param("left_atrium_vnet", "locator_def", {}, id="left_atrium_vnet-locator"),
-    pytest.param("brain_flair_unet", "network_def", {}, id="brain_flair_unet"),
-    pytest.param("em_membrane_unet", "network_def", {}, id="em_membrane_unet"),
-    pytest.param("em_membrane_unet", "network_def", {"args_file": VALID_UNET, "base_channels": 2}, id="valid_unet"),
-    pytest.param("polyp_fcn8", "network_def", {}, id="polyp_fcn8"),
+    pytest.param("left_atrium_vnet", ["network_def", "locator_def"], {}, id="left_atrium_vnet"),
+    pytest.param("left_atrium_vnet", ["network_def"], {"attention": "sequential"}, id="left_atrium_vnet-bam"),
+    pytest.param("brain_flair_unet", ["network_def"], {}, id="brain_flair_unet"),
+    pytest.param("em_membrane_unet", ["network_def"], {}, id="em_membrane_unet"),
+    pytest.param("em_membrane_unet", ["network_def"], {"args_file": VALID_UNET, "base_channels": 2}, id="valid_unet"),
+    pytest.param("polyp_fcn8", ["network_def"], {}, id="polyp_fcn8"),
 ]
 # facts of weights that differ from their tiny inference.json: one of the architecture, one of the input
 FACTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -56,7 +56,7 @@ def documented(*words: str, without: str = "\n") -> str:
     for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL):
         for line in block.splitlines():
             if line.startswith("B="):
-                root = line[2:]
+                (root,) = shlex.split(line[2:])
             else:
                 commands.append(line.replace("$B", root))
     (found,) = (one for one in commands if all(word in one for word in words) and without not in one)
@@ -138,46 +138,44 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "net_id", "settings"), NETWORKS)
+@pytest.mark.parametrize(("name", "net_ids", "settings"), NETWORKS)
 def test_exported_networks_equal_the_network_at_other_sizes(
-    name: str, net_id: str, settings: dict[str, Any], here: Path
+    name: str, net_ids: list[str], settings: dict[str, Any], here: Path
 ) -> None:
     pytest.importorskip("onnx")
     bundle = BY_NAME[name]
     root = bundle.make(here)
-    file = dict(map(reversed, bundle.networks))[net_id]
-    weights, script, exported, program = (
-        root / "models" / f"{file}.{suffix}" for suffix in ("pt", "ts", "onnx", "pt2")
-    )
+    weights = {net_id: root / "models" / f"{file}.pt" for file, net_id in bundle.networks if net_id in net_ids}
     values = {key: value for key, value in settings.items() if key != "args_file"}
     if "args_file" in settings:
         values = json.loads(Path(settings["args_file"]).read_text()) | values
-    bundle.make_weights(root, net_id, weights, **values)
-    assert {value.dtype for value in torch.load(weights, weights_only=True).values()} <= {torch.float16, torch.int64}
-    network = bundle.network(root, net_id, weights, **values)
+    for net_id, path in weights.items():
+        bundle.make_weights(root, net_id, path, **values)
+        dtypes = {value.dtype for value in torch.load(path, weights_only=True).values()}
+        assert dtypes <= {torch.float16, torch.int64}
 
-    command = export_command(net_id).replace(VOLUMES, name)
-    command_line(changed(command, **settings))
-    module, metadata, _ = load(name, bundle_dir="bundles", load_ts_module=True, model_file=f"models/{file}.ts")
-    assert not module.training
-    assert metadata["name"] == json.loads((root / "configs" / "metadata.json").read_text())["name"]
-
-    shape = example_shape(name, net_id)
-    command = documented("onnx_export", VOLUMES if shape.count(",") == 4 else SLICES)
-    command = command.replace(VOLUMES, name).replace(SLICES, name)
-    options = {"net_id": net_id, "input_shape": shape, "ckpt_file": weights, "filepath": exported}
-    command_line(changed(command, **options, **settings))
-
-    alone = {"use_locator": "false"} if (name, net_id) == (VOLUMES, "network_def") else {}
+    alone = {"use_locator": "false"} if name == VOLUMES and "locator_def" not in net_ids else {}
     segbundles(changed(documented("segbundles export").replace(VOLUMES, name), **settings, **alone))
+    for net_id, path in weights.items():
+        command_line(changed(export_command(net_id).replace(VOLUMES, name), **settings))
+        module, metadata, _ = load(name, bundle_dir="bundles", load_ts_module=True, model_file=f"models/{path.stem}.ts")
+        assert not module.training
+        assert metadata["name"] == json.loads((root / "configs" / "metadata.json").read_text())["name"]
 
-    sizes = [ast.literal_eval(shape), bundle.size]
-    sizes.append([1, *sizes[0][1:]])
-    for path in (script, program):
-        assert_equal(load_exported(path), network, sizes, bundle.grey)
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # what amp is
-            assert_equal(load_exported(path), network, sizes[1:2], bundle.grey)
-    assert_equal(onnx(exported), network, sizes, bundle.grey)
+        shape, exported = example_shape(name, net_id), path.with_suffix(".onnx")
+        command = documented("onnx_export", VOLUMES if shape.count(",") == 4 else SLICES)
+        command = command.replace(VOLUMES, name).replace(SLICES, name)
+        options = {"net_id": net_id, "input_shape": shape, "ckpt_file": path, "filepath": exported}
+        command_line(changed(command, **options, **settings))
+
+        network = bundle.network(root, net_id, path, **values)
+        sizes = [ast.literal_eval(shape), bundle.size]
+        sizes.append([1, *sizes[0][1:]])
+        for suffix in (".ts", ".pt2"):
+            assert_equal(load_exported(path.with_suffix(suffix)), network, sizes, bundle.grey)
+            with torch.autocast("cpu", dtype=torch.bfloat16):  # what amp is
+                assert_equal(load_exported(path.with_suffix(suffix)), network, sizes[1:2], bundle.grey)
+        assert_equal(onnx(exported), network, sizes, bundle.grey)
 
 
 @pytest.fixture(params=TINY_BUNDLES, ids=lambda bundle: bundle.name)
@@ -211,6 +209,17 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 
 def knobs(output_dir: str) -> dict[str, Any]:
     return json.loads((Path(output_dir) / "inferring.config.json").read_text())["knobs"]
+
+
+def test_openvino_gives_the_masks_of_torch(bundle: TinyBundle, here: Path) -> None:
+    pytest.importorskip("openvino")
+    root = bundle.make(here).relative_to(here)
+    for file, net_id in bundle.networks:
+        bundle.make_weights(root, net_id, root / "models" / f"{file}.pt", **FACTS[bundle.name][file])
+    bundle.write_image(here / "scans")
+    expected = infer(root, "torch")
+    assert_same(infer(root, "openvino", engine="openvino"), expected)
+    assert len(list((root / "models").glob("model.*.onnx"))) == 1
 
 
 @pytest.mark.parametrize("kind", ["pt2", "ts"])
@@ -343,32 +352,31 @@ class TestTensorRT:
 
 
 def shipped() -> Iterator[Any]:
-    networks = [(name, net_id) for name, bundle in BY_NAME.items() for _, net_id in bundle.networks]
-    for name, net_id in networks:
-        path = ROOT / "bundles" / name / "models" / f"{dict(map(reversed, BY_NAME[name].networks))[net_id]}.pt"
-        absent = pytest.mark.skipif(not path.is_file(), reason=f"no weights at {path}")
-        yield pytest.param(name, net_id, path, marks=absent, id=f"{name}-{net_id}")
+    for name, bundle in BY_NAME.items():
+        missing = [file for file, _ in bundle.networks if not (ROOT / f"bundles/{name}/models/{file}.pt").is_file()]
+        yield pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=f"{name} has no weights {missing}"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "net_id", "weights"), shipped())
-def test_shipped_weights_by_the_documented_commands(name: str, net_id: str, weights: Path, here: Path) -> None:
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_weights_by_the_documented_commands(name: str, here: Path) -> None:
     pytest.importorskip("onnx")
     root = here / "bundles" / name
     shutil.copytree(ROOT / "bundles" / name / "configs", root / "configs")
     (root / "models").mkdir()
-    for path in weights.parent.glob("*.pt"):
+    for path in (ROOT / "bundles" / name / "models").glob("*.pt"):
         shutil.copy(path, root / "models")
-    copied = root / "models" / weights.name
-    network = BY_NAME[name].network(root, net_id, copied)
     channels = 1 if name == "em_membrane_unet" else 3
     sizes = [(1, 1, 40, 48, 50)] if name == VOLUMES else [(1, channels, 96, 128)]
 
-    command_line(export_command(net_id).replace(VOLUMES, name))
     segbundles(["segbundles", "export", str(root)])
-    for suffix in (".ts", ".pt2"):
-        assert_equal(load_exported(copied.with_suffix(suffix)), network, sizes)
-    if net_id == "network_def":
-        command = documented("onnx_export", VOLUMES if name == VOLUMES else SLICES).replace(SLICES, name)
-        command_line(changed(command, input_shape=example_shape(name, net_id)))
-        assert_equal(onnx(root / "models" / "model.onnx"), network, sizes)
+    for file, net_id in BY_NAME[name].networks:
+        weights = root / "models" / f"{file}.pt"
+        network = BY_NAME[name].network(root, net_id, weights)
+        command_line(export_command(net_id).replace(VOLUMES, name))
+        for suffix in (".ts", ".pt2"):
+            assert_equal(load_exported(weights.with_suffix(suffix)), network, sizes)
+        if net_id == "network_def":
+            command = documented("onnx_export", VOLUMES if name == VOLUMES else SLICES).replace(SLICES, name)
+            command_line(changed(command, input_shape=example_shape(name, net_id)))
+            assert_equal(onnx(weights.with_suffix(".onnx")), network, sizes)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from segbundles.cli import app
 from segbundles.facts import read_facts
 from segbundles.label import LabelServer, default_environment, environment, find_bundles, make_environment
 from segbundles.label import server as server_module
+from segbundles.packing import pack
 from segbundles.segmenter import Segmenter
 
 BUNDLES = ROOT / "bundles"
@@ -505,7 +507,7 @@ def drawn(mask: np.ndarray, path: Path, spacing: float) -> None:
 
 
 def make_bundles(folder: Path) -> dict[str, Path]:
-    """Copy the four bundles, with shipped weights or, if there are none, tiny untrained networks."""
+    """Copy the four bundles, with shipped weights or, if there are none, tiny untrained networks; and one more."""
     copies = {}
     for tiny in TINY_BUNDLES:
         own = BUNDLES / tiny.name
@@ -530,7 +532,11 @@ def make_bundles(folder: Path) -> dict[str, Path]:
     tiny.make_weights(root, "network_def", root / "models" / "model.pt", base_channels=3, frame_height=32)
     train = json.loads((root / "configs" / "train.json").read_text()) | {"patch_size": [32, 32], "val_interval": 1}
     (root / "configs" / "train.json").write_text(json.dumps(train))
-    copies[WIDE] = root
+    # served from a zip, as a colleague gets it
+    shutil.copy(BUNDLES / tiny.name / "LICENSE", root)
+    with ZipFile(pack(str(root), folder).zip) as archive:
+        archive.extractall(folder / "unpacked")
+    copies[WIDE] = folder / "unpacked" / WIDE
     return copies
 
 
@@ -686,6 +692,7 @@ class TestRealServer:
         query = {"image": image, "output": "json"}
         answer = served.request("POST", f"/infer/{bundle}", params=query, data={"params": "{}"}).json()
         measured = answer["measurements"]
+        assert {"confidence", "confidence_low", "confidence_calibrated", "review"} <= answer.keys()
         pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(served.image(image)))).size
         if bundle == "em_membrane_unet":
             assert measured["cells"] == sum(measured["cells_per_section"])

@@ -111,7 +111,7 @@ def test_no_file_for_the_zoo_is_too_large(root: Path, tmp_path: Path) -> None:
     assert max(files.values()) <= LARGEST <= 25e6
     assert {"LICENSE", "configs/metadata.json", "configs/inference.json", "docs/README.md"} <= files.keys()
     assert "docs/data_license.txt" in files
-    assert ("large_files.yml" in files) == bool(packed.large) == ("models/model.pt" not in files)
+    assert ("large_files.json" in files) == bool(packed.large) == ("models/model.pt" not in files)
 
 
 @pytest.mark.parametrize("root", BUNDLES, ids=lambda root: root.name)

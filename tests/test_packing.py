@@ -29,6 +29,7 @@ from segbundles.facts import sha256
 POLYP = next(bundle for bundle in TINY_BUNDLES if bundle.name == "polyp_fcn8")
 VERSION = json.loads((ROOT / "bundles/polyp_fcn8/configs/metadata.json").read_text())["version"]
 ZIP = f"polyp_fcn8_v{VERSION}.zip"
+NAMED = {"monai": "monai", "torch": "pytorch", "numpy": "numpy"}
 
 
 def make(folder: Path, bundle: TinyBundle = POLYP) -> Path:
@@ -47,6 +48,9 @@ def make(folder: Path, bundle: TinyBundle = POLYP) -> Path:
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"-")
+    (root / "docs/README.md").write_text(
+        "[a](../../../docs/a.md), ![b](b.jpeg), [c](../configs/c.json), [d](https://d.org)"
+    )
     return root
 
 
@@ -72,9 +76,17 @@ def test_what_is_in_the_zip(root: Path, tmp_path: Path) -> None:
     with ZipFile(packed.zip) as archive:
         names = archive.namelist()
         assert archive.read("polyp_fcn8/models/model.pt") == (root / "models/model.pt").read_bytes()
+        needed = archive.read("polyp_fcn8/requirements.txt").decode().splitlines()
+        # the pages of the project are not in the zip
+        card = archive.read("polyp_fcn8/docs/README.md").decode()
+    assert card == "a, ![b](b.jpeg), [c](../configs/c.json), [d](https://d.org)"
+    metadata = json.loads((root / "configs/metadata.json").read_text())
+    assert needed[:3] == [f"{name}=={metadata[f'{key}_version']}" for name, key in NAMED.items()]
+    assert needed[3:] == [f"{name}=={version}" for name, version in metadata["required_packages_version"].items()]
+    assert len(needed) > 10
     own = [name for name in names if not name.startswith("polyp_fcn8/segbundles/")]
     configs = [f"polyp_fcn8/configs/{path.name}" for path in (root / "configs").glob("*.json")]
-    others = ["LICENSE", "docs/README.md", "models/model.json", "models/model.pt"]
+    others = ["LICENSE", "docs/README.md", "models/model.json", "models/model.pt", "requirements.txt"]
     assert sorted(own) == sorted([*configs, *(f"polyp_fcn8/{name}" for name in others)])
     library = {name.removeprefix("polyp_fcn8/segbundles/") for name in set(names) - set(own)}
     assert library >= {"__init__.py", "py.typed", "networks/fcn.py"}

@@ -602,7 +602,7 @@ def shell(place: Path, *lines: str, at_once: int = 1) -> list[subprocess.Complet
 @pytest.mark.slow
 def test_the_commands_of_the_page_run(place: Path) -> None:
     """Train on one node, evaluate on two (both on this machine), and segment images of which one is bad."""
-    one_node, commands, several_nodes, _, again = BLOCKS
+    one_node, commands, several_nodes, _, _, again = BLOCKS
     train, evaluate, _ = commands.splitlines()
     (done,) = shell(place, one_node, train)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -626,10 +626,27 @@ def test_the_commands_of_the_page_run(place: Path) -> None:
     assert len(rows) == len(images) == len(list((place / "masks").rglob("*_seg.png"))) + 1
 
 
-def test_the_slurm_script_is_valid_bash() -> None:
-    script = next(block for block in BLOCKS if "#SBATCH" in block)
-    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_the_slurm_scripts_are_valid_bash() -> None:
+    scripts = [block for block in BLOCKS if "#SBATCH" in block]
+    assert len(scripts) == 2
+    for script in scripts:
+        done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("task", "part"), [(0, "a"), (1, "b c")])
+def test_a_task_of_an_array_segments_its_folder(task: int, part: str, tmp_path: Path) -> None:
+    """With a ``segbundles`` that only says what it was given."""
+    script = next(block for block in BLOCKS if "SLURM_ARRAY_TASK_ID" in block)
+    for name in ("a", "b c"):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+    shown = "segbundles() { printf '%s\\n' \"$@\"; }\nsource() { :; }\n"
+    env = {**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}
+    done = subprocess.run(
+        ["bash", "-c", shown + script], cwd=tmp_path, env=env, text=True, capture_output=True, check=True
+    )
+    words = ["segment", "brain_flair_unet", f"scans/{part}", f"masks/{part}", "--skip_finished", "true"]
+    assert done.stdout.splitlines() == words
 
 
 def test_results_know_all_outputs_of_an_image() -> None:

@@ -43,7 +43,10 @@ def test_an_array_or_a_path_gives_what_its_file_gives(bundle: TinyBundle, tmp_pa
     (measured,) = json.loads((tmp_path / "out" / "measurements.json").read_text())["images"]
     for result in (found, by_path):
         assert result.pop("confidence") == pytest.approx(float(row["confidence"]), abs=1e-5)
-        assert (result.pop("confidence_low"), result.pop("review")) == (None, row["review"])
+        low = result.pop("confidence_low")
+        assert low == (pytest.approx(float(row["confidence_low"]), abs=1e-5) if row["confidence_low"] else None)
+        assert str(result.pop("confidence_calibrated")) == row["confidence_calibrated"]
+        assert result.pop("review") == row["review"]
         mine, written = columns(result.pop("measurements")), columns(measured)
         assert mine == {
             key: value if isinstance(value, str) else pytest.approx(value)

@@ -279,7 +279,8 @@ def _apply_facts(running: Running, files: list[dict], settings: RunSettings) -> 
             before[name] = (fact, before[name][1] if name in before else config)
         also = f"; given for this run: {', '.join(own)}" if own else ""
         which = f"{path.name}, {facts.get('bundle')} {facts.get('version')}"
-        logger.info(f"Weights {which}; from their facts: {', '.join(taken) or 'the same as in the config'}{also}.")
+        used = f"from their facts: {', '.join(taken)}" if taken else "their facts agree with the config"
+        logger.info(f"Weights {which}; {used}{also}.")
 
 
 def _is_given(running: Running, files: list[dict], name: str) -> bool:

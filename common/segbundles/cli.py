@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
@@ -44,7 +45,7 @@ def _group(**kwargs: Any) -> typer.Typer:
     return typer.Typer(no_args_is_help=True, add_completion=False, **kwargs)
 
 
-app = _group(cls=ErrorGroup, help="Prepare data for the segmentation bundles, check their configs, and serve them.")
+app = _group(cls=ErrorGroup, help="Segment images with bundles, train and evaluate them, and prepare data for them.")
 prepare_app = _group(help="Check a data set, or your own data, and write the datalist.json.")
 phantom_app = _group(help="Write a synthetic data set, to try the bundles without real data.")
 app.add_typer(prepare_app, name="prepare")
@@ -111,26 +112,14 @@ for _data_set in DATA_SETS.values():
     prepare_app.command(_data_set.name, help=escape(_data_set.summary))(_prepare_command(_data_set))
 
 
-@app.command()
-def merge(
-    sources: Annotated[
-        list[Path], typer.Argument(help="Folders with a datalist.json, two or more.", show_default=False)
-    ],
-    out: Out,
-) -> None:
-    """Join the datalists of folders, prepared or by hand, into one."""
-    from segbundles.datasets import merge
-
-    _show_prepared(merge(sources, out))
-
-
 Bundle = Annotated[str, typer.Argument(help="Folder of the bundle, or its name.", show_default=False)]
 Data = Annotated[str, typer.Argument(help="Folder with a datalist.json, as from prepare.", show_default=False)]
 Output = Annotated[str, typer.Argument(help="Folder to write to.", show_default=False)]
 _SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+_KNOBS = "Settings are written as --knob value, such as --device cpu. segbundles knobs BUNDLE lists them all."
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def segment(
     context: typer.Context,
     bundle: Bundle,
@@ -139,15 +128,15 @@ def segment(
     ],
     output: Output,
 ) -> None:
-    """Segment images: masks, measurements and a page to look at. Settings are written as --knob value."""
+    """Segment images: masks, measurements and a page to look at."""
     from segbundles.commands import segment_command
 
     _run([segment_command(bundle, source, output, context.args)])
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def train(context: typer.Context, bundle: Bundle, data: Data, output: Output) -> None:
-    """Train a bundle; the weights go to OUTPUT/models. Settings are written as --knob value.
+    """Train a bundle; the weights go to OUTPUT/models.
 
     With --initial_weights shipped the bundle's own weights are fine-tuned, with a smaller learning rate and fewer
     epochs, and the validation cases are scored before and after.
@@ -216,15 +205,15 @@ def adapt(
         _console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def evaluate(context: typer.Context, bundle: Bundle, data: Data, output: Output) -> None:
-    """Compare masks with labels: metrics and a report. Settings are written as --knob value."""
+    """Compare masks with labels: metrics and a report."""
     from segbundles.commands import evaluate_command
 
     _run([evaluate_command(bundle, data, output, context.args)])
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def crossvalidate(
     context: typer.Context,
     bundle: Bundle,
@@ -234,8 +223,8 @@ def crossvalidate(
 ) -> None:
     """Train and score a bundle on parts of the data in turn, so that every case is scored once.
 
-    Groups such as patients stay together. Run the same command again to continue. Settings of training and evaluation
-    are written as --knob value.
+    Groups such as patients stay together. Run the same command again to continue. Settings are those of training and
+    evaluation.
     """
     from segbundles.crossvalidation import fold_commands, join_folds, start_folds
 
@@ -299,20 +288,31 @@ def calibrate(
     ] = None,
 ) -> None:
     """Calibrate the confidence of weights with unseen cases, and measure whether it finds bad masks."""
-    from segbundles.calibration import calibrate, summary_rows
+    from segbundles.calibration import calibrate, summary_lines, summary_rows
     from segbundles.commands import find_bundle
 
     root = find_bundle(bundle)
     chosen = weights or root / "models" / "model.pt"
-    words = ["segbundles", "calibrate", bundle, str(folder), *(["--weights", str(weights)] if weights else [])]
-    reading = partial(_track, description="Reading")
-    found = calibrate(root, folder, chosen, record, shlex.join(words), reading)
+    found = calibrate(root, folder, chosen, record, partial(_track, description="Reading"))
     table = Table("Way to expect the score", "Rank correlation", "AUROC failures", "AUROC worst fifth", "Mean error")
     for row in summary_rows(found):
         table.add_row(*map(escape, row))
     _console().print(table)
-    for line in (f"Chosen: {found['chosen']}", *found["lines"], f"Written into the facts of {chosen}"):
+    for line in (*summary_lines(found), f"Written into the facts of {chosen}"):
         _console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def merge(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Folders with a datalist.json, two or more.", show_default=False)
+    ],
+    out: Out,
+) -> None:
+    """Join the datalists of folders, prepared or by hand, into one."""
+    from segbundles.datasets import merge
+
+    _show_prepared(merge(sources, out))
 
 
 def _run(commands: Sequence[Sequence[str]]) -> None:
@@ -355,7 +355,7 @@ def check(
     from segbundles.check import check_bundle, read_overrides
     from segbundles.commands import find_bundle
 
-    _console().print("This runs expressions and modules that the bundle names: trust its source.")
+    _console().print("A check runs code that the bundle names: check only bundles from a source that you trust.")
     root = Path(bundle) if Path(bundle).is_dir() else find_bundle(bundle)
     overrides, reading = read_overrides(context.args, root), partial(_track, description="Reading")
     checked = check_bundle(root, config or (), args_file, overrides, schema, data, reading)
@@ -390,11 +390,15 @@ def check(
 
 @app.command()
 def knobs(bundle: Bundle) -> None:
-    """Print the table of a bundle's knobs, in Markdown, as its model card has it."""
+    """Print the table of a bundle's knobs, as its model card has it; in Markdown if a file or a pipe takes it."""
     from segbundles.commands import find_bundle
     from segbundles.knobs import knob_table
 
-    print(knob_table(find_bundle(bundle)), end="")
+    table = knob_table(find_bundle(bundle))
+    if _console().is_terminal:
+        _console().print(Markdown(table))
+    else:
+        print(table, end="")
 
 
 @app.command()
@@ -427,9 +431,9 @@ def pack(
         _console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command(context_settings=_SETTINGS)
+@app.command(context_settings=_SETTINGS, epilog=_KNOBS)
 def export(context: typer.Context, bundle: Bundle) -> None:
-    """Write the networks of a bundle as programs (.pt2) beside their weights. Settings are written as --knob value."""
+    """Write the networks of a bundle as programs (.pt2) beside their weights."""
     from segbundles.check import read_overrides
     from segbundles.commands import find_bundle
     from segbundles.exporting import export_bundle

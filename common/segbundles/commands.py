@@ -24,6 +24,7 @@ __all__ = [
     "fine_tuning",
     "has_validation",
     "known_bundles",
+    "quoted",
     "run_commands",
     "scores",
     "segment_command",
@@ -253,7 +254,7 @@ def run_commands(commands: Sequence[Sequence[str]], say: Callable[[str], None]) 
     # MONAI warns at each start that a config can run code; what runs here is shown
     quiet = f"{os.environ.get('PYTHONWARNINGS', '')},ignore:parsing config_file:UserWarning".lstrip(",")
     for command in commands:
-        say(f"$ {shlex.join(command)}")
+        say(f"$ {quoted(command)}")
         with subprocess.Popen([sys.executable, *command[1:]], env={**os.environ, "PYTHONWARNINGS": quiet}) as process:
             while True:
                 try:
@@ -264,6 +265,15 @@ def run_commands(commands: Sequence[Sequence[str]], say: Callable[[str], None]) 
         if status:
             break
     return status
+
+
+def quoted(command: Sequence[str]) -> str:
+    """Return a command as a line that can be pasted into a shell.
+
+    Like :func:`shlex.join`, but a list of files, ``['a','b']``, gets double quotes, as in the documentation.
+    """
+    special = set('"$`\\!')
+    return " ".join(f'"{word}"' if "'" in word and not special & set(word) else shlex.quote(word) for word in command)
 
 
 def setting_pairs(settings: Sequence[str]) -> list[list[str]]:

@@ -15,14 +15,18 @@ from scipy import ndimage
 from scipy.special import entr, expit, logit
 
 __all__ = [
+    "COLUMNS",
     "FAILURES",
     "LOGITS",
     "SCORES",
+    "UNCALIBRATED",
+    "calibrated",
     "confidence_columns",
     "confidence_of",
     "describe_confidence",
     "expected_score",
     "image_features",
+    "join_confidence",
     "mask_features",
     "pixel_counts",
     "reasons_to_review",
@@ -31,6 +35,8 @@ __all__ = [
 
 #: scores that can be expected: the Dice of the foreground, or the share of the pixels that have the right class
 SCORES = ("dice", "accuracy")
+#: what :class:`segbundles.transforms.Confidenced` adds to a case
+COLUMNS = ("confidence", "confidence_low", "confidence_calibrated", "review")
 #: what counts as a failure: a smaller score
 FAILURES = {"dice": 0.7, "accuracy": 0.9}
 
@@ -38,7 +44,9 @@ _FLOOR = 0.01  # probability; a volume has millions of pixels below it, which sa
 _STEP, _LEAST, _MOST = 0.25, -5.0, 10.0  # logits; that of the floor is -4.6, and float16 ends at 7.6
 #: logit of the pixels in each bin of :func:`pixel_counts`
 LOGITS = np.arange(_LEAST, _MOST, _STEP) + _STEP / 2
-_DOUBTFUL = (expit(LOGITS) > 0.1) & (expit(LOGITS) < 0.9)
+#: probability of the pixels in each bin, as the network says
+UNCALIBRATED = expit(LOGITS)
+_DOUBTFUL, _SURE = (0.1, 0.9), 0.8  # probabilities
 _SLICES, _SIDE = 12, 512  # of an image, from which its grey levels are described
 _SMALL_PART = 0.01  # share of the mask; smaller parts are not counted
 _WORDS = {
@@ -69,55 +77,67 @@ def pixel_counts(probability: ArrayLike, mask: ArrayLike) -> NDArray:
     return np.bincount(bins.astype(int), minlength=len(LOGITS))
 
 
+def calibrated(temperature: float = 1.0, shift: float = 0.0) -> NDArray:
+    """Return the calibrated probability of the pixels in each bin of `LOGITS`.
+
+    Args:
+        temperature: what logits are divided by; larger for a network that is too sure.
+        shift: what is added to them then; negative for masks that are too large. J. Platt, Probabilistic Outputs for
+            Support Vector Machines, 1999.
+    """
+    return expit(LOGITS / temperature + shift)
+
+
 def expected_score(
-    inside: ArrayLike, outside: ArrayLike, pixels: int, score: str = "dice", temperature: float = 1.0
+    inside: ArrayLike, outside: ArrayLike, pixels: int, score: str = "dice", p: NDArray = UNCALIBRATED
 ) -> float:
     """Compute the score that a mask is expected to have, from the probabilities of its pixels.
 
     With p the calibrated probability of a pixel, and m its mask (0 or 1), the expected Dice is about
     ``2 sum(p m) / (sum(p) + sum(m))``, and the expected accuracy is the mean of p inside and of 1 - p outside. An empty
-    mask has Dice 1 if there is nothing, and otherwise 0; that there is nothing is at most as probable as that the most
-    probable pixel is background, which is what is returned.
+    mask has Dice 1 if there is nothing, and otherwise 0: its expected Dice is the probability that every pixel is
+    background, ``prod(1 - p)``. All of this takes pixels as independent.
 
     Args:
         inside: counts of the pixels of the mask, see :func:`pixel_counts`.
         outside: counts of the other pixels.
         pixels: number of all pixels.
         score: one of `SCORES`.
-        temperature: what logits are divided by. C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+        p: probability of each bin, see :func:`calibrated`.
 
     Returns:
         0 to 1.
     """
-    p, inside, outside = expit(LOGITS / temperature), np.asarray(inside, float), np.asarray(outside, float)
+    inside, outside = np.asarray(inside, float), np.asarray(outside, float)
     right, missed, size = float(inside @ p), float(outside @ p), float(inside.sum())
     if score == "accuracy":
         return (right + pixels - size - missed) / pixels
     if not size:
-        found = np.flatnonzero(outside)
-        return 1 - float(p[found[-1]]) if found.size else 1.0
+        return float(np.exp(outside @ np.log1p(-p)))
     return 2 * right / (right + missed + size)
 
 
 def score_features(
-    inside: ArrayLike, outside: ArrayLike, pixels: int, parts: float, score: str, temperature: float
+    inside: ArrayLike, outside: ArrayLike, pixels: int, parts: float, score: str, p: NDArray
 ) -> dict[str, float]:
     """Return what may say how good a mask is; arguments as of :func:`expected_score`, and its number of parts.
 
     Returns:
-        ``expected``, the expected score; ``precision``, the mean probability inside; ``recall``, the share of the
-        expected foreground that is inside; ``entropy_inside`` (mean, nats) and ``entropy_rim``, the entropy of the
-        pixels between 0.1 and 0.9, per pixel of the mask; ``log_size`` (of the pixels), and ``parts``.
+        ``expected``, the expected score; ``precision``, the mean probability inside; ``sure``, the share of the mask
+        with a probability above 0.8 (both the expected score of an empty mask); ``entropy_inside`` (mean, nats; the
+        largest possible for an empty mask) and ``entropy_rim``, the entropy of the pixels between 0.1 and 0.9, per
+        pixel of the mask; ``log_size`` (of the pixels), and ``parts``.
     """
-    p, inside, outside = expit(LOGITS / temperature), np.asarray(inside, float), np.asarray(outside, float)
-    size, right, missed = float(inside.sum()), float(inside @ p), float(outside @ p)
-    entropy = entr(p) + entr(1 - p)
+    inside, outside = np.asarray(inside, float), np.asarray(outside, float)
+    size, entropy = float(inside.sum()), entr(p) + entr(1 - p)
+    rim = (p > _DOUBTFUL[0]) & (p < _DOUBTFUL[1])
+    expected = expected_score(inside, outside, pixels, score, p)
     return {
-        "expected": expected_score(inside, outside, pixels, score, temperature),
-        "precision": right / size if size else 0.0,
-        "recall": right / (right + missed) if right else 0.0,
-        "entropy_inside": float(inside @ entropy) / size if size else 0.0,
-        "entropy_rim": float((inside + outside) @ (entropy * _DOUBTFUL)) / max(size, 1.0),
+        "expected": expected,
+        "precision": float(inside @ p) / size if size else expected,
+        "sure": float(inside @ (p > _SURE)) / size if size else expected,
+        "entropy_inside": float(inside @ entropy) / size if size else float(np.log(2)),
+        "entropy_rim": float((inside + outside) @ (entropy * rim)) / max(size, 1.0),
         "log_size": float(np.log1p(size)),
         "parts": parts,
     }
@@ -199,7 +219,36 @@ def confidence_of(features: Mapping[str, float], facts: Mapping[str, Any]) -> tu
 
 def confidence_columns(item: Mapping[Any, Any]) -> dict[str, Any]:
     """Return what :class:`segbundles.transforms.Confidenced` has added to a case, as tables and files have it."""
-    return {name: item[name] for name in ("confidence", "confidence_low", "review") if name in item}
+    return {name: item[name] for name in COLUMNS if name in item}
+
+
+def join_confidence(parts: Sequence[Mapping[str, Any]], pixels: Sequence[int], name: str) -> dict[str, Any]:
+    """Return the columns of an image that was segmented in parts, such as blocks or pages.
+
+    The expected accuracy of the image is the mean over its pixels. A part that needs a look is enough to look at the
+    image, so each kind of reason is kept, in the words of the least certain part that has it, with the number of parts.
+
+    Args:
+        parts: the columns of each part, as from :func:`confidence_columns`, all from the same weights.
+        pixels: number of pixels of each part.
+        name: what the parts are called, in the plural.
+
+    Returns:
+        The same columns.
+    """
+    lows = [part["confidence_low"] for part in parts]
+    found: dict[str, list[str]] = {}
+    for part in sorted(parts, key=lambda part: part["confidence"]):
+        for reason in filter(None, part["review"].split("; ")):
+            found.setdefault(reason.partition(":")[0], []).append(reason)
+    several = len(parts) > 1
+    reasons = (same[0] + f" (in {len(same)} of {len(parts)} {name})" * several for same in found.values())
+    return {
+        **parts[0],
+        "confidence": float(np.average([part["confidence"] for part in parts], weights=pixels)),
+        "confidence_low": None if None in lows else float(np.average(lows, weights=pixels)),
+        "review": "; ".join(reasons),
+    }
 
 
 def describe_confidence(item: Mapping[Any, Any]) -> list[tuple[str, str]]:
@@ -207,7 +256,10 @@ def describe_confidence(item: Mapping[Any, Any]) -> list[tuple[str, str]]:
     if "confidence" not in item:
         return []
     low = item["confidence_low"]
-    return [("confidence", f"{item['confidence']:.2f}" + ("" if low is None else f", at least {low:.2f} in 9 of 10"))]
+    more = "" if low is None else f", at least {low:.2f} in 9 of 10"
+    return [
+        ("confidence", f"{item['confidence']:.2f}" + (more if item["confidence_calibrated"] else ", not calibrated"))
+    ]
 
 
 def reasons_to_review(
@@ -238,7 +290,7 @@ def reasons_to_review(
     if not facts:
         return found
     if score == "dice" and mask["parts"] > ranges["parts"][1]:
-        found.append(f"{mask['parts']:.0f} parts, more than the {ranges['parts'][1]:.0f} of the training data")
+        found.append(f"{mask['parts']:.0f} parts, usually at most {ranges['parts'][1]:.0f}")
     # a volume in ml does not depend on the field of view
     size = "size_ml" if "size_ml" in mask and "size_ml" in ranges else "size_percent"
     if not empty and size in ranges and not _within(mask[size], ranges[size]):

@@ -1,4 +1,4 @@
-"""Silencing ITK's warnings; a separate module, because it imports neither torch nor MONAI."""
+"""Silencing ITK's warnings, in a module that imports neither torch nor MONAI, and ITK only when it is used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import locale
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import SimpleITK as sitk  # noqa: N813
 
 __all__ = ["quiet_itk"]
 
@@ -21,6 +19,8 @@ def quiet_itk() -> Iterator[None]:
 
     Both belong to the process. If several threads are in such a block, the last one to leave restores them.
     """
+    import SimpleITK as sitk  # noqa: N813
+
     # GDCM's JPEG sets the locale to C, so that text files opened afterwards would be read as ASCII
     with _lock:
         _before.append((locale.setlocale(locale.LC_ALL), sitk.ProcessObject.GetGlobalWarningDisplay()))

@@ -23,11 +23,13 @@ __all__ = [
     "has_spacing",
     "image_meta",
     "join_notes",
+    "levels_of",
     "notes_of",
     "pixel_nm",
     "pixel_sizes_nm",
     "set_box",
     "set_has_spacing",
+    "set_levels",
     "set_notes",
     "set_pixel_sizes_nm",
     "set_slice_files",
@@ -40,6 +42,7 @@ NOTES = "notes"
 SLICE_FILES = "slices"
 HAS_SPACING = "has_spacing"
 PIXEL_SIZES = "pixel_sizes_nm"
+LEVEL_MEAN, LEVEL_SPREAD = "level_mean", "level_spread"
 BOX_START, BOX_END = "box_start", "box_end"
 
 #: what only some images have, and what its absence means; MONAI's collation drops what is not in all of a batch
@@ -172,3 +175,14 @@ def set_box(image: Any, start: Any, end: Any) -> None:
     """Keep the box that a locator found, or one per item of a batch, as integer tensors."""
     meta = _meta(image)
     meta[BOX_START], meta[BOX_END] = torch.as_tensor(start), torch.as_tensor(end)
+
+
+def levels_of(image: Any) -> tuple[float, float] | None:
+    """Return mean and standard deviation of the section that an image is a block of; None for a whole section."""
+    meta = _meta(image)
+    return (float(meta[LEVEL_MEAN]), float(meta[LEVEL_SPREAD])) if LEVEL_MEAN in meta else None
+
+
+def set_levels(image: Any, mean: float, spread: float) -> None:
+    """Keep mean and standard deviation of the section that an image is a block of."""
+    _meta(image).update({LEVEL_MEAN: mean, LEVEL_SPREAD: spread})

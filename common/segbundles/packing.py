@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ LARGEST = 25_000_000
 _LIBRARY = Path(__file__).parent
 _NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt")
 _FOLDERS = ("configs", "docs")
+_CARD = "docs/README.md"
 _REPLACED = ("_previous", "_shipped")
+# packages whose versions have an entry of their own in the metadata
+_OWN_VERSIONS = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,15 @@ class Packed:
 def pack(bundle: str, out: str | Path = ".", large_files: str | None = None) -> Packed:
     """Write ``<name>_v<version>.zip`` with configs, documents, licence, weights, their facts, and this library.
 
-    With the library in it, the bundle needs nothing but packages that are on PyPI. The folders of data and results, and
-    weights that a training has replaced, are left out. The same files always give the same bytes.
+    With the library in it, the bundle needs nothing but packages that are on PyPI: those of its ``requirements.txt``,
+    which is made from the metadata. Links of the card to pages outside the bundle become plain text. The folders of
+    data and results, and weights that a training has replaced, are left out. The same files always give the same bytes.
 
     Args:
         bundle: its folder or name, see :func:`segbundles.commands.find_bundle`.
         out: folder to write to.
         large_files: address of the folder that files above :data:`LARGEST` will be uploaded to. They are then written
-            beside the zip, and ``large_files.yml`` in the zip says where to download them. None packs them too.
+            beside the zip, and ``large_files.json`` in the zip says where to download them. None packs them too.
 
     Raises:
         ValueError: when a file is missing, the changelog does not mention the version, facts do not describe the
@@ -69,10 +74,12 @@ def pack(bundle: str, out: str | Path = ".", large_files: str | None = None) -> 
     with atomic_path(target) as part, ZipFile(part, "w", ZIP_DEFLATED) as archive:
         for path, file in sorted(files.items()):
             if path not in large:
-                _add(archive, f"{root.name}/{path}", file.read_bytes())
+                content = file.read_bytes()
+                _add(archive, f"{root.name}/{path}", _without_links(content) if path == _CARD else content)
+        _add(archive, f"{root.name}/requirements.txt", _requirements(metadata).encode())
         if large:
             text = _large_files(large, {path: f"{large_files.rstrip('/')}/{copies[path].name}" for path in large})
-            _add(archive, f"{root.name}/large_files.yml", text.encode())
+            _add(archive, f"{root.name}/large_files.json", text.encode())
     for path, file in large.items():
         with atomic_path(copies[path]) as part:
             shutil.copyfile(file, part)
@@ -89,6 +96,17 @@ def _metadata(root: Path) -> dict[str, Any]:
     if version not in changelog:
         fail(f"the changelog of {path} does not mention version {version}: add what is new in it.")
     return metadata
+
+
+def _without_links(card: bytes) -> bytes:
+    """Return a card whose links to pages outside the bundle, which the zip does not contain, are plain text."""
+    return re.sub(rb"\[([^\]]*)\]\(\.\./\.\./[^)]*\)", rb"\1", card)
+
+
+def _requirements(metadata: Mapping[str, Any]) -> str:
+    versions = {name: metadata.get(f"{key}_version") for key, name in _OWN_VERSIONS.items()}
+    versions |= metadata.get("required_packages_version", {})
+    return "".join(f"{name}=={version}\n" for name, version in versions.items() if version)
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
@@ -122,9 +140,8 @@ def _add(archive: ZipFile, name: str, content: bytes) -> None:
 
 
 def _large_files(large: Mapping[str, Path], urls: Mapping[str, str]) -> str:
-    lines = ["large_files:"]
+    # MONAI reads YAML too, but only with a package that neither it nor this library installs
+    entries = []
     for path, file in large.items():
-        entry = {"path": path, "url": urls[path], "hash_val": sha256(file), "hash_type": "sha256"}
-        words = [f"{key}: {json.dumps(value)}" for key, value in entry.items()]
-        lines += [f"  - {words[0]}", *(f"    {word}" for word in words[1:])]
-    return "\n".join(lines) + "\n"
+        entries.append({"path": path, "url": urls[path], "hash_val": sha256(file), "hash_type": "sha256"})
+    return json.dumps({"large_files": entries}, indent=4) + "\n"

@@ -93,8 +93,8 @@ class Segmenter:
             ``"cells"``, numbered from 1, if the bundle finds cells; and, with the knob ``save_probabilities``,
             ``"prob"``, the probability of each class, with the classes as first axis; with ``save_uncertainty``,
             ``"uncertainty"``, 0 to 1. ``"measurements"`` is what ``measurements.json`` has for one image, unless that
-            knob is off; cells are in its ``"table"``. ``"confidence"``, ``"confidence_low"`` and ``"review"`` are those
-            of ``inference.csv``.
+            knob is off; cells are in its ``"table"``. ``"confidence"``, ``"confidence_low"``,
+            ``"confidence_calibrated"`` and ``"review"`` are those of ``inference.csv``.
 
         Raises:
             ValueError: when the file cannot be read, the array has another type than the bundle's images, the affine is

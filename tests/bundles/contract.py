@@ -59,8 +59,10 @@ def check_handlers_are_written_out(root: Path) -> None:
 def check_files_agree(root: Path) -> None:
     """Training, evaluation and inference say the same where they must."""
     train, evaluate, inference = (config(root, name) for name in IDS)
-    for key in ("network_def", "network", "locator_def"):
+    for key in ("network_def", "locator_def"):
         assert train.get(key) == inference.get(key), key
+    engine = f"$segbundles.networks.use_engine({train['network'][1:]}, @engine, @weights)"
+    assert evaluate["network"] == inference["network"] == engine
     both = {**train, **evaluate}
     for knob in described_knobs(root) & both.keys() & inference.keys() - DIFFERENT:
         assert both[knob] == inference[knob], knob

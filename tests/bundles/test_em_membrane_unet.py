@@ -117,6 +117,32 @@ class TestEndToEnd:
             assert np.unique(page).tolist() == list(range(page.max() + 1))
         assert [(r["file"], r["status"]) for r in table(tmp_path / "inference.csv")] == [("train-volume.tif", "ok")]
 
+    def test_a_stack_that_is_too_large_is_segmented_from_disk_to_disk(
+        self, trained: Path, em_phantom: Path, tmp_path: Path
+    ) -> None:
+        """The files are the same; only the seconds differ, and the confidence by rounding."""
+        stack = tifffile.imread(em_phantom / "train-volume.tif")
+        (tmp_path / "in").mkdir()
+        tifffile.imwrite(tmp_path / "in/a.tif", np.concatenate([stack] * 3), photometric="minisblack")
+        (tmp_path / "in/b.tif").write_bytes(b"II*")
+        found, confidences = [], []
+        for block in (None, 300):  # 18 pages of 64 x 80 are more than 300 x 300
+            out = tmp_path / f"out_{block}"
+            with pytest.raises(InputError, match=r"1 of 2 images failed: b\.tif"):
+                infer(trained, tmp_path / "in", out, block_pixels=block)
+            arrays = [tifffile.imread(out / f"a_{name}.tif") for name in ("seg", "cells")]
+            rows = [{k: v for k, v in row.items() if k != "seconds"} for row in table(out / "inference.csv")]
+            confidences.append(float(rows[0].pop("confidence")))
+            found.append((arrays, rows, (out / "a_cells.csv").read_text(), sorted(p.name for p in out.iterdir())))
+            assert "data:image/jpeg" in (out / "preview.html").read_text()
+        (arrays, *rest), (others, *other_rest) = found
+        assert rest == other_rest
+        assert confidences[1] == pytest.approx(confidences[0], abs=1e-4)
+        assert len(arrays[0]) == 18
+        for one, other in zip(arrays, others, strict=True):
+            assert one.dtype == other.dtype
+            assert (one == other).all()
+
     def test_evaluation_scores_the_cells_that_inference_writes(
         self, trained: Path, em_phantom: Path, tmp_path: Path
     ) -> None:

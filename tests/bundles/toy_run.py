@@ -18,6 +18,7 @@ from monai.transforms import Compose, EnsureTyped, RandAffined, RandGaussianNois
 from torch import nn
 from torch.optim import lr_scheduler as schedules
 
+from segbundles.data import TrainingDataLoader
 from segbundles.handlers import TrainingRun
 from segbundles.transforms import LogitsToClassd
 
@@ -142,7 +143,7 @@ def build(
     trainer = SupervisedTrainer(
         device="cpu",
         max_epochs=max_epochs,
-        train_data_loader=DataLoader(dataset, batch_size=batch_size, shuffle=True, num_workers=num_workers),
+        train_data_loader=TrainingDataLoader(dataset, batch_size=batch_size, num_workers=num_workers),
         network=network,
         loss_function=loss,
         optimizer=optimizer,

@@ -1,15 +1,27 @@
 from __future__ import annotations
 
 import logging
+import os
+import random
 from collections.abc import Sized
 
+import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import Dataset, MetaTensor, decollate_batch
-from monai.transforms import Compose, Lambdad
+from monai.transforms import Compose, Lambdad, RandGaussianNoise
+from torch.utils.data import ConcatDataset, SequentialSampler
 
-from segbundles.data import Failure, TolerantDataLoader
+from segbundles.data import (
+    BalancedSampler,
+    Failure,
+    TolerantDataLoader,
+    TrainingDataLoader,
+    samplers,
+)
 from segbundles.errors import fail
+from segbundles.handlers.training import EpochSeed
 from segbundles.meta import notes_of, set_slice_files, slice_files
 
 
@@ -208,3 +220,75 @@ def test_an_interruption_is_no_bad_image():
 
     with pytest.raises(KeyboardInterrupt):
         list(TolerantDataLoader(Dataset([{"image": "a"}], Lambdad("image", stop))))
+
+
+def drawn(epochs, num_workers, repeats=1, sampler=None):
+    """The values of each epoch: the number of an item and a random one, which an epoch's seed decides."""
+    items = Dataset(list(torch.arange(5.0).reshape(5, 1)), Compose([RandGaussianNoise(prob=1.0)]))
+    dataset = ConcatDataset([items] * repeats) if repeats > 1 else items
+    loader = TrainingDataLoader(dataset, 2, sampler and sampler(dataset), num_workers)
+    engine = Engine(lambda *_: None)
+    engine.state.dataloader = loader
+    found = []
+    for engine.state.epoch in epochs:
+        EpochSeed(3, items)(engine)
+        found.append(torch.cat([torch.as_tensor(batch) for batch in loader]).flatten().tolist())
+    return found
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_training_draws_the_same_with_any_number_of_workers(repeats):
+    epochs = drawn([1, 2, 3], 0, repeats)
+    assert [len(epoch) for epoch in epochs] == [5 * repeats] * 3
+    values = [value for epoch in epochs for value in epoch]
+    assert len(set(values)) == len(values)  # also of an item that is drawn several times
+    assert drawn([1, 2, 3], 2, repeats) == epochs
+    assert drawn([3], 2, repeats) == epochs[2:]
+    assert drawn([3], 1, repeats) == epochs[2:]
+
+
+def test_training_draws_all_items_or_those_of_its_sampler():
+    apart = np.arange(5)
+    for sampler, ordered in ((None, False), (SequentialSampler, True)):
+        (epoch,) = drawn([1], 0, sampler=sampler)
+        nearest = [int(np.abs(apart - value).argmin()) for value in epoch]
+        assert (nearest == sorted(nearest)) == ordered, epoch
+
+
+class Global:
+    """An item that takes the random numbers of Python, numpy and torch."""
+
+    def __init__(self):
+        self.items = list(range(4))
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return torch.tensor([random.random(), np.random.rand(), torch.rand(1).item(), os.getpid()], dtype=torch.float64)
+
+
+def test_workers_stay_and_are_seeded_for_each_item():
+    """A second epoch is the same in workers that have loaded a first one and in workers that have not."""
+    once, twice = (TrainingDataLoader(Global(), 2, num_workers=2) for _ in range(2))
+    torch.manual_seed(1)
+    first = torch.cat(list(twice))
+    found = []
+    for loader in (once, twice):
+        torch.manual_seed(2)
+        found.append(torch.cat(list(loader)))
+    assert torch.equal(found[0][:, :3], found[1][:, :3])
+    assert set(first[:, 3].tolist()) == set(found[1][:, 3].tolist())
+    assert len(found[0][:, :3].unique()) == 12
+
+
+def test_processes_draw_another_order_in_each_epoch(monkeypatch):
+    monkeypatch.setattr(samplers, "process_count", lambda: 2)
+    loader = TrainingDataLoader(Dataset(list(range(10))), 5, BalancedSampler([{}] * 10))
+    engine = Engine(lambda *_: None)
+    engine.state.dataloader = loader
+    orders = []
+    for engine.state.epoch in (1, 2, 1):
+        EpochSeed(3)(engine)
+        orders.append(torch.cat(list(loader)).tolist())
+    assert orders[0] == orders[2] != orders[1]

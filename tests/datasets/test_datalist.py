@@ -194,16 +194,17 @@ class TestPrepare:
         split = {"training": ["A"], "validation": ["B"]}
         prepared = prepare(get_data_set("lasc18"), source, source / "out", split=split)
         expected = [
-            "5 files belong to no case and are left out: Training Set/A/wall.nrrd, p5/ (2 files), p10/ (1 files), "
+            "files left out, because they belong to no case: Training Set/A/wall.nrrd, p5/ (2 files), p10/ (1 file), "
             "readme.txt",
-            "1 cases are in no list of the split and left out: C",
+            "cases left out, because no list of the split names them: C",
         ]
         assert prepared.notes == expected
         assert prepare(get_data_set("lasc18"), source, source / "out", split=split).notes == expected
         for index in range(9):
             (cases / f"{index}.png").write_text("x")
         notes = prepare(get_data_set("lasc18"), cases, source / "out", split=split).notes
-        assert notes[0] == ("10 files belong to no case and are left out: 0.png, 1.png, 2.png, 3.png, 4.png and 5 more")
+        names = "0.png, 1.png, 2.png, 3.png, 4.png and 5 more"
+        assert notes[0] == f"files left out, because they belong to no case: {names}"
 
     def test_many_duplicates_of_the_same_groups_are_one_note(self, tmp_path):
         cases = [Case(f"{g}_{i}", tmp_path / "i", tmp_path / "l", g) for g in "BA" for i in (10, 9, 3, 2, 1)]
@@ -234,7 +235,7 @@ class TestPrepare:
         (tmp_path / "split.json").write_text(json.dumps(split))
         prepared = prepare(get_data_set("lasc18"), lasc18(), tmp_path / "out", split=tmp_path / "split.json")
         assert {s: _names(prepared.datalist[s]) for s in split} == {s: sorted(names) for s, names in split.items()}
-        assert prepared.notes == ["2 cases are in no list of the split and left out: C, E"]
+        assert prepared.notes == ["cases left out, because no list of the split names them: C, E"]
 
     def test_split_and_validation_cases_may_name_groups(self, tmp_path):
         cases = [Case(f"{g}{i}", tmp_path / "i", tmp_path / "l", g) for g in ("p", "q", "r") for i in range(3)]

@@ -308,7 +308,7 @@ def test_patient_left_out_by_the_split_may_be_faulty(lgg, tmp_path):
     split = {"training": ["A_1"], "validation": ["A_10"]}
     prepared = _prepare(source, tmp_path, split=split)
     assert prepared.datalist["numTraining"] == prepared.datalist["numValidation"] == 2
-    assert prepared.notes == ["2 slices are in no list of the split and left out: A_2_1, A_2_2"]
+    assert prepared.notes == ["slices left out, because no list of the split names them: A_2_1, A_2_2"]
     with pytest.raises(DataFaults, match="2 faults"):
         _prepare(source, tmp_path, split={**split, "testing": ["A_2"]})
 

@@ -43,9 +43,10 @@ def test_resumed_with_any_schedule(tmp_path, unstopped, schedule):
     assert_same_run(train(tmp_path, 5, resume=True, schedule=schedule), unstopped(schedule=schedule))
 
 
-def test_resumed_with_workers(tmp_path, unstopped):
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_resumed_with_any_number_of_workers(tmp_path, unstopped, num_workers):
     train(tmp_path, 1, num_workers=2)
-    assert_same_run(train(tmp_path, 3, resume=True, num_workers=2), unstopped(3, num_workers=2))
+    assert_same_run(train(tmp_path, 3, resume=True, num_workers=num_workers), unstopped(3))
 
 
 def test_stopped_after_every_epoch(tmp_path, unstopped):

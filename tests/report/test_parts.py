@@ -166,7 +166,7 @@ def test_confidence_is_compared_with_the_score():
     assert found["error"] == pytest.approx((0.1 + 0.15 + 0.05 + 0.05) / 4)
     assert found["bias"] == pytest.approx((-0.1 + 0.15 + 0.05 - 0.05) / 4)
     assert (found["failures"], found["auroc_failures"]) == (1, 1.0)
-    assert (found["coverage"], found["flagged"]) == (0.75, 0.25)  # 0.6 is below 0.65
+    assert (found["coverage"]["value"], found["flagged"]) == (0.75, 0.25)  # 0.6 is below 0.65
     assert "scatter_confidence" in part.figures
 
 

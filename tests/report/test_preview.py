@@ -77,7 +77,8 @@ def test_the_least_certain_come_first(tmp_path, slices):
     assert "The least certain come first in each of these." in page
     boxes = re.findall(r'<input type="checkbox" autocomplete="off"( checked)?>.*?</svg> (\w+)', page)
     assert sorted(boxes) == [("", "uncertainty"), (" checked", "outlines")]
-    assert "least certain" not in write_preview(tmp_path / "q.html", title="t", cases=CASES).read_text()
+    for others in (CASES, cases[:1]):
+        assert "least certain" not in write_preview(tmp_path / "q.html", title="t", cases=others).read_text()
 
 
 def test_cases_can_be_read_back(tmp_path, slices):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from segbundles.statistics import judge_confidence, rank_correlation
+from segbundles.statistics import failure_auroc, judge_confidence, rank_correlation
 
 
 def test_rank_correlation_is_spearmans():
@@ -26,6 +26,21 @@ def test_a_confidence_is_judged():
     assert found["error"] == pytest.approx((0.05 + 0.1 + 0.15 + 0.2) / 4)
     assert found["bias"] == pytest.approx((-0.05 + 0.1 + 0.15 - 0.2) / 4)
     assert found["rank_correlation"]["n"] == 4
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    # pairs of a failure and another case: 0.1 < 0.5, 0.1 < 0.9, 0.5 = 0.5 (counts half), 0.5 < 0.9
+    found = failure_auroc(np.array([0.1, 0.5, 0.5, 0.9]), np.array([True, True, False, False]))
+    assert found == 3.5 / 4
+
+
+def test_bounds_and_flags_are_judged():
+    confidence, score = [0.9, 0.5, 0.8, 0.7, 0.6], [0.95, 0.4, 0.65, 0.9, np.nan]
+    low, review = [0.8, 0.45, np.nan, 0.9, 0.1], ["", "look", "", "look", "look"]
+    found = judge_confidence(confidence, score, list("abcde"), 0.7, low, review)
+    # of three cases with a bound and a score, the first and the fourth reach it; of two failures, one is flagged
+    assert (found["coverage"]["value"], found["coverage"]["n"]) == (pytest.approx(2 / 3), 3)
+    assert (found["flagged"], found["failures_flagged"]) == (0.5, 0.5)
 
 
 def test_without_failures_there_is_nothing_to_find():

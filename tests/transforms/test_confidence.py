@@ -10,6 +10,7 @@ from segbundles.transforms import Confidenced, ToProbabilitiesd
 FACTS = {
     "score": "dice",
     "temperature": 2.0,
+    "shift": 0.0,
     "intercept": 0.0,
     "coefficients": {"expected": 1.0},
     "margin": 0.25,
@@ -31,13 +32,14 @@ def test_confidence_of_a_row_of_pixels():
     expected = 2 * 2 * 0.71860 / (2 * 0.71860 + 0.28140 + 2)
     assert found["confidence"] == pytest.approx(expected, abs=2e-5)
     assert found["confidence_low"] == pytest.approx(expected - 0.25, abs=2e-5)
+    assert found["confidence_calibrated"]
     assert found["review"] == ""
 
 
 def test_without_facts_probabilities_are_taken_as_they_are():
     found = Confidenced()(item([1.875, 1.875, -1.875, -20.0, -20.0]))
     assert found["confidence"] == pytest.approx(2 * 2 * 0.86704 / (2 * 0.86704 + 0.13296 + 2), abs=2e-5)
-    assert found["confidence_low"] is None
+    assert (found["confidence_low"], found["confidence_calibrated"]) == (None, False)
     assert found["review"] == "touches the border of the image"
 
 

@@ -4,8 +4,15 @@ from .base import file_stem, file_suffix
 from .cases import Datalist, FolderImages, image_root, list_images
 from .dicom import DicomReader, is_dicom_slice
 from .frames import VOID, FrameReader, MaskReader, mask_classes, read_frame, read_mask
-from .loader import Failure, SharedDataLoader, TolerantDataLoader, validation_sampler
-from .pictures import PictureReader, TiffReader
+from .loader import (
+    Failure,
+    LargeImage,
+    SharedDataLoader,
+    TolerantDataLoader,
+    TrainingDataLoader,
+    validation_sampler,
+)
+from .pictures import PictureReader, TiffReader, picture_shape
 from .readers import StackReader, SuffixReader
 from .samplers import BalancedSampler
 from .segments import read_segments
@@ -21,6 +28,7 @@ __all__ = [
     "Failure",
     "FolderImages",
     "FrameReader",
+    "LargeImage",
     "MaskReader",
     "NiftiReader",
     "PictureReader",
@@ -35,6 +43,7 @@ __all__ = [
     "TiffReader",
     "TiffWriter",
     "TolerantDataLoader",
+    "TrainingDataLoader",
     "file_stem",
     "file_suffix",
     "image_root",
@@ -42,6 +51,7 @@ __all__ = [
     "lesion_weights",
     "list_images",
     "mask_classes",
+    "picture_shape",
     "read_frame",
     "read_mask",
     "read_segments",

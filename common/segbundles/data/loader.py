@@ -1,24 +1,45 @@
-"""Data loaders: one that reports images that cannot be read instead of stopping at them, and one per process."""
+"""Data loaders: of training, of images of which some may not be readable, and of one process among several."""
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import DataLoader, Dataset, list_data_collate
 from monai.utils import CommonKeys as Keys
 from monai.utils import ensure_tuple
+from torch.utils.data import ConcatDataset, RandomSampler, Sampler, get_worker_info
 
 from segbundles.data.readers import are_channels
 from segbundles.distributed import process_count, share
 from segbundles.errors import fail, innermost
 from segbundles.meta import DEFAULTS, add_note
 
-__all__ = ["Failure", "SharedDataLoader", "TolerantDataLoader", "validation_sampler"]
+__all__ = [
+    "Failure",
+    "LargeImage",
+    "SharedDataLoader",
+    "TolerantDataLoader",
+    "TrainingDataLoader",
+    "validation_sampler",
+]
+
+
+@dataclass(frozen=True)
+class LargeImage:
+    """An image that is too large to be loaded.
+
+    Args:
+        files: path of the image.
+    """
+
+    files: list[str]
 
 
 @dataclass(frozen=True)
@@ -37,13 +58,16 @@ class Failure:
 class _Guarded(torch.utils.data.Dataset):
     """Items and failures of each entry: one item, or several if the slices of a stack do not fit each other."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, is_large: Callable[[Sequence[str]], bool] | None = None) -> None:
         self.dataset = dataset
+        self.is_large = is_large
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> list[Any]:
+        if self.is_large is not None and self.is_large(files := _reported(self.dataset.data[index])):
+            return [LargeImage(files)]
         try:
             return [self.dataset[index]]
         except Exception as error:
@@ -151,6 +175,8 @@ class TolerantDataLoader:
     Attributes:
         skip: called with the files of each image of this process before any is read; an image for which it returns
             True is left out. None reads all.
+        is_large: called with the files of each image; an image for which it returns True is not read, and given as
+            :class:`LargeImage`. None reads all.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int = 1, num_workers: int = 0) -> None:
@@ -158,6 +184,7 @@ class TolerantDataLoader:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.skip: Callable[[Sequence[str]], bool] | None = None
+        self.is_large: Callable[[Sequence[str]], bool] | None = None
 
     def _chosen(self) -> list[int]:
         mine = share(len(self.dataset))
@@ -167,7 +194,7 @@ class TolerantDataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(
-            _Guarded(self.dataset),
+            _Guarded(self.dataset, self.is_large),
             batch_size=1,
             sampler=self._chosen(),
             num_workers=self.num_workers,
@@ -176,7 +203,7 @@ class TolerantDataLoader:
         waiting: list[list[Any]] = []  # images that may share a batch, the longest waiting first
         for [items] in loader:
             for item in items:
-                if isinstance(item, Failure):
+                if isinstance(item, Failure | LargeImage):
                     yield item
                     continue
                 batch = next((batch for batch in waiting if _alike(item, batch[0])), None)
@@ -211,6 +238,80 @@ class SharedDataLoader:
     def __iter__(self) -> Iterator[Any]:
         mine = share(len(self.dataset))
         yield from DataLoader(self.dataset, batch_size=self.batch_size, sampler=mine, num_workers=self.num_workers)
+
+
+class _Draws(Sampler):
+    """Give each draw of a sampler its own seed."""
+
+    def __init__(self, sampler: Sampler[int]) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        # all at once: the network may use torch's random numbers while later items are drawn
+        seeds = torch.randint(2**32, (len(self),)).tolist()
+        yield from zip(self.sampler, seeds, strict=True)
+
+
+class _Seeded(torch.utils.data.Dataset):
+    """Seed the random transforms of a data set for each item."""
+
+    def __init__(self, dataset: torch.utils.data.Dataset) -> None:
+        self.dataset = dataset
+        one = dataset.datasets[0] if isinstance(dataset, ConcatDataset) else dataset
+        self._transform = getattr(one, "transform", None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
+        index, seed = draw
+        if hasattr(self._transform, "set_random_state"):
+            self._transform.set_random_state(seed=seed)
+        if get_worker_info() is not None:  # for transforms of yours that take these; the main process has other users
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+        return self.dataset[index]
+
+
+class TrainingDataLoader(DataLoader):
+    """Load training data, with random transforms that depend on torch's random state at the start of the epoch only.
+
+    Each item gets a seed of its own. What is drawn is therefore the same with any number of workers, and the workers
+    can stay alive between epochs: they are started once, and a resumed run needs no state of theirs.
+
+    Args:
+        dataset: training data with random transforms in ``transform``, or a ``ConcatDataset`` that repeats it.
+        batch_size: number of items in a batch.
+        sampler: draws the items of an epoch. None draws all of them in random order.
+        num_workers: number of processes that load ahead, see :func:`segbundles.threads.worker_count`.
+    """
+
+    def __init__(
+        self,
+        dataset: torch.utils.data.Dataset,
+        batch_size: int = 1,
+        sampler: Sampler[int] | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        drawn = RandomSampler(dataset) if sampler is None else sampler
+        super().__init__(
+            _Seeded(dataset),
+            num_workers,
+            batch_size=batch_size,
+            sampler=_Draws(drawn),
+            generator=torch.Generator(),  # torch's own state is for the draws: new workers would take a number from it
+            persistent_workers=num_workers > 0,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the sampler the epoch, which decides what each of several processes draws."""
+        drawn = self.sampler.sampler
+        if hasattr(drawn, "set_epoch"):
+            drawn.set_epoch(epoch)
 
 
 def validation_sampler(dataset: torch.utils.data.Dataset) -> range:

@@ -22,7 +22,7 @@ from segbundles.data.volumes import COMPLEX
 from segbundles.errors import InputError
 from segbundles.meta import add_note, image_meta, set_pixel_sizes_nm
 
-__all__ = ["Picture", "PictureReader", "TiffReader", "is_slice", "page_count", "read_picture"]
+__all__ = ["Picture", "PictureReader", "TiffReader", "is_slice", "page_count", "picture_shape", "read_picture"]
 
 _ORIENTATION = 274
 # what an orientation tag asks of rows and columns
@@ -189,6 +189,22 @@ def page_count(path: PathLike) -> int:
     """
     with tifffile.TiffFile(path) as file:
         return len(_all_images(file, Path(path)))
+
+
+def picture_shape(path: PathLike) -> tuple[int, int, int] | None:
+    """Return pages, height and width of a picture as its file stores them, without decoding it; None if it has none."""
+    path = Path(path)
+    with suppress(Exception):  # the reader will say what is wrong
+        if file_suffix(path) in TIFF:
+            with tifffile.TiffFile(path) as file:
+                images = _all_images(file, path)
+                return len(images), *images[0].shape[:2]
+        if file_suffix(path) in PIL:
+            with path.open("rb") as file:
+                start = file.read(32)
+            with _open(path, start) as image:
+                return 1, image.height, image.width
+    return None
 
 
 def is_slice(path: PathLike) -> bool:

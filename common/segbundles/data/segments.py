@@ -9,7 +9,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 from monai.config import PathLike
 from monai.utils import MetaKeys
 from scipy.ndimage import affine_transform
@@ -32,6 +31,8 @@ def segments_of(path: PathLike) -> list[dict[str, Any]]:
     Raises:
         ValueError: when it has no segments.
     """
+    import SimpleITK as sitk  # noqa: N813
+
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     with quiet_itk():

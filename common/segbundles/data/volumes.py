@@ -9,7 +9,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 from monai.data import NibabelReader
 from monai.data.utils import orientation_ras_lps
 
@@ -159,6 +158,8 @@ class SimpleITKReader(FileReader):
             ValueError: when the file cannot be decoded, its header does not describe a grid in mm, or it contains
                 several volumes or numbers that are not grey levels.
         """
+        import SimpleITK as sitk  # noqa: N813
+
         note = (check_nrrd if path.suffix.lower() in (".nrrd", ".nhdr") else check_metaimage)(path)
         try:
             with quiet_itk():

@@ -10,7 +10,6 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 import tifffile
 import torch
 from monai.config import DtypeLike, NdarrayOrTensor, PathLike
@@ -104,6 +103,8 @@ class SimpleITKWriter(_ArrayWriter):
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, compressed."""
+        import SimpleITK as sitk  # noqa: N813
+
         super().write(filename, verbose=verbose)
         rank = self.data_obj.ndim - self.channels_last
         array = self.data_obj.astype(self.output_dtype, copy=False)

@@ -244,9 +244,7 @@ def prepare(
     if split is not None:
         splits = expand(read_split(split), owners, "the split names")
         if left_out := sorted(set(owners) - set(splits), key=natural):
-            notes.append(
-                f"{len(left_out)} {data_set.units[0]} are in no list of the split and left out: {shorten(left_out)}"
-            )
+            notes.append(f"{data_set.units[0]} left out, because no list of the split names them: {shorten(left_out)}")
         cases = [c for c in cases if c.name in splits]
         faults = [f for f in faults if f.case in splits]
     else:
@@ -494,11 +492,10 @@ def _left_out(data_set: DataSet, source: Path, out: Path, cases: Sequence[Case],
     """Return a note on the files under the source that belong to no case; a folder without any case is named once."""
     used = {p for c in cases for p in c.files} | {f.file for f in faults}
     holding = {parent for path in used for parent in path.parents}
-    series = {
-        path.parent for path in used if not path.exists()
-    }  # a DICOM series in a folder of several has a name only
+    # a DICOM series in a folder of several has a name only
+    series = {path.parent for path in used if not path.exists()}
     skipped = {DATALIST_NAME, *data_set.further_files}
-    left: dict[str, int] = {}
+    left: list[str] = []
     for place, folders, files in os.walk(source):
         root = Path(place)
         names = [name for name in [*folders, *files] if not name.startswith(".") and name not in skipped]
@@ -506,15 +503,15 @@ def _left_out(data_set: DataSet, source: Path, out: Path, cases: Sequence[Case],
         for path in (root / name for name in names if name not in folders):
             if path in used or root in series:
                 continue
-            if path.is_dir() and path not in holding and path != out:
-                count = sum(len(inner) for _, _, inner in os.walk(path))
-                left |= {f"{shown(path.relative_to(source).as_posix())}/ ({count} files)": count} if count else {}
-            elif not path.is_dir():
-                left[shown(path.relative_to(source).as_posix())] = 1
+            name = shown(path.relative_to(source).as_posix())
+            if not path.is_dir():
+                left.append(name)
+            elif path not in holding and path != out and (count := sum(len(inner) for _, _, inner in os.walk(path))):
+                left.append(f"{name}/ ({count} file{'s'[: count != 1]})")
     if not left:
         return []
     named = shorten(sorted(left, key=natural))
-    return [f"{sum(left.values())} files belong to no case and are left out: {named}"]
+    return [f"files left out, because they belong to no case: {named}"]
 
 
 def _few_groups(entries: Sequence[Mapping[str, Any]], units: tuple[str, str]) -> list[str]:

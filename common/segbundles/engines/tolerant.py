@@ -15,7 +15,7 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys as Keys
 
-from segbundles.data import Failure
+from segbundles.data import Failure, LargeImage
 from segbundles.errors import innermost
 from segbundles.meta import batch_notes, files_of, join_notes, notes_of
 
@@ -64,15 +64,22 @@ class TolerantEvaluator(SupervisedEvaluator):
     Args:
         val_data_loader: usually a :class:`segbundles.data.TolerantDataLoader`, whose
             :class:`segbundles.data.Failure` items are reported too.
+        large_images: segments images that are too large to be loaded, see :class:`segbundles.inferers.LargeImages`;
+            None loads all.
 
     The other arguments are those of :py:class:`monai.engines.SupervisedEvaluator`.
     """
 
     @wraps(SupervisedEvaluator.__init__)
-    def __init__(self, *args: Any, event_names: Sequence[Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, event_names: Sequence[Any] | None = None, large_images: Any = None, **kwargs: Any
+    ) -> None:
+        self.large_images = large_images
         self._since = 0.0
         self._notes: list[str] = []
         super().__init__(*args, event_names=[*(event_names or ()), InferenceEvents], **kwargs)
+        if large_images is not None:
+            self.data_loader.is_large = large_images.is_large
         self.add_event_handler(Events.EPOCH_STARTED, lambda _: self._lap())
         self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._take_notes)
         self.add_event_handler(Events.EXCEPTION_RAISED, _raise)
@@ -80,6 +87,8 @@ class TolerantEvaluator(SupervisedEvaluator):
     def _iteration(self, engine: Engine, batchdata: Any) -> list[Any]:
         if isinstance(batchdata, Failure):
             return self._failed(batchdata.files, batchdata.reason)
+        if isinstance(batchdata, LargeImage):
+            return self._large(batchdata.files)
         images = [files_of(image) for image in decollate_batch(batchdata[Keys.IMAGE])]
         try:
             outputs = super()._iteration(engine, batchdata)
@@ -102,6 +111,16 @@ class TolerantEvaluator(SupervisedEvaluator):
             batch += self.state.batch
         self.state.batch, self.state.output = batch, outputs
         return outputs
+
+    def _large(self, files: list[str]) -> list[Any]:
+        try:
+            item = self.large_images(files[0])
+        except Exception as error:
+            return self._failed(files, innermost(error))
+        self.state.batch, self.state.output = [], []
+        report = ImageReport(files, self._lap(), notes_of(*item.values()), item=item)
+        self._report(InferenceEvents.IMAGE_COMPLETED, report)
+        return []
 
     def _failed(self, files: list[str], reason: str) -> list[Any]:
         self.state.batch, self.state.output = [], []

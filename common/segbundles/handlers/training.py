@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from segbundles.data import TrainingDataLoader
 from segbundles.distributed import broadcast, process_rank
 from segbundles.facts import write_facts
 from segbundles.files import RunLog, check_writable
@@ -63,6 +64,8 @@ class EpochSeed:
         transform = getattr(self.dataset, "transform", None)
         if hasattr(transform, "set_random_state"):
             transform.set_random_state(seed=number)
+        if isinstance(engine.state.dataloader, TrainingDataLoader):
+            engine.state.dataloader.set_epoch(engine.state.epoch)
 
 
 class TrainingRun:

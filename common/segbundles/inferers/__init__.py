@@ -5,6 +5,7 @@ from __future__ import annotations
 from .autocast import AutocastInferer
 from .ensemble import EnsembleInferer, Member
 from .frame import FrameInferer
+from .large import LargeImages
 from .locator_crop import LocatorCropInferer
 from .mirror import MirrorInferer
 from .scale import ScaleInferer
@@ -14,6 +15,7 @@ __all__ = [
     "AutocastInferer",
     "EnsembleInferer",
     "FrameInferer",
+    "LargeImages",
     "LocatorCropInferer",
     "Member",
     "MirrorInferer",

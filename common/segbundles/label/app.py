@@ -26,6 +26,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from PIL import ExifTags, Image
 
 import segbundles
+from segbundles.confidence import confidence_columns
 from segbundles.data import file_suffix
 from segbundles.data.base import ITK, NIFTI, PIL, TIFF
 from segbundles.errors import fail, innermost
@@ -121,8 +122,7 @@ class GridInferTask(BundleInferTask):
             answer.SetSpacing([*spacing, 1.0][: answer.GetDimension()])
             sitk.WriteImage(answer, path)
         measured = {key: value for key, value in data.get("measurements", {}).items() if key != "table"}
-        doubt = {key: data[key] for key in ("confidence", "review") if key in data}
-        return path, {**params, "measurements": measured, **doubt}
+        return path, {**params, "measurements": measured, **confidence_columns(data)}
 
     def confidence(self, image: str) -> float:
         """Return the confidence of a bundle in its mask of an image.

@@ -1,6 +1,7 @@
 """Networks that MONAI does not have, and loading weights into any network."""
 
 from .bam import BAM
+from .engine import use_engine
 from .exported import ExportedNetwork, export_network, load_exported
 from .fcn import VGG16FCN
 from .valid_unet import ValidUNet
@@ -22,4 +23,5 @@ __all__ = [
     "load_weights",
     "read_weights",
     "require_weights",
+    "use_engine",
 ]

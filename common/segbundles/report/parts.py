@@ -144,16 +144,14 @@ def confidence_part(rows: Sequence[Mapping[str, Any]]) -> Part | None:
     confidence, low, score = (
         [_number(row.get(name)) for row in rows] for name in ("confidence", "confidence_low", metric)
     )
-    found = judge_confidence(confidence, score, [row.get("group") for row in rows], FAILURES[_EXPECTED[metric]])
-    flagged = sum(bool(row.get("review")) for row in rows) / max(len(rows), 1)
-    bounded = [value >= least for value, least in zip(score, low, strict=True) if not math.isnan(value + least)]
-    coverage = fmean(bounded) if bounded else None
+    groups, review = ([row.get(name) for row in rows] for name in ("group", "review"))
+    found = judge_confidence(confidence, score, groups, FAILURES[_EXPECTED[metric]], low, review)
     shown = {
         "rank correlation of confidence and score (95 % interval)": str(Interval(**found["rank_correlation"])),
         "mean difference, without sign": found["error"],
         "mean of confidence minus score": found["bias"],
-        "share of cases at or above their lower bound (90 % expected)": coverage,
-        "share of cases to review": flagged,
+        "share of cases at or above their lower bound (90 % expected)": found["coverage"]["value"],
+        "share of cases to review": found["flagged"],
     }
     table = [{"quantity": name, "value": value} for name, value in shown.items() if value is not None]
     return Part(
@@ -164,7 +162,7 @@ def confidence_part(rows: Sequence[Mapping[str, Any]]) -> Part | None:
         ],
         tables={"confidence": (["quantity", "value"], table)},
         figures={"scatter_confidence": agreement_svg(confidence, score, "confidence", metric.replace("_", " "))},
-        summary={"confidence": {**found, "coverage": coverage, "flagged": flagged}},
+        summary={"confidence": found},
     )
 
 

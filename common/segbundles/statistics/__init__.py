@@ -7,7 +7,7 @@ from .detection import DETECTION_COLUMNS, count_objects, detection_rates
 from .intervals import Interval, bootstrap_interval, group_names, over_cases, short, with_intervals
 from .paired import difference_line, paired_difference
 from .probabilities import ProbabilityCounts, add_counts, counts_of_table, probability_table
-from .trust import judge_confidence, rank_correlation
+from .trust import failure_auroc, judge_confidence, rank_correlation
 
 __all__ = [
     "DETECTION_COLUMNS",
@@ -20,6 +20,7 @@ __all__ = [
     "counts_of_table",
     "detection_rates",
     "difference_line",
+    "failure_auroc",
     "group_names",
     "intraclass_correlation",
     "judge_confidence",

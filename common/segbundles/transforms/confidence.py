@@ -12,6 +12,8 @@ from monai.transforms import MapTransform
 
 from segbundles.confidence import (
     SCORES,
+    UNCALIBRATED,
+    calibrated,
     confidence_of,
     image_features,
     mask_features,
@@ -30,11 +32,12 @@ _UNCALIBRATED = {"intercept": 0.0, "coefficients": {"expected": 1.0}, "margin": 
 
 
 class Confidenced(MapTransform):
-    """Add ``confidence``, ``confidence_low`` and ``review`` of a mask to the data.
+    """Add ``confidence``, ``confidence_low``, ``confidence_calibrated`` and ``review`` of a mask to the data.
 
     ``confidence`` is the score that the mask is expected to have, ``confidence_low`` the score that 9 of 10 such masks
     reach (None if it is not known), and ``review`` says in words why a person should look at the mask; it is empty if
-    there is no reason. Without facts the probabilities are taken as they are, and only the mask itself is judged.
+    there is no reason. Without facts, ``confidence_calibrated`` is False: the probabilities are taken as they are, and
+    only the mask itself is judged.
 
     Use it while the image, mask and probabilities are on the grid of an evaluation, that is before ``Invertd``.
 
@@ -80,10 +83,11 @@ class Confidenced(MapTransform):
             pred, probability = d[key], foreground(d[self.prob_key])
             mask = (pred[0] > 0 if len(pred) == 1 else pred.argmax(0) > 0).numpy(force=True)
             shape = mask_features(mask, spacing_mm(d[self.image_key]))
-            temperature = self.facts["temperature"] if self.facts else 1.0
+            p = calibrated(self.facts["temperature"], self.facts["shift"]) if self.facts else UNCALIBRATED
             counts = pixel_counts(probability, mask), pixel_counts(probability, ~mask)
-            features = score_features(*counts, mask.size, shape["parts"], self.score, temperature)
+            features = score_features(*counts, mask.size, shape["parts"], self.score, p)
             d["confidence"], d["confidence_low"] = confidence_of(features, self.facts or _UNCALIBRATED)
+            d["confidence_calibrated"] = self.facts is not None
             image = describe_image(d[self.image_key][: self.image_channels])
             why = reasons_to_review(shape, image, self.facts, d["confidence"], self.score)
             notes = notes_of(pred, d[self.image_key]).split("; ")

@@ -223,8 +223,10 @@ class SaveSegmentationd(SaveOutputd):
 
     def _values(self, output: np.ndarray) -> np.ndarray:
         if self.label_image:
-            return output[:1].astype(np.uint16 if output.max() < 2**16 else np.uint32)
-        return output[:1].astype(np.uint8)
+            if output.max() < 2**16:
+                return output[:1].astype(np.uint16)
+            return output[:1].view(np.uint32) if output.dtype == np.int32 else output[:1].astype(np.uint32)
+        return output[:1].astype(np.uint8, copy=False)
 
     def _stored(self, values: np.ndarray, path: Path) -> np.ndarray:
         array = values[0]

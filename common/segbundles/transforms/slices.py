@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from segbundles.data.stacks import neighbours
 from segbundles.errors import fail
-from segbundles.meta import add_note, file_name
+from segbundles.meta import add_note, file_name, levels_of
 
 __all__ = ["NeighbourSlicesd", "NormalizeSlicesd", "ScaleSlicesd", "flat_border"]
 
@@ -117,6 +117,10 @@ class NormalizeSlicesd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image = _slices(d[key])
+            if (levels := levels_of(image)) is not None:
+                mean, spread = levels
+                d[key] = (image - mean) / (spread or 1) * self.std + self.mean
+                continue
             normal = self._normalized(image)
             for channel, number in np.ndindex(image.shape[0], image.shape[3]):
                 piece = image[channel, ..., number]
@@ -128,6 +132,16 @@ class NormalizeSlicesd(MapTransform):
                 add_note(normal, "flat border: left out of the normalisation")
             d[key] = normal
         return d
+
+    @staticmethod
+    def levels(section: torch.Tensor) -> tuple[float, float, np.ndarray | None]:
+        """Return mean and standard deviation of a section (W, H) without its border, and the border (W, H) or None.
+
+        :func:`segbundles.meta.set_levels` gives them to a block of the section, which is then normalised with them.
+        """
+        border = flat_border(section.numpy(force=True))
+        known = section if border is None else section[~torch.as_tensor(border)]
+        return float(known.mean()), float(known.std(correction=0)), border
 
     def _normalized(self, image: torch.Tensor) -> torch.Tensor:
         shifted = image - image.mean((1, 2), keepdim=True)
