@@ -99,9 +99,11 @@ def test_a_fit_describes_the_cases():
     [
         # no failure: a mask that is expected to be one
         ([0.9, 0.95], [0.9, 0.8], 0.7),
-        # a fifth of ten cases is below the third smallest confidence
-        ([0.75, 0.8, 0.85, *[0.9] * 7], [0.1, 0.9, 0.1, *[0.9] * 7], 0.85),
-        # the only failure is below a limit that flags less than a fifth
+        # a larger limit would find the failure at 0.85, and flag one of eight other cases
+        ([0.75, 0.8, 0.85, *[0.9] * 7], [0.1, 0.9, 0.1, *[0.9] * 7], 0.8),
+        # one of ten may be flagged
+        ([0.75, 0.8, 0.85, *[0.9] * 9], [0.1, 0.9, 0.1, *[0.9] * 9], np.nextafter(0.85, 1)),
+        # the only failure is found without any false alarm
         ([0.75, 0.8, 0.85, *[0.9] * 7], [0.1, 0.9, *[0.9] * 8], np.nextafter(0.75, 1)),
         # never below the limit of a failure
         ([0.2, 0.3, 0.5, 0.9], [0.1, 0.1, 0.2, 0.9], 0.7),
