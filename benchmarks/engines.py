@@ -159,7 +159,7 @@ def view_variants(root: Path) -> list[Variant]:
 def scores(rows: list[dict[str, Any]]) -> str:
     """Return the means of the main scores, over the cases where they are defined."""
     found = []
-    for name in ("dice", "v_rand", "assd_mm", "iou"):
+    for name in ("dice", "pixel_accuracy_mask", "v_rand_cells", "assd_mm"):
         values = [row[name] for row in rows if isinstance(row.get(name), float) and not math.isnan(row[name])]
         if values:
             found.append(f"{name} {fmean(values):.4f}")
