@@ -71,9 +71,8 @@ def some_cases(source: Path, out: Path, counts: Mapping[str, int]) -> Path:
         stacked = any("slice" in case for case in datalist[split])
         chosen, seen = [], {}
         for number, case in enumerate(datalist[split]):
-            seen.setdefault(case["group"] if stacked else number, len(seen))
-            if len(seen) > counts.get(split, 0):
-                break
+            if seen.setdefault(case["group"] if stacked else number, len(seen)) >= counts.get(split, 0):
+                continue
             paths = {key: _absolute(case[key], source) for key in ("image", "label") if key in case}
             chosen.append({**case, **paths})
         datalist[split] = chosen
