@@ -5,10 +5,10 @@
 
 DATA is a folder with a datalist.json. Every variant in turn runs the inferer of the evaluation on cases of one split,
 several times. The table has the median time, how many times as fast as the first row that is, the share of the mask's
-voxels that differ from the first row, and with `--views` the mean scores. Reading and post-processing are not timed, and the first
-pass of each variant, which exports or compiles, is not timed either, unless there are `--runs 0`, which is the number
-for `--views`. `--cpu_time` counts the time of the processor instead of the clock's, for a machine that does other
-things too. Other options are knobs of evaluate.json. Variants whose package is missing are left out:
+voxels that differ from the first row, and with `--views` the mean scores. Reading and post-processing are not timed.
+The first pass of each variant, which exports or compiles, is not timed either, unless there are `--runs 0`, which is
+the number for `--views`. `--cpu_time` counts the time of the processor instead of the clock's, for a machine that does
+other things too. Other options are knobs of evaluate.json. Variants whose package is missing are left out:
 `pip install openvino onnxruntime`.
 """
 
