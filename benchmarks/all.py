@@ -22,7 +22,7 @@ import memory
 import scale
 import stages
 import training
-from tables import BUNDLES, ROOT, THREAD_HEADS, Table, machine
+from tables import BUNDLES, ROOT, Table, machine
 
 import engines
 
@@ -65,10 +65,7 @@ def every_training(name: str, data: Path, quick: bool) -> dict[str, Table]:
 
 def every_threads(name: str, data: Path, quick: bool) -> dict[str, Table]:
     """Return what too many threads cost."""
-    if name != "em_membrane_unet":
-        return {}
-    rows = [*training.thread_rows(name, data, quick), *scale.thread_rows("polyp_fcn8", data, 4 if quick else 32)]
-    return {"threads": Table("Threads", THREAD_HEADS, rows)}
+    return {"threads": scale.threads(name, data, 4 if quick else 32)} if name == "polyp_fcn8" else {}
 
 
 def every_memory(name: str, data: Path, quick: bool) -> dict[str, Table]:

@@ -230,20 +230,21 @@ def confidence(bundle: Path, words: Sequence[str]) -> str:
         ("flagged for review", _share(got["flagged"])),
         ("failures that are flagged", _share(got["failures_flagged"]) or "no failure"),
     ]
+    folders = "`$O` is a cross-validation with `--save_predictions true`"
     commands = ['segbundles calibrate "$B" "$O"']
     if (path := bundle / "docs" / WRONG).is_file():
         wrong = [row for row in read_json(path)["rows"] if not row["right"]]
         passed = [row["input"] for row in wrong if row["outcome"] == "passed"]
         also = f" (not: {', '.join(passed)})" if passed else ""
         rows.append(("wrong inputs flagged or refused", f"{len(wrong) - len(passed)} of {len(wrong)}{also}"))
+        folders += ", and `samples` a folder with images of the four data sets"
         commands.append(f"python benchmarks/wrong_inputs.py --samples samples --bundles {bundle.name}")
     return (
         f"### Confidence\n\n{_table(['quantity', unseen], rows)}\n"
         "How to read it: a rank correlation of 1 means that confidence sorts the cases exactly by their score, 0 that "
         "it says nothing; AUROC is the probability that a failure has a smaller confidence than another case. The "
         "networks that segmented these cases had not seen them, and what was fitted for a case was fitted without its "
-        f"group. [{CALIBRATED}]({CALIBRATED}) has each case. `$O` is a cross-validation with `--save_predictions "
-        "true`, and `samples` a folder with images of the four data sets:\n\n"
+        f"group. [{CALIBRATED}]({CALIBRATED}) has each case. {folders}:\n\n"
         + "".join(f"    {command}\n" for command in commands)
     )
 

@@ -51,7 +51,7 @@ def of_bundle(name: str, data: Path, quick: bool) -> list[list[str]]:
         out = Path(folder)
         cases = some_cases(data / name, out / "data", {"training": COUNTS[name], "validation": COUNTS[name]})
         seen = images(cases, out / "images")
-        short = ("--max_epochs", 1, "--lr_epochs", 1, "--ckpt_dir", out / "models")
+        short = ("--max_epochs", 1, "--lr_epochs", 1, "--val_interval", 1, "--ckpt_dir", out / "models")
         commands = {
             "segment": (*segbundles, "segment", bundle, seen, out / "masks"),
             "evaluate": (*segbundles, "evaluate", bundle, cases, out / "evaluation"),

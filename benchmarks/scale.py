@@ -60,20 +60,21 @@ def table(name: str, data: Path, counts: list[int], processes: list[int]) -> Tab
     return found
 
 
-def thread_rows(name: str, data: Path, count: int, processes: int = 2) -> list[tuple[str, ...]]:
-    """Return rows of two processes that each take all cores, and of two that share them, as the bundle chooses."""
-    rows, first = [], 0.0
+def threads(name: str, data: Path, count: int, processes: int = 2) -> Table:
+    """Compare processes that each take all cores with processes that share them, as the bundle chooses."""
+    heads = ("bundle", "images", "processes", "threads of each process", "milliseconds per image", "times as fast")
+    found, first = Table("Threads", heads), 0.0
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         few = some_cases(data / name, out / "data", {"validation": count})
         given = folder_of(sorted(images(few, out / "images").iterdir()), count, out / "given")
-        for threads in (usable_cores(), max(1, usable_cores() // processes)):
-            words = command(ROOT / "bundles" / name, given, out / f"masks_{threads}", processes)
-            spent = child([*words, "--num_threads", threads])[0]
+        for number in (usable_cores(), max(1, usable_cores() // processes)):
+            words = command(ROOT / "bundles" / name, given, out / f"masks_{number}", processes)
+            spent = child([*words, "--num_threads", number])[0]
             first = first or spent
-            cells = str(processes), "0", str(threads), f"{1000 * spent / count:.0f}", f"{first / spent:.2f}"
-            rows.append((f"segmenting {count} images of {name}, per image", *cells))
-    return rows
+            cells = f"{1000 * spent / count:.0f}", f"{first / spent:.2f}"
+            found.rows.append((name, str(count), str(processes), str(number), *cells))
+    return found
 
 
 def main() -> None:

@@ -5,9 +5,9 @@
 
 D has one folder per bundle with its prepared data, of which the first validation image is segmented: a volume, a stack
 of slices, a section or a frame. The first rows are processes of their own: what Python needs for torch and MONAI
-alone, and what a command needs until it reads the first image. Each stage has the least of its runs, and its share of
-the network's time; the network is also timed without mirror images and turns. What follows the network, except for
-writing the mask, are additional results: each can be switched off by its knob. `--quick` runs once.
+alone, and what a command needs until it reads the first image. Each stage has the least of its runs; the network is
+also timed without mirror images and turns. What follows the network, except for writing the mask, are additional
+results: each can be switched off by its knob. `--quick` runs once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from segbundles.check import read_overrides
 from segbundles.handlers import WeightsLoader
 from segbundles.report import case_slices
 
-HEADS = ("stage", "seconds", "share of the network's")
+HEADS = ("stage", "seconds")
 PLAIN = {"mirror_axes": [], "quarter_turns": False}
 # what a command does until it reads the first image
 START = """
@@ -84,7 +84,7 @@ def table(bundle: Path, image: Path, runs: int = 3, settings: dict[str, Any] | N
                     if not more or stage == name:
                         seconds[stage] = min(one, seconds.get(stage, one))
     title = f"Stages of {bundle.name}, one {'stack' if image.is_dir() else 'image'}, {image.name}"
-    rows = [(name, f"{spent:.3f}", f"{spent / seconds['network']:.1%}") for name, spent in seconds.items()]
+    rows = [(name, f"{spent:.3f}") for name, spent in seconds.items()]
     return Table(title, HEADS, rows)
 
 

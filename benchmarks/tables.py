@@ -12,10 +12,11 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import tifffile
 import torch
 
 from segbundles.files import SPLITS, read_json
@@ -23,8 +24,6 @@ from segbundles.threads import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ("left_atrium_vnet", "brain_flair_unet", "em_membrane_unet", "polyp_fcn8")
-
-THREAD_HEADS = ("run", "processes", "data workers", "threads of each process", "milliseconds", "times as fast")
 
 
 @dataclass
@@ -55,7 +54,7 @@ def machine() -> str:
         names = lines[:1] or names
     if torch.cuda.is_available():
         names.append(torch.cuda.get_device_name())
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "segbundles"))
+    versions = ", ".join(f"{name} {import_module(name).__version__}" for name in ("torch", "monai", "segbundles"))
     return f"{', '.join(names)}; {usable_cores()} cores, {torch.get_num_threads()} threads; {versions}"
 
 
@@ -72,9 +71,8 @@ def some_cases(source: Path, out: Path, counts: Mapping[str, int]) -> Path:
         stacked = any("slice" in case for case in datalist[split])
         chosen, seen = [], {}
         for number, case in enumerate(datalist[split]):
-            seen.setdefault(case["group"] if stacked else number, len(seen))
-            if len(seen) > counts.get(split, 0):
-                break
+            if seen.setdefault(case["group"] if stacked else number, len(seen)) >= counts.get(split, 0):
+                continue
             paths = {key: _absolute(case[key], source) for key in ("image", "label") if key in case}
             chosen.append({**case, **paths})
         datalist[split] = chosen
@@ -90,13 +88,15 @@ def _absolute(paths: Any, folder: Path) -> Any:
 
 
 def images(data: Path, out: Path, split: str = "validation") -> Path:
-    """Link the images of a split into a folder, and return it; slices of a group share a folder."""
+    """Link the images of a split into a folder, and return it; slices of a group share a folder; pages are copied."""
     for case in read_json(data / "datalist.json")[split]:
         for path in map(Path, case["image"] if isinstance(case["image"], list) else [case["image"]]):
             folder = out / (case["group"] if "slice" in case else "")
             folder.mkdir(parents=True, exist_ok=True)
-            link = folder / (f"{case['case']}{path.suffix}" if "page" not in case else path.name)
-            if not link.exists():
+            link = folder / f"{case['case']}{path.suffix}"
+            if "page" in case:
+                tifffile.imwrite(link, tifffile.imread(path, key=case["page"]))
+            elif not link.exists():
                 link.symlink_to(path)
     return out
 

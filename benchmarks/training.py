@@ -4,8 +4,7 @@
 
 D has one folder per bundle with its prepared data. The loaders take turns, an epoch each, and after each epoch as many
 steps follow on batches that are there already: these take what the network needs. MONAI's loader starts its workers
-again in each epoch. On a CPU no worker is used by default. `--threads` compares two workers beside as many threads as
-there are cores with two workers beside the threads that a run chooses.
+again in each epoch. On a CPU no worker is used by default, so there is a second pair of rows with two workers.
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from monai.data import DataLoader
-from tables import BUNDLES, ROOT, THREAD_HEADS, Table, machine, some_cases
+from tables import BUNDLES, ROOT, Table, machine, some_cases
 
 import segbundles.bundle  # noqa: F401
 from segbundles.check import read_overrides
-from segbundles.threads import usable_cores
 
 HEADS = ("bundle", "loader", "workers", "steps", "network (ms per step)", "with loading (ms per step)", "ratio")
 
@@ -41,7 +39,6 @@ class Measured:
             given.setdefault("slices_per_epoch", steps * batch)
         parser.update(given)
         parser.get_parsed_content("initialize")
-        self.threads = torch.get_num_threads()
         parts = ("network", "loss", "optimizer", "device", "num_workers")
         self.network, self.loss, self.optimizer, self.device, self.workers = map(parser.get_parsed_content, parts)
         self.inferer = parser.get_parsed_content("train::inferer")
@@ -102,36 +99,13 @@ def measure(name: str, data: Path, quick: bool, settings: dict[str, Any]) -> lis
     return rows
 
 
-def thread_rows(name: str, data: Path, quick: bool, workers: int = 2) -> list[tuple[str, ...]]:
-    """Return rows of a training with workers beside as many threads as cores, and beside those that a run chooses."""
-    own = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        cases, steps, epochs = few_cases(name, data, Path(folder), quick)
-        runs = []
-        for threads in (usable_cores(), None):
-            torch.set_num_threads(own)
-            knobs = {"num_workers": workers, "num_threads": threads}
-            runs.append(Measured(ROOT / "bundles" / name, cases, steps, knobs))
-        found: list[list[float]] = [[], []]
-        for number in range(epochs + 1):
-            for run, values in zip(runs, found, strict=True):
-                torch.set_num_threads(run.threads)
-                spent, _, count = run.epoch(run.ours)
-                values += [spent / count] if number else []
-    torch.set_num_threads(own)
-    seconds = list(map(median, found))
-    return [
-        (f"training {name}, per step", "1", str(workers), str(run.threads), f"{1000 * s:.0f}", f"{seconds[0] / s:.2f}")
-        for run, s in zip(runs, seconds, strict=True)
-    ]
-
-
 def table(data: Path, bundles: list[str], quick: bool, settings: dict[str, Any] | None = None) -> Table:
     """Measure bundles and return the table."""
     device = "GPU" if torch.cuda.is_available() else "CPU"
     found = Table(f"Steps of a training on a {device}", HEADS)
+    more = [{}] if torch.cuda.is_available() or "num_workers" in (settings or {}) else [{}, {"num_workers": 2}]
     for name in bundles:
-        found.rows += measure(name, data, quick, settings or {})
+        found.rows += [row for one in more for row in measure(name, data, quick, {**(settings or {}), **one})]
     return found
 
 
@@ -141,14 +115,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bundle", nargs="+", default=list(BUNDLES), choices=BUNDLES)
     parser.add_argument("--quick", action="store_true", help="a few steps only")
-    parser.add_argument("--threads", action="store_true")
     options, rest = parser.parse_known_args()
     knobs = read_overrides([word for word in rest if word != "--"], ROOT / "bundles" / options.bundle[0])
     print(machine())
-    if options.threads:
-        rows = [row for name in options.bundle for row in thread_rows(name, options.data, options.quick)]
-        Table("Threads", THREAD_HEADS, rows).show()
-        return
     table(options.data, options.bundle, options.quick, knobs).show()
 
 

@@ -31,10 +31,10 @@ TEXT, BLOCKS = PAGE.read_text(), read_blocks(PAGE)
 AFFINE = np.array([[-4.0, 0, 0, 70], [0, 0, 4.5, -60], [0, 4.0, 0, 10], [0, 0, 0, 1]])
 # what a person would choose for these volumes: small, and trained in seconds
 KNOBS = {
-    "max_epochs": 20,
-    "lr_epochs": 20,
+    "max_epochs": 40,
+    "lr_epochs": 40,
     "val_interval": 5,
-    "learning_rate": 0.02,
+    "learning_rate": 0.01,
     "amp": False,
     "device": "cpu",
     "base_channels": 4,

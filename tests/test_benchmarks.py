@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import tifffile
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,12 +60,18 @@ def test_some_cases_are_whole_patients_and_their_files_are_found(benchmark, tmp_
     assert (folder / "b/b2.tif").read_text() == "b2.tif"
 
 
-def test_pages_of_a_stack_are_one_image(benchmark, tmp_path: Path) -> None:
+def test_pages_of_a_stack_become_images(benchmark, tmp_path: Path) -> None:
     tables = benchmark("tables")
     cases = [{"case": f"s{k}", "group": "s", "page": k, "image": "stack.tif", "label": "stack.tif"} for k in range(4)]
-    few = tables.some_cases(make_list(tmp_path / "data", cases), tmp_path / "few", {"validation": 3})
-    assert len(json.loads((few / "datalist.json").read_text())["validation"]) == 3
-    assert [path.name for path in tables.images(few, tmp_path / "images").iterdir()] == ["stack.tif"]
+    data = make_list(tmp_path / "data", cases)
+    stack = np.arange(4, dtype=np.uint8)[:, None, None] * np.ones((1, 5, 6), np.uint8)
+    tifffile.imwrite(data / "stack.tif", stack, photometric="minisblack")
+    few = tables.some_cases(data, tmp_path / "few", {"validation": 3})
+    found = tables.images(few, tmp_path / "images")
+    pages = {path.name: tifffile.imread(path) for path in found.iterdir()}
+    assert {name: (page.shape, page.max()) for name, page in pages.items()} == {
+        f"s{k}.tif": ((5, 6), k) for k in range(3)
+    }
 
 
 def test_the_memory_of_a_process_is_its_own(benchmark) -> None:

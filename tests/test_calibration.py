@@ -16,7 +16,10 @@ from segbundles.calibration import (
     fit,
     fit_probabilities,
     lower_margin,
+    out_of_fold,
+    parts_of,
     review_limit,
+    simplest,
     summary_lines,
     summary_rows,
     usual_ranges,
@@ -99,9 +102,11 @@ def test_a_fit_describes_the_cases():
     [
         # no failure: a mask that is expected to be one
         ([0.9, 0.95], [0.9, 0.8], 0.7),
-        # a fifth of ten cases is below the third smallest confidence
-        ([0.75, 0.8, 0.85, *[0.9] * 7], [0.1, 0.9, 0.1, *[0.9] * 7], 0.85),
-        # the only failure is below a limit that flags less than a fifth
+        # a larger limit would find the failure at 0.85, and flag one of eight other cases
+        ([0.75, 0.8, 0.85, *[0.9] * 7], [0.1, 0.9, 0.1, *[0.9] * 7], 0.8),
+        # one of ten may be flagged
+        ([0.75, 0.8, 0.85, *[0.9] * 9], [0.1, 0.9, 0.1, *[0.9] * 9], np.nextafter(0.85, 1)),
+        # the only failure is found without any false alarm
         ([0.75, 0.8, 0.85, *[0.9] * 7], [0.1, 0.9, *[0.9] * 8], np.nextafter(0.75, 1)),
         # never below the limit of a failure
         ([0.2, 0.3, 0.5, 0.9], [0.1, 0.1, 0.2, 0.9], 0.7),
@@ -244,3 +249,32 @@ def test_folds_of_a_cross_validation(tmp_path):
         (tmp_path / f"fold{fold}/evaluation/predictions").mkdir(parents=True)
         (tmp_path / f"fold{fold}/evaluation/predictions/a.npz").touch()
     assert evaluation_folders(tmp_path) == [tmp_path / f"fold{fold}/evaluation" for fold in range(2)]
+
+
+def test_the_simplest_way_within_one_standard_error_is_kept():
+    rng = np.random.default_rng(0)
+    true = np.linspace(0.5, 1, 60)
+    noise = rng.normal(0, 0.02, 60)
+    better = noise.copy()
+    better[0] /= 2  # one case of 60 says little
+    found = {"poor": rng.permutation(true), "good": true + noise, "a little better": true + better}
+    assert simplest(found, true, list(range(60)), 0.7) == "good"
+
+
+def test_a_way_that_finds_failures_is_better():
+    # both order the good cases perfectly and have the same error, but the first does not see the failures
+    true = np.array([*np.linspace(0.71, 1, 56), 0.1, 0.2, 0.3, 0.4])
+    blind, seeing = true.copy(), true.copy()
+    blind[-4:] += 0.55
+    seeing[:56] += 0.55 * 4 / 56
+    assert simplest({"blind": blind, "seeing": seeing}, true, list(range(60)), 0.7) == "seeing"
+
+
+def test_a_case_is_judged_without_its_group():
+    cases = [made_case(number, group=f"g{number // 2}") for number in range(8)]
+    before = out_of_fold(cases, "line on the expected score", "dice")
+    cases[1].score = 0.0
+    after = out_of_fold(cases, "line on the expected score", "dice")
+    same = [one == other for one, other in zip(before, after, strict=True)]
+    assert same == [True, True, *[False] * 6]  # of the same group as the case that has changed
+    assert parts_of([f"g{k}" for k in range(41)]) == [*range(20), *range(20), 0]

@@ -28,6 +28,17 @@ def phantom(run, tmp_path):
     return tmp_path / "phantom"
 
 
+def test_knobs_are_a_table_on_a_screen_and_markdown_in_a_pipe(run, monkeypatch):
+    row = "| `seed` | `0` | a whole number of 0 or more | Start of all random numbers."
+    assert row in run("knobs", "polyp_fcn8").output
+    monkeypatch.setattr("segbundles.cli._console", lambda: Console(force_terminal=True, width=200, color_system=None))
+    result = run("knobs", "polyp_fcn8")
+    assert result.exit_code == 0
+    assert "|" not in result.output
+    assert " seed " in result.output
+    assert "Start of all random numbers." in result.output
+
+
 def test_phantom_prepare_and_merge(run, phantom, tmp_path):
     case = "phantom0_001"
     result = run("prepare", "lasc18", "--source", phantom, "--out", tmp_path / "a", "--validation-case", case)
@@ -218,14 +229,3 @@ def test_a_run_imports_only_what_it_uses():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_knobs_are_a_table_on_a_screen_and_markdown_in_a_pipe(run, monkeypatch):
-    row = "| `seed` | `0` | a whole number of 0 or more | Start of all random numbers."
-    assert row in run("knobs", "polyp_fcn8").output
-    monkeypatch.setattr("segbundles.cli._console", lambda: Console(force_terminal=True, width=200, color_system=None))
-    result = run("knobs", "polyp_fcn8")
-    assert result.exit_code == 0
-    assert "|" not in result.output
-    assert " seed " in result.output
-    assert "Start of all random numbers." in result.output

@@ -301,4 +301,4 @@ def test_check_says_that_it_runs_what_is_in_the_bundle(tmp_path: Path) -> None:
     configs.mkdir(parents=True)
     (configs / "train.json").write_text(json.dumps({"bundle_root": ".", "x": "$1 + 1", "run": ["$print(@x)"]}))
     result = CliRunner().invoke(app, ["check", str(tmp_path / "stranger"), "--config", "train.json"])
-    assert "runs expressions and modules that the bundle names" in result.output
+    assert "A check runs code that the bundle names" in result.output

@@ -28,17 +28,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("arguments", "environment", "expected", "reason"),
     [
         ({}, {}, 8, "8 cores for this process"),
-        ({"num_workers": 2}, {}, 6, "8 cores for this process, 2 data workers"),
-        ({"num_workers": 7}, {}, 4, "8 cores for this process, 7 data workers"),
         ({}, {"LOCAL_WORLD_SIZE": "3"}, 2, "2 cores for this process"),
         ({}, {"LOCAL_WORLD_SIZE": "16"}, 1, "1 core for this process"),
-        (
-            {"num_workers": 1},
-            {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"},
-            3,
-            "4 cores for this process, 1 data worker",
-        ),
-        ({"num_workers": 4}, {"OMP_NUM_THREADS": "8"}, 8, "OMP_NUM_THREADS 8"),
+        ({}, {"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 4, "4 cores for this process"),
+        ({}, {"OMP_NUM_THREADS": "8"}, 8, "OMP_NUM_THREADS 8"),
         ({"num_threads": 5}, {"OMP_NUM_THREADS": "8", "LOCAL_WORLD_SIZE": "2"}, 5, "num_threads"),
     ],
 )

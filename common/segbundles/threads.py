@@ -15,16 +15,15 @@ logger = logging.getLogger("segbundles")
 _MOST_WORKERS = 8
 
 
-def choose_threads(num_threads: int | None = None, num_workers: int = 0) -> int:
+def choose_threads(num_threads: int | None = None) -> int:
     """Set how many threads torch uses in this process, by the cores that are there for it, and log the number once.
 
     More threads than cores make a run several times slower, because threads wait for each other. The processes that
-    ``torchrun`` starts on one machine share its cores. Data workers get their own cores, at most half of them. Torch's
-    own number is never raised, except where ``torchrun`` has set it to 1 for want of a better number.
+    ``torchrun`` starts on one machine share its cores. Data workers wait most of the time, so none are kept for them.
+    Torch's own number is never raised, except where ``torchrun`` has set it to 1 for want of a better number.
 
     Args:
         num_threads: the number; None chooses it, unless the environment has ``OMP_NUM_THREADS``.
-        num_workers: number of data workers, with one thread each.
 
     Returns:
         The number of threads.
@@ -38,10 +37,8 @@ def choose_threads(num_threads: int | None = None, num_workers: int = 0) -> int:
     elif given and not torchrun:
         number, reason = torch.get_num_threads(), f"OMP_NUM_THREADS {given}"
     else:
-        number = max(1, (cores + 1) // 2, cores - num_workers)
-        number = number if torchrun else min(number, torch.get_num_threads())
+        number = cores if torchrun else min(cores, torch.get_num_threads())
         reason = f"{cores} core{'s' * (cores > 1)} for this process"
-        reason += f", {num_workers} data worker{'s' * (num_workers > 1)}" if num_workers else ""
     if number != torch.get_num_threads():
         torch.set_num_threads(number)
     logger.info(f"Threads: {number} ({reason}).")

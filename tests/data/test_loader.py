@@ -269,7 +269,7 @@ class Global:
 
 
 def test_workers_stay_and_are_seeded_for_each_item():
-    """A second epoch is the same in workers that have loaded a first one and in workers that have not."""
+    """An epoch has the same random numbers in workers that are new and in workers from an epoch before."""
     once, twice = (TrainingDataLoader(Global(), 2, num_workers=2) for _ in range(2))
     torch.manual_seed(1)
     first = torch.cat(list(twice))

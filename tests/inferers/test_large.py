@@ -153,6 +153,7 @@ def test_the_confidence_of_a_page_in_blocks(tmp_path: Path) -> None:
     facts = {
         "score": "accuracy",
         "temperature": 1.0,
+        "shift": 0.0,
         "intercept": 0.0,
         "coefficients": {"expected": 1.0},
         "margin": 0.1,

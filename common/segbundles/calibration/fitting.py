@@ -47,7 +47,7 @@ CANDIDATES = {
     ),
 }
 _LEVEL = 0.9  # of the lower bound
-_FAILURES_FOUND, _MOST_FLAGGED = 0.9, 0.2  # shares that set the limit of a low confidence
+_FAILURES_FOUND, _FALSE_ALARMS = 0.9, 0.1  # shares that set the limit of a low confidence
 _USUAL = 0.95  # share of new images inside of the ranges
 _WIDER_OF_ONE_GROUP = 1.0
 _RIDGE = 1.0
@@ -128,8 +128,8 @@ def lower_margin(residuals: ArrayLike, groups: Sequence[str], level: float = _LE
 def review_limit(confidence: ArrayLike, score: ArrayLike, failure: float) -> float:
     """Return the limit below which a confidence is low.
 
-    9 of 10 failures are below it, but no more than a fifth of all cases, except for those whose expected score itself
-    is a failure.
+    9 of 10 failures are below it, but no more than 1 of 10 other cases, except for those whose expected score itself is
+    a failure.
 
     Args:
         confidence: one value per unseen case.
@@ -140,7 +140,8 @@ def review_limit(confidence: ArrayLike, score: ArrayLike, failure: float) -> flo
     if not bad.any():
         return failure
     found = np.nextafter(np.quantile(confidence[bad], _FAILURES_FOUND, method="higher"), 1)
-    most = np.sort(confidence)[int(_MOST_FLAGGED * len(confidence))]
+    good = np.sort(confidence[~bad])
+    most = good[int(_FALSE_ALARMS * len(good))] if len(good) else 1.0
     return float(max(failure, min(found, most)))
 
 

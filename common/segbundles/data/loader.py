@@ -171,20 +171,20 @@ class TolerantDataLoader:
             have one value per slice.
         batch_size: the most images in a batch.
         num_workers: number of processes that read ahead.
+        large_images: segments images that are too large to be loaded, see :class:`segbundles.inferers.LargeImages`;
+            they are not read, and given as :class:`LargeImage`. None loads all.
 
     Attributes:
         skip: called with the files of each image of this process before any is read; an image for which it returns
             True is left out. None reads all.
-        is_large: called with the files of each image; an image for which it returns True is not read, and given as
-            :class:`LargeImage`. None reads all.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int = 1, num_workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int = 1, num_workers: int = 0, large_images: Any = None) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.large_images = large_images
         self.skip: Callable[[Sequence[str]], bool] | None = None
-        self.is_large: Callable[[Sequence[str]], bool] | None = None
 
     def _chosen(self) -> list[int]:
         mine = share(len(self.dataset))
@@ -194,7 +194,7 @@ class TolerantDataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         loader = DataLoader(
-            _Guarded(self.dataset, self.is_large),
+            _Guarded(self.dataset, self.large_images and self.large_images.is_large),
             batch_size=1,
             sampler=self._chosen(),
             num_workers=self.num_workers,

@@ -64,22 +64,15 @@ class TolerantEvaluator(SupervisedEvaluator):
     Args:
         val_data_loader: usually a :class:`segbundles.data.TolerantDataLoader`, whose
             :class:`segbundles.data.Failure` items are reported too.
-        large_images: segments images that are too large to be loaded, see :class:`segbundles.inferers.LargeImages`;
-            None loads all.
 
     The other arguments are those of :py:class:`monai.engines.SupervisedEvaluator`.
     """
 
     @wraps(SupervisedEvaluator.__init__)
-    def __init__(
-        self, *args: Any, event_names: Sequence[Any] | None = None, large_images: Any = None, **kwargs: Any
-    ) -> None:
-        self.large_images = large_images
+    def __init__(self, *args: Any, event_names: Sequence[Any] | None = None, **kwargs: Any) -> None:
         self._since = 0.0
         self._notes: list[str] = []
         super().__init__(*args, event_names=[*(event_names or ()), InferenceEvents], **kwargs)
-        if large_images is not None:
-            self.data_loader.is_large = large_images.is_large
         self.add_event_handler(Events.EPOCH_STARTED, lambda _: self._lap())
         self.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._take_notes)
         self.add_event_handler(Events.EXCEPTION_RAISED, _raise)
@@ -114,7 +107,7 @@ class TolerantEvaluator(SupervisedEvaluator):
 
     def _large(self, files: list[str]) -> list[Any]:
         try:
-            item = self.large_images(files[0])
+            item = self.data_loader.large_images(files[0])
         except Exception as error:
             return self._failed(files, innermost(error))
         self.state.batch, self.state.output = [], []

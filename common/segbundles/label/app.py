@@ -50,7 +50,8 @@ class BundlesApp(MONAILabelApp):
     """
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
-        self.bundles = {name: os.path.join(app_dir, "model", name) for name in conf["models"].split(",")}  # noqa: PTH118
+        names = conf["models"].split(",")
+        self.bundles = {name: os.path.join(app_dir, "model", name) for name in names}  # noqa: PTH118
         super().__init__(
             app_dir=app_dir,
             studies=studies,

@@ -129,6 +129,7 @@ def write_evaluation(
         {f"distribution_{name}": plot for name, plot in plots.items()}
         | {name: figure for part in parts for name, figure in part.figures.items()},
     )
+    class_names = [classes.get(str(k), f"class {k}") for k in range(1, outlined_classes + 1)]
     write_report(
         folder / "report.html",
         title=title,
@@ -140,9 +141,7 @@ def write_evaluation(
         notes=[said, *few, *notes],
         settings=settings,
         sort_by=sort_by,
-        class_names=[classes.get(str(k), f"class {k}") for k in range(1, outlined_classes + 1)]
-        if outlined_classes > 1
-        else None,
+        class_names=class_names if outlined_classes > 1 else None,
         outlines=outlined_classes > 0,
         parts=parts,
         headings={
