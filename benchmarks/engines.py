@@ -1,9 +1,10 @@
 """Compare what computes a bundle's network on a processor, or how many mirrored and turned views to average.
 
     python benchmarks/engines.py polyp_fcn8 DATA [--cases 5 --runs 5 --split validation --cpu_time --mirror_axes [] ...]
-    python benchmarks/engines.py polyp_fcn8 DATA --views --cases 0
+    python benchmarks/engines.py polyp_fcn8 FOLDS --views --cases 0
 
-DATA is a folder with a datalist.json. Every variant in turn runs the inferer of the evaluation on cases of one split,
+DATA is a folder with a datalist.json, FOLDS one of `segbundles crossvalidate`: there each case is segmented with the
+weights of the fold that did not see it. Every variant in turn runs the inferer of the evaluation on cases of one split,
 several times. The table has the median time, how many times as fast as the first row that is, the share of the mask's
 voxels that differ from the first row, and with `--views` the mean scores. Reading and post-processing are not timed.
 The first pass of each variant, which exports or compiles, is not timed either, unless there are `--runs 0`, which is
@@ -33,6 +34,7 @@ from monai.inferers import Inferer
 from tables import Table, machine
 
 from segbundles.commands import find_bundle
+from segbundles.crossvalidation import RECORD_NAME
 from segbundles.handlers import EvaluationReport, WeightsLoader
 from segbundles.inferers import MirrorInferer
 from segbundles.inferers.mirror import logits_of, subsets
@@ -111,10 +113,10 @@ ENGINE_VARIANTS = [
 class Pipeline:
     """The inferer, post-processing and scorer of a bundle's evaluation."""
 
-    def __init__(self, root: Path, data: str, split: str, variant: Variant, knobs: dict[str, Any]) -> None:
+    def __init__(self, root: Path, variant: Variant, knobs: dict[str, Any]) -> None:
         parser = ConfigParser()
         parser.read_config([str(root / "configs" / name) for name in ("train.json", "evaluate.json")])
-        parser.update({"bundle_root": str(root), "dataset_dir": data, "split": split, **knobs, **variant.knobs})
+        parser.update({"bundle_root": str(root), **knobs, **variant.knobs})
         parsed = parser.get_parsed_content
         parsed("settings")
         self.network = parsed("network").eval()
@@ -140,6 +142,12 @@ class Pipeline:
         item = self.postprocessing(item)
         records = self.scorer.score("case", item, False)
         return np.asarray(item["pred"]), [record.row for record in records]
+
+
+def unseen(data: Path) -> list[dict[str, Any]]:
+    """Return the knobs that evaluate the unseen cases of each fold; none if the folder has no cross-validation."""
+    folds = sorted(data.glob("fold*")) if (data / RECORD_NAME).is_file() else []
+    return [{"dataset_dir": str(fold / "data"), "split": "testing", "ckpt_dir": str(fold / "models")} for fold in folds]
 
 
 def view_variants(root: Path) -> list[Variant]:
@@ -181,10 +189,10 @@ def table(
 
     Args:
         root: folder of the bundle.
-        data: folder with a datalist.json.
+        data: folder with a datalist.json, or of a cross-validation.
         views: whether to compare numbers of views instead of engines.
-        split: split of the cases.
-        cases: number of cases, spread evenly over the split; 0 takes all.
+        split: split of the cases; those of a cross-validation are the unseen ones of its folds.
+        cases: number of cases, spread evenly over each split; 0 takes all.
         runs: timed passes of each variant; 0 times the first pass.
         only: leave out variants without this in their name, except the first.
         cpu_time: whether to count the time of the processor.
@@ -192,29 +200,33 @@ def table(
     """
     first, *others = view_variants(root) if views else ENGINE_VARIANTS
     variants = [first, *(v for v in others if find_spec(v.package) and only in v.name)]
-    pipelines = [Pipeline(root, str(data), split, variant, knobs or {}) for variant in variants]
-    dataset = pipelines[0].parsed("validate::dataset")
-    count = min(cases or len(dataset), len(dataset))
     clock = time.process_time if cpu_time else time.perf_counter
     seconds = np.zeros((len(variants), max(runs, 1)))
-    differ, voxels = np.zeros(len(variants), dtype=int), 0
+    differ, voxels, count, total = np.zeros(len(variants), dtype=int), 0, 0, 0
     rows: list[list[dict[str, Any]]] = [[] for _ in variants]
-    for k in np.linspace(0, len(dataset) - 1, count).astype(int):
-        batch = list_data_collate([dataset[int(k)]])
-        masks = []
-        for v, pipeline in enumerate(pipelines):
-            spent, output = pipeline.run(batch, clock)
-            seconds[v, 0] += spent if not runs else 0
-            mask, found = pipeline.finish(batch, output)
-            masks.append(mask)
-            rows[v] += found
-        differ += [int((mask != masks[0]).sum()) for mask in masks]
-        voxels += masks[0].size
-        for run in range(runs):
+    folds = unseen(data)
+    for where in folds or [{"dataset_dir": str(data), "split": split}]:
+        pipelines = [Pipeline(root, variant, {**(knobs or {}), **where}) for variant in variants]
+        dataset = pipelines[0].parsed("validate::dataset")
+        total += len(dataset)
+        for k in np.linspace(0, len(dataset) - 1, min(cases or len(dataset), len(dataset))).astype(int):
+            batch = list_data_collate([dataset[int(k)]])
+            count += 1
+            masks = []
             for v, pipeline in enumerate(pipelines):
-                seconds[v, run] += pipeline.run(batch, clock)[0]
+                spent, output = pipeline.run(batch, clock)
+                seconds[v, 0] += spent if not runs else 0
+                mask, found = pipeline.finish(batch, output)
+                masks.append(mask)
+                rows[v] += found
+            differ += [int((mask != masks[0]).sum()) for mask in masks]
+            voxels += masks[0].size
+            for run in range(runs):
+                for v, pipeline in enumerate(pipelines):
+                    seconds[v, run] += pipeline.run(batch, clock)[0]
     title = (
-        f"{'Views' if views else 'Engines'} of {root.name}, {count} of {len(dataset)} cases of {split}, "
+        f"{'Views' if views else 'Engines'} of {root.name}, {count} of {total} cases "
+        f"{'left out of training' if folds else f'of {split}'}, "
         f"{torch.get_num_threads()} threads, {max(runs, 1)} runs in turn{', time of the processor' * cpu_time}"
     )
     times = np.median(seconds, axis=1) / count
@@ -230,7 +242,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("bundle")
-    parser.add_argument("data", type=Path, help="folder with a datalist.json")
+    parser.add_argument("data", type=Path, help="folder with a datalist.json, or of a cross-validation")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--cases", type=int, default=5, help="cases, spread evenly over the split; 0 takes all")
     parser.add_argument("--runs", type=int, default=5, help="timed passes; 0 times the first one")

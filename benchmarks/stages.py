@@ -78,7 +78,7 @@ def table(bundle: Path, image: Path, runs: int = 3, settings: dict[str, Any] | N
             before, after = (parser.get_parsed_content(f"{name}processing").transforms for name in ("pre", "post"))
             network, inferer = (parser.get_parsed_content(name) for name in ("network", "inferer"))
             for _ in range(runs):
-                spent = run(parser.get_parsed_content("cases")[0], before, after, inferer, network)
+                spent = run(parser.get_parsed_content("dataset").data[0], before, after, inferer, network)
                 spent[name] = spent.pop("network")
                 for stage, one in spent.items():
                     if not more or stage == name:
