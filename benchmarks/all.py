@@ -31,6 +31,8 @@ import engines
 # (side, pages, block) of large EM images, in pixels
 LARGE = [(20000, 1, 4096), (512, 30, 1024), (512, 300, 1024)]
 LARGE_QUICK = [(1200, 1, 1024), (512, 6, 1024)]
+# pages that the shipped weights segment, one view
+TRAINED, TRAINED_QUICK = [(4608, 1, 4096)], [(1100, 1, 1024)]
 # one view of a section, eight of which take eight times as long
 PLAIN_SECTION = {"mirror_axes": [], "quarter_turns": False}
 # benchmarks that print tables of their own, and what makes them quick
@@ -79,6 +81,7 @@ def every_memory(name: str, data: Path, quick: bool) -> dict[str, Table]:
     found = {"memory": memory.table(data, [name], quick)}
     if name == "em_membrane_unet":
         found["large"] = memory.large(LARGE_QUICK if quick else LARGE)
+        found["large"].rows += memory.large(TRAINED_QUICK if quick else TRAINED, trained=True).rows
     return found
 
 

@@ -12,7 +12,8 @@ that are no longer shipped are deleted; what only they said disappears. Without 
 `--check` only says what would change.
 
 `--pictures PREFIX` also writes the pictures of the best, median and worst case of the evaluation to the folder of the
-card (by Dice, or by `--metric`), and `--training O/tensorboard/RUN`, which may be given several times, `curves.png`.
+card (by Dice, or by `--metric`), and `--training NAME=O`, which may be given several times, `curves.png` and what the
+training cost.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from tables import Table, machine
 
 from segbundles.commands import setting_pairs
 from segbundles.files import atomic_path, read_json, write_json
@@ -51,7 +55,8 @@ SPEED = {
     "stages": "One image, stage by stage",
     "engines": "The network with each engine",
     "views": "Mirrored and turned views of an image",
-    "steps": "Training",
+    "steps": "Steps of a training",
+    "training": "Training of the shipped weights",
     "memory": "Memory of each command",
 }
 # figures that have no column in metrics.csv
@@ -440,33 +445,49 @@ def pictures(folder: Path, prefix: Path, metric: str) -> None:
         print(f"{path.name}: {case}, {metric} {score:.3f}")
 
 
-def curves(folders: Sequence[Path], path: Path) -> None:
-    """Draw the training loss and the validation metric, one row per training."""
+def trainings(folders: Mapping[str, Path], bundle: Path) -> None:
+    """Draw the loss, and the validation metric if there is one, of trainings, and write what they cost."""
     import numpy as np
     from matplotlib.figure import Figure
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    figure = Figure(figsize=(9, 2.8 * len(folders)), layout="constrained")
-    axes = figure.subplots(len(folders), 2, squeeze=False)
-    for (left, right), folder in zip(axes, folders, strict=True):
-        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    panels: list[tuple[str, list[int], list[float]]] = []
+    cost = Table("Trainings of the shipped weights", ("training", "epochs", "seconds per epoch, median", "core-hours"))
+    for name, folder in folders.items():
+        (run,) = (folder / "tensorboard").iterdir()
+        events = EventAccumulator(str(run), size_guidance={"scalars": 0})
         events.Reload()
-        tags = events.Tags()["scalars"]
-        metric = next((tag for tag in tags if tag.startswith("val_") and tag != "val_loss"), None)
-        if "train_loss" not in tags or metric is None:
-            sys.exit(f"{folder} has no train_loss or no validation metric: its scalars are {tags}")
-        for ax, tag in ((left, "train_loss"), (right, metric)):
-            steps, values = zip(*((e.step, e.value) for e in events.Scalars(tag)), strict=True)
-            window = max(1, len(values) // 100)
-            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-            marker = "o" if len(values) < 50 else None
-            ax.plot(steps[window - 1 :], smooth, color="#0072B2", linewidth=1.2, marker=marker, markersize=3)
-            mean = f", mean of {window} steps" if window > 1 else ""
-            ax.set_title(f"{folder.name}: {tag}{mean}", fontsize=9)
-            ax.set_xlabel("step" if tag == "train_loss" else "epoch")
-            ax.grid(color="0.9")
-            ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+        for tag in events.Tags()["scalars"]:
+            if tag == "train_loss" or (tag.startswith("val_") and tag != "val_loss"):
+                steps, values = zip(*((e.step, e.value) for e in events.Scalars(tag)), strict=True)
+                panels.append((f"{name}: {tag}", list(steps), list(values)))
+        log = (folder / "training.log").read_text(encoding="utf-8")
+        seconds = [float(text) for text in re.findall(r"epoch \d+/\d+, .* ([\d.]+) s,", log)]
+        threads = re.findall(r"Threads: (\d+)", log) or ["1"]  # older logs, of one thread
+        hours = median(seconds) * len(seconds) * int(threads[-1]) / 3600
+        cost.rows.append((name, str(len(seconds)), f"{median(seconds):.0f}", f"{hours:.1f}"))
+    cost.write(
+        bundle / "docs/figures/training.csv",
+        f"{cost.title}, {threads[-1]} thread. Core-hours: the median times the epochs. Measured on {machine()}.",
+    )
+    figure = Figure(figsize=(9, 2.8 * -(-len(panels) // 2)), layout="constrained")
+    for number, (title, steps, values) in enumerate(panels):
+        ax = figure.add_subplot(-(-len(panels) // 2), 2, number + 1)
+        window = max(1, len(values) // 100)
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        ax.plot(
+            steps[window - 1 :],
+            smooth,
+            color="#0072B2",
+            linewidth=1.2,
+            marker="o" if len(values) < 50 else None,
+            markersize=3,
+        )
+        ax.set_title(title + (f", mean of {window} steps" if window > 1 else ""), fontsize=9)
+        ax.set_xlabel("step" if "train_loss" in title else "epoch")
+        ax.grid(color="0.9")
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(bundle / "docs/curves.png", dpi=110)
 
 
 def main() -> None:
@@ -476,7 +497,7 @@ def main() -> None:
     parser.add_argument("--evaluation", action="append", default=[], metavar="NAME=O", help="a finished evaluation")
     parser.add_argument("--pictures", metavar="PREFIX", help="also write best, median and worst case of it")
     parser.add_argument("--metric", default="dice", help="column of metrics.csv for them; larger must be better")
-    parser.add_argument("--training", type=Path, action="append", default=[], help="folder of a training's curves")
+    parser.add_argument("--training", action="append", default=[], metavar="NAME=O", help="a finished training")
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if a page would change")
     options = parser.parse_args()
     if (options.evaluation or options.training) and not options.bundle:
@@ -488,7 +509,7 @@ def main() -> None:
         if options.pictures:
             pictures(Path(folder), bundle / "docs" / options.pictures, options.metric)
     if options.training:
-        curves(options.training, bundle / "docs/curves.png")
+        trainings({name: Path(folder) for name, _, folder in (one.partition("=") for one in options.training)}, bundle)
     if not options.check:
         for one in BUNDLES:
             for name in drop_stale(one):

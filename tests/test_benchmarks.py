@@ -7,24 +7,14 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+import scale
+import tables
 import tifffile
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch):
-    """Import a benchmark."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-
-    def get(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return get
 
 
 def make_list(folder: Path, cases: list[dict]) -> Path:
@@ -36,8 +26,7 @@ def make_list(folder: Path, cases: list[dict]) -> Path:
     return folder
 
 
-def test_some_cases_are_whole_patients_and_their_files_are_found(benchmark, tmp_path: Path) -> None:
-    tables = benchmark("tables")
+def test_some_cases_are_whole_patients_and_their_files_are_found(tmp_path: Path) -> None:
     cases = [
         {
             "case": f"{patient}{k}",
@@ -60,8 +49,7 @@ def test_some_cases_are_whole_patients_and_their_files_are_found(benchmark, tmp_
     assert (folder / "b/b2.tif").read_text() == "b2.tif"
 
 
-def test_pages_of_a_stack_become_images(benchmark, tmp_path: Path) -> None:
-    tables = benchmark("tables")
+def test_pages_of_a_stack_become_images(tmp_path: Path) -> None:
     cases = [{"case": f"s{k}", "group": "s", "page": k, "image": "stack.tif", "label": "stack.tif"} for k in range(4)]
     data = make_list(tmp_path / "data", cases)
     stack = np.arange(4, dtype=np.uint8)[:, None, None] * np.ones((1, 5, 6), np.uint8)
@@ -74,17 +62,17 @@ def test_pages_of_a_stack_become_images(benchmark, tmp_path: Path) -> None:
     }
 
 
-def test_the_memory_of_a_process_is_its_own(benchmark) -> None:
+def test_the_memory_of_a_process_is_its_own() -> None:
     """200 MiB more are seen, and a command that fails ends the benchmark with its output."""
-    child = benchmark("tables").child
+    child = tables.child
     peaks = [child([sys.executable, "-c", f"print(len(b'x' * ({size} << 20)))"])[1] for size in (0, 200)]
     assert 190 < peaks[1] - peaks[0] < 230
     with pytest.raises(SystemExit, match=r"failed with status 3:\nbecause"):
         child([sys.executable, "-c", "print('because'); raise SystemExit(3)"])
 
 
-def test_a_table_is_shown_and_written(benchmark, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    table = benchmark("tables").Table("Title", ("stage", "seconds"), [("network", "0.1")])
+def test_a_table_is_shown_and_written(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = tables.Table("Title", ("stage", "seconds"), [("network", "0.1")])
     table.show()
     assert capsys.readouterr().out == "\nTitle\n\n| stage | seconds |\n| --- | --- |\n| network | 0.1 |\n"
     table.write(tmp_path / "a" / "speed.csv", "on this machine")
@@ -92,10 +80,10 @@ def test_a_table_is_shown_and_written(benchmark, tmp_path: Path, capsys: pytest.
         assert list(csv.reader(file)) == [["stage", "seconds"], ["network", "0.1"], ["on this machine"]]
 
 
-def test_every_benchmark_of_all_can_be_imported(benchmark) -> None:
-    every = benchmark("all")
+def test_every_benchmark_of_all_can_be_imported() -> None:
+    every = importlib.import_module("all")
     assert [name for name in every.OTHERS if not (ROOT / "benchmarks" / name).is_file()] == []
     bundle = ROOT / "bundles" / "polyp_fcn8"
-    words = benchmark("scale").command(bundle, Path("D"), Path("O"), 2)
+    words = scale.command(bundle, Path("D"), Path("O"), 2)
     assert [*words[1:5]] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     assert words[-2:] == ["--mirror_axes", "[]"]

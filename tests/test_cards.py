@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import csv
 import json
 import re
 import shutil
 from pathlib import Path
 
+import cards
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from segbundles.evaluations import read_evaluation
 from segbundles.metrics import summarize
@@ -16,10 +18,6 @@ from segbundles.report import pooled_intervals
 from segbundles.statistics import with_intervals
 
 ROOT = Path(__file__).resolve().parents[1]
-_SPEC = importlib.util.spec_from_file_location("cards", ROOT / "benchmarks/cards.py")
-cards = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(cards)
-
 RECORDS = sorted((ROOT / "bundles").glob("*/docs/figures/*.json"))
 QUALITY = re.compile(r"\b(dice|jaccard|accuracy|v_rand|v_info|hd95|assd|precision|recall|ece)\b", re.IGNORECASE)
 
@@ -252,3 +250,24 @@ def test_an_unknown_part_is_refused(bundle):
     (bundle / "docs/README.md").write_text("<!-- cards: figure x -->\n<!-- /cards -->")
     with pytest.raises(SystemExit, match="no part 'figure'; choose from knobs, evaluations"):
         cards.write_page(bundle / "docs/README.md")
+
+
+def test_trainings_are_drawn_and_their_cost_is_the_median_epoch(tmp_path):
+    """A stop in the middle of an epoch does not count."""
+    out, bundle = tmp_path / "out", tmp_path / "bundle"
+    (bundle / "docs/figures").mkdir(parents=True)
+    with SummaryWriter(str(out / "tensorboard/training_1")) as writer:
+        for step in range(3):
+            writer.add_scalar("train_loss", 1 / (1 + step), step)
+    lines = ["Threads: 2 (2 cores for this process)."]
+    lines += [
+        f"epoch {k}/3, train_loss 0.5, learning rate 1e-3, {s} s, 1 min left"
+        for k, s in ((1, 36.0), (2, 36.0), (3, 900.0))
+    ]
+    (out / "training.log").write_text("\n".join(lines))
+    cards.trainings({"model": out}, bundle)
+    with (bundle / "docs/figures/training.csv").open(newline="") as file:
+        heads, row, _ = csv.reader(file)
+    assert row == ["model", "3", "36", "0.1"]  # 3 epochs of 36 s on 2 threads are 216 s of a core
+    assert heads[-1] == "core-hours"
+    assert (bundle / "docs/curves.png").read_bytes()[:4] == b"\x89PNG"

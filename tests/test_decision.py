@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
+import decision
 import numpy as np
 import pytest
 from scipy.special import expit
 
 from segbundles.calibration import Case
 from segbundles.confidence import pixel_counts
-
-_SPEC = importlib.util.spec_from_file_location(
-    "decision", Path(__file__).resolve().parents[1] / "benchmarks/decision.py"
-)
-decision = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(decision)
 
 
 def made_case(group, logits, truth, pixels=100):

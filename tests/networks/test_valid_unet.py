@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-
+import brain_paper_weights
 import pytest
 import torch
 from torch.nn import functional as F
@@ -95,10 +93,6 @@ def test_with_padding_it_is_the_network_of_buda() -> None:
 
 def test_the_weights_published_for_buda_give_the_same_output() -> None:
     """The published network written out with torch's functions, from its paper and the names of its weights."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "brain_paper_weights.py"
-    spec = spec_from_file_location("brain_paper_weights", path)
-    convert = module_from_spec(spec)
-    spec.loader.exec_module(convert)
     width, weights, random = 2, {}, torch.Generator().manual_seed(0)
 
     def add(name: str, *shape: int) -> None:
@@ -144,5 +138,5 @@ def test_the_weights_published_for_buda_give_the_same_output() -> None:
         x = run(torch.cat([x, skips[level - 1]], 1), f"decoder{level}", f"dec{level}")
     expected = F.conv2d(x, weights["conv.weight"], weights["conv.bias"])
     net = ValidUNet(3, 1, [width * 2**level for level in range(5)], "batch", padding="same")
-    net.load_state_dict(convert.converted(weights))
+    net.load_state_dict(brain_paper_weights.converted(weights))
     torch.testing.assert_close(net.eval()(image), expected, rtol=1e-4, atol=1e-5)
