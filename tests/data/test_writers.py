@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -123,6 +125,19 @@ def test_tiff_round_trip(tmp_path, size):
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
         assert len(file.pages) == (size[2] if len(size) == 3 else 1)
         assert file.pages[0].shape == (4, 5)
+
+
+def test_a_stack_is_converted_page_by_page(tmp_path) -> None:
+    """The stack itself may be a file that does not fit into memory."""
+    array = np.arange(256 * 256 * 32, dtype=np.int32).reshape(256, 256, 32) % 1000
+    writer = TiffWriter(np.uint16)
+    writer.set_data_array(array, channel_dim=None)
+    tracemalloc.start()
+    writer.write(tmp_path / "a.tif")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < array.size * 2 / 2  # half of the stack as it is written
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), array.T)
 
 
 @pytest.mark.parametrize("writer", [SimpleITKWriter, TiffWriter])

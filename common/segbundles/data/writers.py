@@ -147,13 +147,13 @@ class TiffWriter(_ArrayWriter):
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, compressed."""
         super().write(filename, verbose=verbose)
-        array = self.data_obj.astype(self.output_dtype, copy=False)
+        array, dtype = self.data_obj, np.dtype(self.output_dtype)
         pages, channels = array.ndim - self.channels_last > 2, self.channels_last
         array = array.transpose(*range(2, array.ndim), 1, 0)
         axes = "Z" * pages + "C" * channels + "YX"
         metadata: dict[str, Any] = {"axes": axes}
-        imagej = (channels or (pages and self.pixel_nm is not None)) and array.nbytes < _SMALL
-        options: dict[str, Any] = {"imagej": True} if imagej and array.dtype in _OF_IMAGEJ else {}
+        imagej = (channels or (pages and self.pixel_nm is not None)) and array.size * dtype.itemsize < _SMALL
+        options: dict[str, Any] = {"imagej": True} if imagej and dtype in _OF_IMAGEJ else {}
         if self.pixel_nm is not None:
             *sizes, distance = self.pixel_nm
             options["resolution"] = tuple(1 / size for size in sizes)
@@ -162,7 +162,10 @@ class TiffWriter(_ArrayWriter):
             else:
                 options["resolution"] = tuple(_NM_PER_CM / size for size in sizes)
                 options["resolutionunit"] = "CENTIMETER"
-        tifffile.imwrite(filename, array, photometric="minisblack", compression="deflate", metadata=metadata, **options)
+        options |= {"photometric": "minisblack", "compression": "deflate", "metadata": metadata}
+        # one page after the other: a stack may be a file that does not fit into memory
+        each = (np.ascontiguousarray(array[index], dtype) for index in np.ndindex(array.shape[:-2]))
+        tifffile.imwrite(filename, each, shape=array.shape, dtype=dtype, **options)
 
 
 class PngWriter(_ArrayWriter):
