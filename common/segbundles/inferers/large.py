@@ -47,6 +47,7 @@ _SHOWN_PIXELS = 2**21  # of all pages, in the preview and in the estimate of gre
 _SEAM = 16  # pixels beside a seam in which the cells of two blocks are compared
 _OF_WHOLE = (MeasureCellsd, SaveOutputd)
 _OF_FLOATS = (SaveProbabilitiesd, SaveUncertaintyd)  # a PNG of them is made in memory, with copies
+_CELLS = "cells"  # whose numbers are made unique in each page
 _LEVELS = "uncertainty levels"  # what the preview shows of the probabilities
 
 
@@ -82,7 +83,6 @@ class LargeImages:
             gets every n-th pixel; all others get each block.
         device: device of the network.
         margin_pixels: how far a block sees beyond its part of the page.
-        cells_key: key of the cells, whose numbers are made unique in each page.
 
     Raises:
         ValueError: when ``block_pixels`` is not larger than twice the margin.
@@ -97,7 +97,6 @@ class LargeImages:
         postprocessing: Compose,
         device: torch.device | str,
         margin_pixels: int = 128,
-        cells_key: str = "cells",
     ) -> None:
         if block_pixels is not None and not block_pixels > 2 * margin_pixels:
             fail(f"block_pixels must be more than {2 * margin_pixels}, or null for no limit, got {block_pixels}.")
@@ -106,7 +105,6 @@ class LargeImages:
         self.inferer = inferer
         self.network = network
         self.device = torch.device(device)
-        self.cells_key = cells_key
         steps = [step for step in preprocessing.flatten().transforms if not isinstance(step, LoadImaged)]
         last = max((k for k, step in enumerate(steps) if isinstance(step, CheckImaged)), default=-1)
         self._checks = Compose(steps[: last + 1])
@@ -194,7 +192,7 @@ class _Run:
         self.pages = picture_shape(file)[0]
         used = (key for step in owner._of_whole for key in step.keys)
         shown = [_LEVELS] * owner._shows_uncertainty
-        self.keys = list(dict.fromkeys([*used, owner.cells_key, *shown]))
+        self.keys = list(dict.fromkeys([*used, _CELLS, *shown]))
         self.maps: dict[str, np.memmap] = {}  # (pages, channels, H, W), the order in which a file has them
         self.shown: list[np.ndarray] = []
         self.step = 1
@@ -221,13 +219,13 @@ class _Run:
             add_note(self.meta, notes_of(*item.values()))
             self.confidences.append(confidence_columns(item))
             self.pixels.append(math.prod(c.stop - c.start for c in block.core))
-            found = np.asarray(item[owner.cells_key])[0, ..., 0].astype(np.int32)
+            found = np.asarray(item[_CELLS])[0, ..., 0].astype(np.int32)
             found[found > 0] += cells
             joined += self._seams(found, number, block)
             cells = max(cells, int(found.max()))
             kept.append(np.unique(found[block.inside]))
             for key in self.keys:
-                values = found[None] if key == owner.cells_key else np.asarray(item[key])[..., 0]
+                values = found[None] if key == _CELLS else np.asarray(item[key])[..., 0]
                 core = values[(slice(None), *block.inside)]
                 self._map(key, core, size)[number, :, block.core[1], block.core[0]] = core.swapaxes(1, 2)
             self._forget()
@@ -279,9 +277,9 @@ class _Run:
 
     def _seams(self, found: np.ndarray, number: int, block: _Block) -> list[np.ndarray]:
         """Return pairs of numbers of one cell: of the blocks before this one, and of this one."""
-        if self.owner.cells_key not in self.maps:
+        if _CELLS not in self.maps:
             return []
-        before = self.maps[self.owner.cells_key][number, 0]
+        before = self.maps[_CELLS][number, 0]
         pairs = []
         for axis in (0, 1):
             start = block.core[axis].start
@@ -295,7 +293,7 @@ class _Run:
 
     def _number(self, number: int, blocks: list[_Block], numbers: np.ndarray) -> None:
         """Give the cells of a page their numbers."""
-        values = self.maps[self.owner.cells_key][number, 0]
+        values = self.maps[_CELLS][number, 0]
         for block in blocks:
             x, y = block.core
             values[y, x] = numbers[values[y, x]]
@@ -312,7 +310,7 @@ class _Run:
         if all(self.confidences):
             item |= join_confidence(self.confidences, self.pixels, "blocks" if in_blocks else "pages")
         if owner._preview is not None:
-            layers = {"cells": owner.cells_key} | ({"uncertainty": _LEVELS} if owner._shows_uncertainty else {})
+            layers = {"cells": _CELLS} | ({"uncertainty": _LEVELS} if owner._shows_uncertainty else {})
             item["preview"] = displayed_case(shown, {name: self._few(key) for name, key in layers.items()})
         whole: dict[str, Any] = {key: self._whole(values) for key, values in self.maps.items()}
         for step in owner._of_whole:

@@ -144,10 +144,10 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
-def log_end(path: Path, lines: int = _LINES) -> str:
+def log_end(path: Path) -> str:
     """Return the last lines of a log that are not empty."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+    return "\n".join([line for line in text.splitlines() if line.strip()][-_LINES:])
 
 
 def _read_record(root: Path) -> dict[str, Any]:
