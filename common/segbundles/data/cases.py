@@ -28,13 +28,13 @@ from segbundles.errors import InputError, fail
 from segbundles.files import DATALIST_NAME, SPLITS, read_table, shown, walk
 from segbundles.leaks import check_leaks
 from segbundles.patterns import Pattern, join, split_list
+from segbundles.segments import SEGMENTATION
 
 __all__ = ["Datalist", "FolderImages", "image_root", "list_images"]
 
 logger = logging.getLogger("segbundles")
 
 BY_PATTERN, BY_LABEL = "by the pattern", "as labels"  # reasons that depend on the knob skip
-SLICER_LABEL = ".seg.nrrd"
 # formats of images that are not read, although a person may expect it
 NOT_READ = (
     *(".webp", ".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".heic", ".heif", ".avif", ".psd", ".pgm", ".ppm", ".svg"),
@@ -425,7 +425,7 @@ def _labels(datalists: Iterable[Path]) -> set[Path]:
 
 
 def _is_label(path: Path, labels: set[Path]) -> bool:
-    return path in labels or path.name.lower().endswith(SLICER_LABEL)
+    return path in labels or path.name.lower().endswith(SEGMENTATION)
 
 
 def list_images(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -450,8 +450,8 @@ def list_images(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 def _result_stem(path: Path) -> str:
     """Return the name of a file without its suffix, as results have it: ``a_seg.seg.nrrd`` gives ``a_seg``."""
-    slicer = path.name.lower().endswith(SLICER_LABEL)
-    return path.name[: -len(SLICER_LABEL)] if slicer else file_stem(path)
+    slicer = path.name.lower().endswith(SEGMENTATION)
+    return path.name[: -len(SEGMENTATION)] if slicer else file_stem(path)
 
 
 def _series_folders(files: Iterable[Path]) -> set[Path]:
