@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from segbundles.data.dicom import (
 )
 from segbundles.data.readers import SuffixReader
 from segbundles.errors import InputError, fail
-from segbundles.files import DATALIST_NAME, SPLITS, read_table, shown, walk
+from segbundles.files import DATALIST_NAME, SPLITS, read_json, read_table, shown, walk
 from segbundles.leaks import check_leaks
 from segbundles.patterns import Pattern, join, split_list
 from segbundles.segments import SEGMENTATION
@@ -109,7 +108,7 @@ class Datalist(_LazyCases):
         if self.split not in SPLITS:
             fail(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}.")
         try:
-            entries = json.loads(path.read_text(encoding="utf-8-sig")).get(self.split) or []
+            entries = read_json(path).get(self.split) or []
         except (ValueError, AttributeError) as error:
             fail(f"{path} is not a datalist in JSON ({error}): {prepare}.")
         if not entries and self.required:
@@ -416,7 +415,7 @@ def _labels(datalists: Iterable[Path]) -> set[Path]:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = read_json(path)
             entries = [entry for split in SPLITS for entry in content.get(split) or []]
             found |= {_unlinked(path.parent / entry["label"]) for entry in entries if entry.get("label")}
         except (OSError, ValueError, AttributeError, TypeError) as error:
