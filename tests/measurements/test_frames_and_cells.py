@@ -34,7 +34,7 @@ def test_cells_by_hand(pixel_nm: float | None) -> None:
     cells[1:3, 1:4, 0] = 1
     cells[5:8, 2:4, 0] = 7
     cells[3, 3, 1] = 1
-    found, rows = measure_cells(cells, cells == 0, pixel_nm)
+    found, rows = measure_cells(cells, cells > 0, pixel_nm)
     assert found == {"cells": 3, "cells_per_section": [2, 1], "membrane_fraction": pytest.approx(1 - 13 / 96)}
     area = (lambda pixels: None) if pixel_nm is None else (lambda pixels: pixels * 16)
     assert [tuple(row[column] for column in CELL_COLUMNS) for row in rows] == [
@@ -47,7 +47,7 @@ def test_cells_by_hand(pixel_nm: float | None) -> None:
 def test_cells_of_a_large_section_are_those_of_scikit_image() -> None:
     """Areas, centroids and borders; the section is higher than what is counted at once."""
     cells = np.random.default_rng(0).integers(0, 30, (9, 30)).repeat(5, 0).repeat(20, 1)
-    _, rows = measure_cells(cells[..., None], cells[..., None] == 0)
+    _, rows = measure_cells(cells[..., None], cells[..., None] > 0)
     regions = regionprops(cells)
     assert len(regions) == len(rows) == 29
     for row, region in zip(rows, regions, strict=True):

@@ -283,7 +283,7 @@ class _Run:
         done = threading.Event()
 
         def repeat() -> None:
-            while not done.wait(0.1):
+            while not done.wait(0.02):
                 self._forget()
 
         thread = threading.Thread(target=repeat, daemon=True)

@@ -16,13 +16,13 @@ _ROWS = 256  # of a section, which may be on disk, that are counted at once
 
 
 def measure_cells(
-    cells: np.ndarray, membrane: np.ndarray, pixel_nm: float | None = None
+    cells: np.ndarray, mask: np.ndarray, pixel_nm: float | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure the numbered cells of a stack of sections.
 
     Args:
         cells: numbers of cells from 1 in each section, 0 elsewhere, (W, H, sections).
-        membrane: where the membrane mask has membrane, (W, H, sections).
+        mask: 0 where there is membrane, (W, H, sections).
         pixel_nm: size of a pixel in nm; None if it is not known.
 
     Returns:
@@ -32,7 +32,7 @@ def measure_cells(
     """
     tables = [_measure_section(cells[..., number], number + 1, pixel_nm) for number in range(cells.shape[2])]
     counts = [len(table) for table in tables]
-    fraction = float(np.count_nonzero(membrane) / membrane.size)
+    fraction = (mask.size - int(np.count_nonzero(mask))) / mask.size
     measured = {"cells": sum(counts), "cells_per_section": counts, "membrane_fraction": fraction}
     return measured, list(chain.from_iterable(tables))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection, PathLike
+from monai.config import DtypeLike, KeysCollection, PathLike
 from monai.data import ImageWriter, NibabelWriter
 from monai.transforms import MapTransform, SaveImaged
 
@@ -109,12 +109,16 @@ class SaveOutputd(SaveImaged):
         return not slice_files(output) and not _format(Path(file_name(output)))
 
     def _values(self, output: np.ndarray) -> np.ndarray:
-        """Return the values that are written, (channels, spatial), of their type."""
+        """Return the values that are written, (channels, spatial)."""
         raise NotImplementedError
 
     def _stored(self, values: np.ndarray, path: Path) -> np.ndarray:
         """Return the array that a file holds: (spatial) or, with channels, (spatial, channels)."""
         raise NotImplementedError
+
+    def _dtype(self, array: np.ndarray) -> DtypeLike:
+        """Return the type that a file holds; writers convert to it, page by page if they can."""
+        return array.dtype
 
     def _header(self, array: np.ndarray, path: Path) -> dict[str, str]:
         """Return further fields of the header of a NRRD file."""
@@ -153,7 +157,7 @@ class SaveOutputd(SaveImaged):
             writer.write(part)
 
     def _writer(self, path: Path, array: np.ndarray, pixel_nm: Sequence[float] | None) -> ImageWriter:
-        suffix, dtype = file_suffix(path), array.dtype
+        suffix, dtype = file_suffix(path), self._dtype(array)
         if suffix in NIFTI:
             return NibabelWriter(output_dtype=dtype)
         if suffix in ITK:
@@ -223,9 +227,7 @@ class SaveSegmentationd(SaveOutputd):
 
     def _values(self, output: np.ndarray) -> np.ndarray:
         if self.label_image:
-            if output.max() < 2**16:
-                return output[:1].astype(np.uint16)
-            return output[:1].view(np.uint32) if output.dtype == np.int32 else output[:1].astype(np.uint32)
+            return output[:1]
         return output[:1].astype(np.uint8, copy=False)
 
     def _stored(self, values: np.ndarray, path: Path) -> np.ndarray:
@@ -233,6 +235,9 @@ class SaveSegmentationd(SaveOutputd):
         if path.suffix in (".png", ".tif") and not self.label_image:
             return array * np.uint8(255 // (self.num_classes - 1))
         return array[..., None] if self.mask_format and array.ndim == 2 else array
+
+    def _dtype(self, array: np.ndarray) -> DtypeLike:
+        return (np.uint16 if array.max() < 2**16 else np.uint32) if self.label_image else array.dtype
 
     def _header(self, array: np.ndarray, path: Path) -> dict[str, str]:
         return slicer_header(array, self.segments) if self.mask_format else {}

@@ -98,7 +98,7 @@ class MeasureCellsd(MapTransform):
         for key in self.key_iterator(d):
             mask, cells = (np.atleast_3d(d[name].numpy(force=True)[0]) for name in (key, self.cells_key))
             size = pixel_nm(d[key]) if self.pixel_nm is None else self.pixel_nm
-            measured, rows = measure_cells(cells, mask == 0, size)
+            measured, rows = measure_cells(cells, mask, size)
             d["measurements"] = {**measured, "pixel_nm": size, "table": rows}
             add_note(d[key], self._note(size))
         return d
