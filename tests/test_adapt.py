@@ -31,7 +31,8 @@ from segbundles.adapt import (
     write_plans,
 )
 from segbundles.cli import app
-from segbundles.commands import fine_tuning, run_commands, shipped_weights, train_commands
+from segbundles.commands import run_commands, train_commands
+from segbundles.finetuning import fine_tuning, shipped_weights
 
 BUNDLES = ROOT / "bundles"
 CPU, GPU = Machine("cpu", 8.0), Machine("cuda", 8.0)
@@ -239,8 +240,7 @@ class TestFineTuning:
         return root
 
     def words(self, bundle: Path, data: Path, *settings: list[str]) -> dict[str, str]:
-        words = fine_tuning(bundle, "train.json", str(data), settings)
-        return dict(zip(words[::2], words[1::2], strict=True))
+        return dict(fine_tuning(bundle, "train.json", str(data), settings))
 
     def test_what_is_not_given_is_chosen(self, bundle, tmp_path):
         (tmp_path / "datalist.json").write_text(json.dumps({"training": [{}] * 5}))
@@ -254,6 +254,11 @@ class TestFineTuning:
         }  # fmt: skip
         (tmp_path / "datalist.json").write_text(json.dumps({"training": [{}]}))
         assert self.words(bundle, tmp_path)["--max_epochs"] == "36"  # never more than the config's
+
+    def test_an_args_file_with_a_fault_is_named(self, bundle, tmp_path):
+        (tmp_path / "my.json").write_text('{"max_epochs": 3,}')
+        with pytest.raises(ValueError, match=r"my\.json, line 1, column 17: .*comma"):
+            self.words(bundle, tmp_path, ["--args_file", str(tmp_path / "my.json")])
 
     def test_weights_that_were_replaced_and_that_are_absent(self, bundle):
         (bundle / "models/model.pt").rename(bundle / "models/model_shipped.pt")

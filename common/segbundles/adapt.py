@@ -19,6 +19,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
+from segbundles.commands import args_path
 from segbundles.data import Datalist
 from segbundles.datasets import Case, DataFaults
 from segbundles.datasets.kinds import FRAMES, SECTIONS, STACKS, VOLUMES, Kind, LabelValues
@@ -26,7 +27,7 @@ from segbundles.datasets.reading import SIZE
 from segbundles.errors import fail
 from segbundles.files import DATALIST_NAME, read_json, write_json
 
-__all__ = ["Cases", "Machine", "Plan", "adapt", "args_path", "measure", "per_voxel_bytes", "read_cases"]
+__all__ = ["Cases", "Machine", "Plan", "adapt", "measure", "per_voxel_bytes", "read_cases"]
 
 _GIB = 2**30
 _MOST_GIB = 8.0  # as nnU-Net: larger patches than fit into this hardly help
@@ -293,11 +294,6 @@ class Plan:
         for name, value in self.chosen.items():
             content |= {f"_{name}_desc_": self.reasons[name], name: value}
         return content
-
-
-def args_path(path: Path, config: str = "train.json") -> Path:
-    """Return the args file of a config: ``my_settings_locator.json`` is that of the locator's training."""
-    return path.with_name(f"{path.stem}_locator{path.suffix}") if config == "train_locator.json" else path
 
 
 def up(value: float, step: int) -> int:

@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 from segbundles.distributed import process_rank
 from segbundles.errors import fail, show_reason_last
 from segbundles.facts import read_facts, versions, weights_files
-from segbundles.files import write_json
+from segbundles.files import read_json, write_json
 from segbundles.knobs import SCHEMA_NAME, fact_knobs, faults, read_schema
 from segbundles.rules import broken_rules
 from segbundles.running import (
@@ -231,7 +231,7 @@ def _read_lists(running: Running, schema: Mapping[str, Any]) -> None:
 
 def _metadata(root: Path) -> dict[str, Any]:
     path = root / "configs" / "metadata.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _set_tracked_file(parser: ConfigParser) -> None:

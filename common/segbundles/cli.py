@@ -158,7 +158,8 @@ def train(context: typer.Context, bundle: Bundle, data: Data, output: Output) ->
 
 def _compare_with_shipped(bundle: str, data: str, output: str, settings: Sequence[str]) -> None:
     """Score the validation cases with the bundle's weights and with those fine-tuned from them."""
-    from segbundles.commands import before_and_after, fine_tunes, has_validation, scores
+    from segbundles.commands import before_and_after, fine_tunes
+    from segbundles.finetuning import has_validation, scores
 
     if not fine_tunes(settings):
         return
@@ -184,7 +185,8 @@ def adapt(
     ] = None,
 ) -> None:
     """Write settings that fit a data set: classes, spacing, patches, batch and limits, each with the reason."""
-    from segbundles.adapt import adapt, args_path, measure, write_plans
+    from segbundles.adapt import adapt, measure, write_plans
+    from segbundles.commands import args_path
 
     plans, notes = adapt(bundle, data, measure(device, memory_gib), partial(_track, description="Reading"))
     files = write_plans(plans, out, f"Settings for {data}, from segbundles adapt.")

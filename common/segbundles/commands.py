@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from segbundles.errors import fail
-from segbundles.files import DATALIST_NAME, read_json
+from segbundles.finetuning import SHIPPED, fine_tuning, shipped_weights
+from segbundles.jsonfile import read_json
 
 __all__ = [
-    "SHIPPED",
     "args_file",
+    "args_path",
     "before_and_after",
     "evaluate_command",
     "find_bundle",
     "fine_tunes",
-    "fine_tuning",
-    "has_validation",
     "known_bundles",
     "quoted",
     "run_commands",
-    "scores",
     "segment_command",
     "setting_pairs",
-    "shipped_weights",
     "train_commands",
 ]
 
-#: value of initial_weights that stands for the weights that came with the bundle
-SHIPPED = "shipped"
 _CONFIG = Path("configs", "inference.json")
 _PYTHON = ["python", "-m", "monai.bundle", "run"]
 
@@ -94,7 +87,7 @@ def train_commands(bundle: str, data: str, output: str, settings: Sequence[str] 
     settings that its config has too, and of an args file ``my.json`` the file ``my_locator.json`` beside it.
 
     With ``--initial_weights shipped`` both trainings start from the weights that came with the bundle, see
-    :func:`fine_tuning`.
+    :func:`segbundles.finetuning.fine_tuning`.
 
     Args:
         bundle: see :func:`find_bundle`.
@@ -113,16 +106,16 @@ def train_commands(bundle: str, data: str, output: str, settings: Sequence[str] 
     shipped = fine_tunes(settings)
     if (config := root / "configs" / "train_locator.json").is_file():
         # initial_weights are those of the other network
-        known = _read(config).keys() - ({"initial_weights"} if not shipped else set())
+        known = read_json(config).keys() - ({"initial_weights"} if not shipped else set())
         shared = [pair for pair in pairs if pair[0].lstrip("-") in known]
         for name, file in (pair for pair in pairs if pair[0] == "--args_file" and len(pair) == 2):
-            if (beside := Path(file).with_name(f"{Path(file).stem}_locator.json")).is_file():
+            if (beside := args_path(Path(file), config.name)).is_file():
                 shared.append([name, str(beside)])
-        words = fine_tuning(root, config.name, data, shared) if shipped else _words(shared)
+        words = _words(fine_tuning(root, config.name, data, shared) if shipped else shared)
         commands.append(
             _command("training", root, [config.name], data, str(Path(output, "locator")), [*models, *words])
         )
-    words = fine_tuning(root, "train.json", data, pairs) if shipped else settings
+    words = _words(fine_tuning(root, "train.json", data, pairs)) if shipped else settings
     commands.append(_command("training", root, ["train.json"], data, output, [*models, *words]))
     return commands
 
@@ -132,65 +125,14 @@ def args_file(settings: Sequence[str]) -> list[str]:
     return _words([pair for pair in setting_pairs(settings) if pair[0] == "--args_file"])
 
 
+def args_path(path: Path, config: str = "train.json") -> Path:
+    """Return the args file of a config: ``my_settings_locator.json`` is that of the locator's training."""
+    return path.with_name(f"{path.stem}_locator{path.suffix}") if config == "train_locator.json" else path
+
+
 def fine_tunes(settings: Sequence[str]) -> bool:
     """Return whether a training starts from the weights that came with its bundle."""
     return ["--initial_weights", SHIPPED] in setting_pairs(settings)
-
-
-def shipped_weights(root: Path, name: str = "model") -> Path:
-    """Return the weights that came with a bundle, also if a training has replaced them.
-
-    Args:
-        root: folder of the bundle.
-        name: stem of the weights, ``model`` or ``locator``.
-
-    Raises:
-        ValueError: when there are none.
-    """
-    paths = [root / "models" / f"{stem}.pt" for stem in (f"{name}_shipped", name)]
-    for path in paths:
-        if path.is_file():
-            return path
-    fail(f"--initial_weights shipped needs {paths[1]}, which does not exist: get the bundle with its weights.")
-
-
-def fine_tuning(root: Path, config: str, data: str, pairs: Sequence[Sequence[str]]) -> list[str]:
-    """Return the settings of a training that starts from the weights that came with the bundle.
-
-    Where the person has not given them, the learning rate is a tenth of the config's, and there are about a tenth of
-    the steps of the training that made the weights, but at most the config's epochs.
-
-    Args:
-        root: folder of the bundle.
-        config: config of the training.
-        data: folder with a datalist.json.
-        pairs: settings, each option with its value.
-    """
-    tree = _read(root / "configs" / config)
-    weights = shipped_weights(root, "locator" if "locator" in config else "model")
-    given = {pair[0].lstrip("-"): pair[-1] for pair in pairs}
-    if "args_file" in given:
-        given = {**_read(Path(given["args_file"])), **given}
-    words = [*_words([pair for pair in pairs if pair[0] != "--initial_weights"]), "--initial_weights", str(weights)]
-    if "learning_rate" not in given:
-        words += ["--learning_rate", f"{tree['learning_rate'] / 10:g}"]
-    epochs = given.get("max_epochs")
-    if epochs is None:
-        most, least = tree["max_epochs"], int(given.get("val_interval", tree["val_interval"]))
-        epochs = max(min(_tenth_of_steps(weights.with_suffix(".json"), data) or most // 3, most), least)
-        words += ["--max_epochs", str(epochs)]
-    if "lr_epochs" not in given:
-        words += ["--lr_epochs", str(epochs)]
-    return words
-
-
-def _tenth_of_steps(facts: Path, data: str) -> int | None:
-    """Return the epochs of a data set in which there are a tenth of the steps that made some weights."""
-    try:
-        made, entries = _read(facts), _read(Path(data, DATALIST_NAME))["training"]
-        return math.ceil(made["epochs"] * made["data"]["training"]["cases"] / 10 / len(entries))
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):  # the training says what is wrong
-        return None
 
 
 def before_and_after(bundle: str, data: str, output: str, settings: Sequence[str] = ()) -> list[list[str]]:
@@ -211,26 +153,6 @@ def before_and_after(bundle: str, data: str, output: str, settings: Sequence[str
         weights += ["--locator_weights", str(shipped_weights(root, "locator"))]
     runs = {"evaluation_before": weights, "evaluation": ["--ckpt_dir", str(Path(output, "models"))]}
     return [evaluate_command(bundle, data, str(Path(output, name)), [*words, *shared]) for name, words in runs.items()]
-
-
-def scores(output: str, name: str) -> dict[str, float]:
-    """Return the mean of each metric of an evaluation, and what it pooled over all cases.
-
-    Args:
-        output: folder of the training.
-        name: folder of the evaluation in it.
-    """
-    found = {}
-    for metric, value in _read(Path(output, name, "summary.json")).items():
-        mean = value.get("mean") if isinstance(value, dict) else value if metric.startswith("pooled_") else None
-        if isinstance(mean, int | float):
-            found[metric] = float(mean)
-    return found
-
-
-def has_validation(data: str) -> bool:
-    """Return whether the list of a data set has cases for validation."""
-    return bool(_read(Path(data, DATALIST_NAME)).get("validation"))
 
 
 def evaluate_command(bundle: str, data: str, output: str, settings: Sequence[str] = ()) -> list[str]:
@@ -300,13 +222,6 @@ def _check_source(path: str) -> None:
     # a series in a folder of several has a path without suffix that does not exist
     if not Path(path).exists() and (Path(path).suffix or not Path(path).parent.is_dir()):
         fail(f"there is no file or folder {path}: give the path of the images.")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        fail(f"cannot read {path}: {error}")
 
 
 def _words(pairs: Sequence[Sequence[str]]) -> list[str]:

@@ -74,7 +74,7 @@ def fold_commands(bundle: str, folder: Path, settings: Sequence[str] = ()) -> li
     """
     configs = find_bundle(bundle) / "configs"
     data, models = str(folder / "data"), folder / "models"
-    train, evaluate = (_keys(configs / name) for name in ("train.json", "evaluate.json"))
+    train, evaluate = ({*read_json(configs / name)} for name in ("train.json", "evaluate.json"))
     of_training = [
         word for pair in setting_pairs(settings) if pair[0].lstrip("-") not in evaluate - train for word in pair
     ]
@@ -217,10 +217,6 @@ def _entry(entries: Mapping[str, dict[str, Any]], case: str) -> dict[str, Any]:
     # pages of one image are scored apart: <case>_page_00
     names = (case, case.rpartition("_page_")[0])
     return next((entries[name] for name in names if name in entries), {})
-
-
-def _keys(path: Path) -> set[str]:
-    return {*json.loads(path.read_text(encoding="utf-8"))}
 
 
 def _text(value: Any) -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "set_slice_files",
     "slice_files",
     "spacing_of",
+    "without_meta",
 ]
 
 FILE = "filename_or_obj"
@@ -52,6 +53,11 @@ _SQUARE = 0.01  # by which width and height of a pixel may differ
 
 def _meta(image: Any) -> Any:
     return image if isinstance(image, Mapping) else getattr(image, "meta", {})
+
+
+def without_meta(image: torch.Tensor) -> torch.Tensor:
+    """Return a tensor without metadata, of the same memory."""
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
 
 
 def image_meta(affine: np.ndarray, size: Sequence[int], channels_last: bool = False) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from typing import Any
 
 from segbundles.errors import fail
 
-__all__ = ["PREDICTION_COLOURS", "Code", "Segment", "segments_of"]
+__all__ = ["PREDICTION_COLOURS", "SEGMENTATION", "Code", "Segment", "segments_of"]
 
+#: end of the name of a segmentation of 3D Slicer
+SEGMENTATION = ".seg.nrrd"
 #: RGB of class 1, 2, ... of a prediction; they repeat
 PREDICTION_COLOURS = ((230, 159, 0), (204, 121, 167), (213, 94, 0), (238, 51, 119), (255, 170, 187))
 

@@ -25,7 +25,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
-from segbundles.data import FrameReader, StackReader, SuffixReader, TiffReader
+from segbundles.data import FrameReader, PictureReader, StackReader, SuffixReader
 from segbundles.facts import facts_path, sha256
 from segbundles.handlers.weights import save_weights
 from segbundles.knobs import fact_knobs, read_schema
@@ -161,7 +161,7 @@ TINY_BUNDLES = (
         (1, 48, 56, 2),
         "stack.tif",
         None,
-        TiffReader,
+        PictureReader,
         (3, 1, 48, 52),
         grey=(0.5, 0.17),
     ),

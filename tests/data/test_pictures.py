@@ -16,7 +16,7 @@ from monai.data import DataLoader, decollate_batch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 from PIL import Image, ImageOps
 
-from segbundles.data import FrameReader, MaskReader, StackReader, SuffixReader, TiffReader
+from segbundles.data import FrameReader, MaskReader, PictureReader, StackReader, SuffixReader
 from segbundles.data.pictures import page_count, read_picture
 from segbundles.meta import notes_of, pixel_sizes_nm
 from segbundles.transforms import CheckImaged, FillChannelsd
@@ -82,7 +82,7 @@ IMAGEJ = {"imagej": True, "metadata": {"axes": "ZYX"}}
 def test_every_kind_of_stack_gives_all_pages_or_the_one_asked_for(tmp_path, options):
     tifffile.imwrite(path := tmp_path / "a.tif", ZYX, **options)
     assert page_count(path) == 5
-    np.testing.assert_array_equal(get(path, TiffReader), ZYX.transpose(1, 2, 0))
+    np.testing.assert_array_equal(get(path, PictureReader), ZYX.transpose(1, 2, 0))
     np.testing.assert_array_equal(get(path, StackReader), ZYX.transpose(1, 2, 0))
     for page in (0, 3):
         np.testing.assert_array_equal(get(path, StackReader, page=page)[..., 0], ZYX[page])
@@ -109,7 +109,7 @@ def test_axes_of_channels_are_channels(tmp_path, axes, options):
     stored = np.ascontiguousarray(ZCYX.transpose(source))
     tifffile.imwrite(path := tmp_path / "a.tif", stored, metadata={"axes": axes}, **options)
     assert page_count(path) == 6
-    for reader in (TiffReader, StackReader):
+    for reader in (PictureReader, StackReader):
         np.testing.assert_array_equal(get(path, reader), ZCYX.transpose(2, 3, 0, 1))
     np.testing.assert_array_equal(get(path, StackReader, page=2)[:, :, 0], ZCYX[2].transpose(1, 2, 0))
     assert load(path, StackReader).shape == (3, 30, 20, 6)

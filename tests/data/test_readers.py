@@ -15,7 +15,7 @@ from monai.transforms import EnsureChannelFirstd, LoadImaged
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from segbundles.data import SimpleITKReader, SuffixReader, TiffReader, file_stem, file_suffix
+from segbundles.data import PictureReader, SimpleITKReader, SuffixReader, file_stem, file_suffix
 from segbundles.data.readers import NiftiReader
 
 SIZE = (5, 4, 3)
@@ -485,7 +485,7 @@ def series_with_a_gap(folder):
 @pytest.mark.parametrize(
     ("reader", "make", "message"),
     [
-        ("TiffReader", damaged_tiff, "it"),
+        ("PictureReader", damaged_tiff, "it"),
         ("DicomReader", series_with_a_gap, "a slice is missing"),
         ("NiftiReader", lambda folder: nifti(folder / "a.nii", RAS, LAS), "its sform puts voxel"),
         ("SimpleITKReader", lambda folder: write_nrrd(folder / "a.nrrd", "spacings: 1 1 nan"), "its header says"),
@@ -502,7 +502,7 @@ def test_verify_suffix():
     assert SuffixReader().verify_suffix(["a.NII.GZ", "b.tiff", "c.jpeg"])
     assert not SuffixReader().verify_suffix(["a.nii.gz", "b.dcm"])
     assert SimpleITKReader().verify_suffix("x/a.mhd")
-    assert not TiffReader().verify_suffix("a.nii.gz")
+    assert not PictureReader().verify_suffix("a.nii.gz")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import SaveImage
 
-from segbundles.data import SimpleITKReader, SimpleITKWriter, SuffixReader, TiffReader, TiffWriter
+from segbundles.data import PictureReader, SimpleITKReader, SimpleITKWriter, SuffixReader, TiffWriter
 
 RNG = np.random.default_rng(0)
 
@@ -119,7 +119,7 @@ def test_tiff_round_trip(tmp_path, size):
     writer.set_data_array(classes[None])
     writer.set_metadata({})
     writer.write(tmp_path / "a.tif")
-    reader = TiffReader()
+    reader = PictureReader()
     array, _ = reader.get_data(reader.read(tmp_path / "a.tif"))
     np.testing.assert_array_equal(array, classes)
     with tifffile.TiffFile(tmp_path / "a.tif") as file:

@@ -33,7 +33,7 @@ def words(svg: bytes) -> list[str]:
         (agreement_svg([3], [3], "true", "seen"), ["seen"]),
         (bland_altman_svg([10, 20, NAN], [11, 23, 5], "area"), ["bias 2", "limit 4.77", "limit -0.772"]),
         (bland_altman_svg([10], [11], "area"), ["bias 1"]),
-        (calibration_svg(COUNTS.calibration(), "voxels"), ["share of voxels that are foreground"]),
+        (calibration_svg(COUNTS.calibration()), ["share of pixels that are foreground"]),
         (precision_recall_svg(COUNTS.thresholds()), ["recall", "precision", "0.5"]),
         (thresholds_svg(COUNTS.thresholds()), ["threshold of the probability", "Dice", "precision", "recall"]),
         (
@@ -62,10 +62,9 @@ def test_one_point_per_case(values, shown):
 
 def test_latex():
     rows = [{"case": "a_1", "dice": 0.91239, "n": 3}, {"case": "50 % & more", "dice": NAN, "n": None}]
-    assert to_latex(["case", "dice", "n"], rows, "Of {all}", "tab:one") == (
-        "\\begin{table}\n\\centering\n\\caption{Of \\{all\\}}\n\\label{tab:one}\n\\begin{tabular}{lrr}\n\\toprule\n"
+    assert to_latex(["case", "dice", "n"], rows) == (
+        "\\begin{table}\n\\centering\n\\begin{tabular}{lrr}\n\\toprule\n"
         "case & dice & n \\\\\n\\midrule\na\\_1 & 0.912 & 3 \\\\\n50 \\% \\& more & -- & -- \\\\\n"
         "\\bottomrule\n\\end{tabular}\n\\end{table}\n"
     )
-    assert "\\caption" not in to_latex(["n"], [{}])
     assert r"\textbackslash{}\textasciicircum{}" in to_latex(["n"], [{"n": "\\^"}])

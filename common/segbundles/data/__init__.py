@@ -12,7 +12,7 @@ from .loader import (
     TrainingDataLoader,
     validation_sampler,
 )
-from .pictures import PictureReader, TiffReader, picture_shape
+from .pictures import PictureReader, picture_shape
 from .readers import StackReader, SuffixReader
 from .samplers import BalancedSampler
 from .segments import read_segments
@@ -40,7 +40,6 @@ __all__ = [
     "SliceStacks",
     "StackReader",
     "SuffixReader",
-    "TiffReader",
     "TiffWriter",
     "TolerantDataLoader",
     "TrainingDataLoader",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,16 +24,16 @@ from segbundles.data.dicom import (
 )
 from segbundles.data.readers import SuffixReader
 from segbundles.errors import InputError, fail
-from segbundles.files import DATALIST_NAME, SPLITS, read_table, shown, walk
+from segbundles.files import DATALIST_NAME, SPLITS, read_json, read_table, shown, walk
 from segbundles.leaks import check_leaks
 from segbundles.patterns import Pattern, join, split_list
+from segbundles.segments import SEGMENTATION
 
 __all__ = ["Datalist", "FolderImages", "image_root", "list_images"]
 
 logger = logging.getLogger("segbundles")
 
 BY_PATTERN, BY_LABEL = "by the pattern", "as labels"  # reasons that depend on the knob skip
-SLICER_LABEL = ".seg.nrrd"
 # formats of images that are not read, although a person may expect it
 NOT_READ = (
     *(".webp", ".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".heic", ".heif", ".avif", ".psd", ".pgm", ".ppm", ".svg"),
@@ -109,7 +108,7 @@ class Datalist(_LazyCases):
         if self.split not in SPLITS:
             fail(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}.")
         try:
-            entries = json.loads(path.read_text(encoding="utf-8-sig")).get(self.split) or []
+            entries = read_json(path).get(self.split) or []
         except (ValueError, AttributeError) as error:
             fail(f"{path} is not a datalist in JSON ({error}): {prepare}.")
         if not entries and self.required:
@@ -416,7 +415,7 @@ def _labels(datalists: Iterable[Path]) -> set[Path]:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            content = read_json(path)
             entries = [entry for split in SPLITS for entry in content.get(split) or []]
             found |= {_unlinked(path.parent / entry["label"]) for entry in entries if entry.get("label")}
         except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -425,7 +424,7 @@ def _labels(datalists: Iterable[Path]) -> set[Path]:
 
 
 def _is_label(path: Path, labels: set[Path]) -> bool:
-    return path in labels or path.name.lower().endswith(SLICER_LABEL)
+    return path in labels or path.name.lower().endswith(SEGMENTATION)
 
 
 def list_images(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -450,8 +449,8 @@ def list_images(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 def _result_stem(path: Path) -> str:
     """Return the name of a file without its suffix, as results have it: ``a_seg.seg.nrrd`` gives ``a_seg``."""
-    slicer = path.name.lower().endswith(SLICER_LABEL)
-    return path.name[: -len(SLICER_LABEL)] if slicer else file_stem(path)
+    slicer = path.name.lower().endswith(SEGMENTATION)
+    return path.name[: -len(SEGMENTATION)] if slicer else file_stem(path)
 
 
 def _series_folders(files: Iterable[Path]) -> set[Path]:

@@ -22,7 +22,7 @@ from segbundles.data.volumes import COMPLEX
 from segbundles.errors import InputError
 from segbundles.meta import add_note, image_meta, set_pixel_sizes_nm
 
-__all__ = ["Picture", "PictureReader", "TiffReader", "is_slice", "page_count", "picture_shape", "read_picture"]
+__all__ = ["Picture", "PictureReader", "is_slice", "page_count", "picture_shape", "read_picture"]
 
 _ORIENTATION = 274
 # what an orientation tag asks of rows and columns
@@ -142,12 +142,6 @@ class PictureReader(FileReader):
         add_note(meta, *picture.notes)
         set_pixel_sizes_nm(meta, picture.pixel_nm)
         return array, meta
-
-
-class TiffReader(PictureReader):
-    """Read TIFF, see :class:`PictureReader`."""
-
-    suffixes = TIFF
 
 
 def read_picture(path: PathLike, page: int | None = None) -> Picture:

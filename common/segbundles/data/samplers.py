@@ -26,8 +26,7 @@ class BalancedSampler(Sampler[int]):
     MONAI's trainers, decide; a remainder is left out. Without a group, torch's random state decides.
 
     Args:
-        cases: dictionaries of paths, read at first use.
-        key: entry with the name of a case's data set; cases without it form a data set.
+        cases: dictionaries of paths, read at first use. Those without a ``data_set`` form a data set.
         balanced: whether each data set is drawn equally often; if not, each case is drawn once.
         seed: seed for several processes, the same in all.
 
@@ -35,11 +34,8 @@ class BalancedSampler(Sampler[int]):
         ValueError: at first use, when there are fewer cases than processes.
     """
 
-    def __init__(
-        self, cases: Sequence[Mapping[str, Any]], key: str = "data_set", balanced: bool = True, seed: int = 0
-    ) -> None:
+    def __init__(self, cases: Sequence[Mapping[str, Any]], balanced: bool = True, seed: int = 0) -> None:
         self.cases = cases
-        self.key = key
         self.balanced = balanced
         self.seed = seed
         self.epoch = 0
@@ -60,7 +56,7 @@ class BalancedSampler(Sampler[int]):
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
         sets: dict[Any, list[int]] = defaultdict(list)
         for index, case in enumerate(self.cases):
-            sets[case.get(self.key) if self.balanced else None].append(index)
+            sets[case.get("data_set") if self.balanced else None].append(index)
         total = len(self.cases)
         share = -(-total // len(sets))
         drawn: list[int] = []

@@ -24,7 +24,7 @@ from segbundles.data.cases import _LazyCases
 from segbundles.data.pictures import is_slice
 from segbundles.distributed import process_count
 from segbundles.errors import fail
-from segbundles.meta import FILE, file_name, slice_files
+from segbundles.meta import FILE, file_name, slice_files, without_meta
 
 __all__ = ["SliceDataset", "SliceStacks", "lesion_weights", "slice_sampler"]
 
@@ -215,7 +215,7 @@ def neighbours(number: int, slices: int, context: int) -> list[int]:
 
 def _cut(volume: torch.Tensor, number: int, context: int) -> torch.Tensor:
     """Return a copy of one slice (C, W, H) of a volume (C, W, H, D), with its position and file."""
-    plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+    plain = without_meta(volume)
     piece = torch.cat([plain[..., k] for k in neighbours(number, plain.shape[-1], context)])
     piece = piece.clone(memory_format=torch.contiguous_format)
     if not isinstance(volume, MetaTensor):

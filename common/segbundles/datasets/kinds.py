@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from segbundles.commands import find_bundle
 from segbundles.errors import fail
 from segbundles.files import read_json
+from segbundles.segments import SEGMENTATION
 
 from . import clinicdb, isbi2012, lgg
 from .datalist import Case, Checked
@@ -19,7 +20,6 @@ from .volumes import check_volumes
 if TYPE_CHECKING:
     import torch
 
-SEGMENTATION = ".seg.nrrd"
 VOLUMES, STACKS, SECTIONS, FRAMES = "volumes", "stacks", "sections", "frames"
 # the class of a bundle's transforms that reads images, and what it reads
 _READERS = {"SuffixReader": VOLUMES, "StackReader": STACKS, "LoadPaged": SECTIONS, "FrameReader": FRAMES}

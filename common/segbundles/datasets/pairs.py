@@ -12,10 +12,11 @@ from typing import Annotated
 
 from segbundles.errors import InputError, fail
 from segbundles.patterns import Pattern, case_name, join, split_list
+from segbundles.segments import SEGMENTATION
 
 from . import clinicdb, isbi2012, lgg
 from .datalist import Case, Checked, DataSet, Fault
-from .kinds import FRAMES, SECTIONS, SEGMENTATION, STACKS, VOLUMES, Kind, LabelValues, names_of
+from .kinds import FRAMES, SECTIONS, STACKS, VOLUMES, Kind, LabelValues, names_of
 from .reading import problem_of
 
 NOT_GIVEN = "not given"

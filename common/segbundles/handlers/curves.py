@@ -38,12 +38,14 @@ class TensorBoardWriter:
 
     Args:
         log_dir: folder of the event file.
+
+    Attributes:
         purge_step: step from which on TensorBoard hides what earlier files of the folder contain.
     """
 
-    def __init__(self, log_dir: PathLike, purge_step: int | None = None) -> None:
+    def __init__(self, log_dir: PathLike) -> None:
         self.log_dir = str(log_dir)
-        self.purge_step = purge_step
+        self.purge_step: int | None = None
         self._writer: SummaryWriter | None = None
         self._failed = False
 
@@ -91,22 +93,11 @@ class OverlayImageHandler:
     Args:
         summary_writer: where pictures are written, a :class:`TensorBoardWriter` or torch's ``SummaryWriter``.
         max_cases: number of cases shown per validation.
-        image_key: image in the engine's batch.
-        label_key: class map of the truth in the engine's output.
-        pred_key: class map of the prediction in the engine's output.
     """
 
-    def __init__(
-        self,
-        summary_writer: Any,
-        max_cases: int = 1,
-        image_key: str = "image",
-        label_key: str = "label",
-        pred_key: str = "pred",
-    ) -> None:
+    def __init__(self, summary_writer: Any, max_cases: int = 1) -> None:
         self.summary_writer = summary_writer
         self.max_cases = max_cases
-        self.image_key, self.label_key, self.pred_key = image_key, label_key, pred_key
         self._shown = 0
 
     def attach(self, engine: Engine) -> None:
@@ -123,7 +114,7 @@ class OverlayImageHandler:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             if self._shown == self.max_cases:
                 return
-            picture = self.picture(batch[self.image_key], output[self.label_key], output[self.pred_key])
+            picture = self.picture(batch[CommonKeys.IMAGE], output[CommonKeys.LABEL], output[CommonKeys.PRED])
             tag = f"validation/case_{self._shown}"
             self.summary_writer.add_image(tag, picture, engine.state.epoch, dataformats="HWC")
             self.summary_writer.flush()

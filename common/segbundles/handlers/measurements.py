@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -16,7 +14,7 @@ from segbundles.confidence import confidence_columns
 from segbundles.data import file_stem, image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import attach_per_image
-from segbundles.files import atomic_path, read_json, shown_below, write_json
+from segbundles.files import read_json, shown_below, write_json, write_table
 from segbundles.measurements import CELL_COLUMNS
 from segbundles.transforms import SaveSegmentationd
 
@@ -31,7 +29,7 @@ class InferenceMeasurements:
 
     The file has what ``inference.csv`` has and what does not fit into a table, such as the size of each part: one entry
     per image, with its ``files`` (several for a stack), ``status``, ``seconds``, ``notes``, confidence and
-    measurements. In a     process group the first process writes the entries of all.
+    measurements. In a process group the first process writes the entries of all.
 
     Args:
         output_dir: folder to write to.
@@ -75,7 +73,7 @@ class InferenceMeasurements:
         self.entries.append({**entry, "notes": report.reason or report.notes, **about, **measured})
         if table is not None:
             path = self._tables.output_path(report.files[0])
-            write_cells(path.with_name(f"{file_stem(path)}.csv"), table)
+            write_table(path.with_name(f"{file_stem(path)}.csv"), CELL_COLUMNS, table)
 
     def finish(self, engine: Engine) -> None:
         """Write the file, in the first process."""
@@ -97,16 +95,3 @@ class InferenceMeasurements:
                 entries += [one for one in read_json(self.path)["images"] if not done & set(one["files"])]
         about = {"bundle": self.settings.bundle, "version": self.settings.version} if self.settings else {}
         write_json(self.path, {**about, "images": sorted(entries, key=lambda entry: entry["files"])})
-
-
-def write_cells(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the table of the cells of one image.
-
-    Args:
-        path: file to write.
-        rows: as from :func:`segbundles.measurements.measure_cells`.
-    """
-    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, CELL_COLUMNS)
-        writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)

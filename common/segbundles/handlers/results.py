@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from segbundles.data import image_root
 from segbundles.distributed import gather, process_rank
 from segbundles.engines import InferenceEvents
 from segbundles.errors import fail
-from segbundles.files import RunLog, atomic_path, check_writable, read_table, shown_below
+from segbundles.files import RunLog, check_writable, read_table, shown_below, write_table
 from segbundles.measurements import columns, summarize
 from segbundles.meta import join_notes
 from segbundles.transforms import SaveSegmentationd
@@ -169,14 +168,8 @@ class InferenceResults:
         self._log.release()
 
     def _write(self) -> None:
-        with atomic_path(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
-            names = dict.fromkeys(chain(COLUMNS, *self.rows))
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            for row in sorted(self.rows, key=lambda row: row["file"]):
-                writer.writerow(
-                    {name: f"{cell:.6g}" if isinstance(cell, float) else cell for name, cell in row.items()}
-                )
+        names = dict.fromkeys(chain(COLUMNS, *self.rows))
+        write_table(self.path, [*names], sorted(self.rows, key=lambda row: row["file"]))
 
     def _summarize(self) -> None:
         failed = [row["file"] for row in self.rows if row["status"] == "failed"]

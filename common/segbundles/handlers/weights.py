@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from segbundles.distributed import process_rank
 from segbundles.errors import InputError, fail
 from segbundles.facts import facts_path, sha256, weights_files
-from segbundles.files import RunLock, atomic_path, check_writable
+from segbundles.files import RunLock, atomic_path, check_writable, read_json
 from segbundles.handlers.state import resumable
 from segbundles.networks.weights import load_weights
 
@@ -95,7 +94,7 @@ def _keep(path: Path, copy: Path) -> None:
 
 def _shipped(path: Path) -> bool:
     with suppress(OSError, ValueError, TypeError, KeyError):
-        facts = json.loads(facts_path(path).read_text(encoding="utf-8"))
+        facts = read_json(facts_path(path))
         return facts["shipped"] is True and facts["sha256"] == sha256(path)
     return False
 

@@ -10,7 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 
-from segbundles.meta import add_note, batch_notes, join_notes, set_notes
+from segbundles.meta import add_note, batch_notes, join_notes, set_notes, without_meta
 
 __all__ = ["EnsembleInferer", "Member"]
 
@@ -111,16 +111,12 @@ class EnsembleInferer(Inferer):
         return list(inputs.split([inputs.shape[1] - sum(own), *own], 1))
 
 
-def _plain(output: torch.Tensor) -> torch.Tensor:
-    return output.as_tensor() if isinstance(output, MetaTensor) else output
-
-
 def _centred(logits: torch.Tensor) -> torch.Tensor:
     """Return what can be averaged without loss: 2 p - 1 of one or two channels, p of more; float64.
 
     Near 0.5, 2 p - 1 keeps its sign where p itself is rounded, so that equal members give the mask of one.
     """
-    logits = _plain(logits).double()
+    logits = without_meta(logits).double()
     if logits.shape[1] > 2:
         return logits.softmax(1)
     difference = logits if logits.shape[1] == 1 else logits[:, 1:] - logits[:, :1]

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 
 from segbundles.errors import fail
-from segbundles.meta import set_notes
+from segbundles.meta import set_notes, without_meta
 from segbundles.transforms.frames import frame_box, frame_size
 
 from .scale import run_at_size
@@ -76,7 +76,7 @@ class FrameInferer(Inferer):
         Returns:
             Logits (B, classes, W, H), with the metadata of ``inputs``.
         """
-        frames = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        frames = without_meta(inputs)
         whole = (0, frames.shape[2], 0, frames.shape[3])
         boxes = [frame_box(frame) if self.crop_borders else whole for frame in frames]
         frames = (frames.float() - self.mean.to(frames.device)) / self.std.to(frames.device)

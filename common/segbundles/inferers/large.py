@@ -6,7 +6,9 @@ import copy
 import math
 import mmap
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +30,6 @@ from segbundles.confidence import confidence_columns, join_confidence
 from segbundles.data import StackReader, file_suffix, picture_shape
 from segbundles.data.base import TIFF
 from segbundles.errors import fail
-from segbundles.measurements import CellTotals
 from segbundles.meta import FILE, add_note, notes_of, set_levels, set_slice_files
 from segbundles.transforms import (
     CheckImaged,
@@ -46,7 +47,9 @@ __all__ = ["LargeImages"]
 
 _SHOWN_PIXELS = 2**21  # of all pages, in the preview and in the estimate of grey levels
 _SEAM = 16  # pixels beside a seam in which the cells of two blocks are compared
+_OF_WHOLE = (MeasureCellsd, SaveOutputd)
 _OF_FLOATS = (SaveProbabilitiesd, SaveUncertaintyd)  # a PNG of them is made in memory, with copies
+_CELLS = "cells"  # whose numbers are made unique in each page
 _LEVELS = "uncertainty levels"  # what the preview shows of the probabilities
 
 
@@ -78,12 +81,10 @@ class LargeImages:
         preprocessing: steps of inference, with ``LoadImaged`` first.
         inferer: inferer of the network.
         network: the network.
-        postprocessing: steps of inference. Cells, masks, probabilities and uncertainty are written as the
-            ``SaveOutputd`` among them say; preview and measurements are made of the whole image.
+        postprocessing: steps of inference. Those that measure and write get the whole image, on disk, and the preview
+            gets every n-th pixel; all others get each block.
         device: device of the network.
         margin_pixels: how far a block sees beyond its part of the page.
-        cells_key: key of the cells, whose numbers are made unique in each page.
-        mask_key: key of the mask, 0 where there is membrane.
 
     Raises:
         ValueError: when ``block_pixels`` is not larger than twice the margin.
@@ -98,8 +99,6 @@ class LargeImages:
         postprocessing: Compose,
         device: torch.device | str,
         margin_pixels: int = 128,
-        cells_key: str = "cells",
-        mask_key: str = "pred",
     ) -> None:
         if block_pixels is not None and not block_pixels > 2 * margin_pixels:
             fail(f"block_pixels must be more than {2 * margin_pixels}, or null for no limit, got {block_pixels}.")
@@ -108,8 +107,6 @@ class LargeImages:
         self.inferer = inferer
         self.network = network
         self.device = torch.device(device)
-        self.cells_key = cells_key
-        self.mask_key = mask_key
         steps = [step for step in preprocessing.flatten().transforms if not isinstance(step, LoadImaged)]
         last = max((k for k, step in enumerate(steps) if isinstance(step, CheckImaged)), default=-1)
         self._checks = Compose(steps[: last + 1])
@@ -117,10 +114,8 @@ class LargeImages:
         self._tolerant_checks = Compose([_tolerant(step) for step in self._checks.transforms])
         self._before = Compose([step for step in steps if not isinstance(step, CheckImaged)])
         steps = postprocessing.flatten().transforms
-        whole = (SaveOutputd, Previewd, MeasureCellsd)
-        self._after = Compose([step for step in steps if not isinstance(step, whole)])
-        self._savers = [step for step in steps if isinstance(step, SaveOutputd)]
-        self._measure = next((step for step in steps if isinstance(step, MeasureCellsd)), None)
+        self._after = Compose([step for step in steps if not isinstance(step, (*_OF_WHOLE, Previewd))])
+        self._of_whole = [step for step in steps if isinstance(step, _OF_WHOLE)]
         self._preview = next((step for step in steps if isinstance(step, Previewd)), None)
         self._shows_uncertainty = self._preview is not None and self._preview.prob_keys is not None
 
@@ -146,7 +141,7 @@ class LargeImages:
                 for and it is no TIFF.
         """
         path = Path(file)
-        if file_suffix(path) not in TIFF and any(isinstance(step, _OF_FLOATS) for step in self._savers):
+        if file_suffix(path) not in TIFF and any(isinstance(step, _OF_FLOATS) for step in self._of_whole):
             fail(
                 f"probabilities and uncertainty of an image as large as {path.name} are written as TIFF only: convert "
                 "the image to TIFF, or set save_probabilities and save_uncertainty to false."
@@ -158,10 +153,9 @@ class LargeImages:
             return run.finish()
 
     def _folder(self) -> Path | None:
-        if not self._savers:
-            return None
-        folder = self._savers[0].output_dir
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = next((step.output_dir for step in self._of_whole if isinstance(step, SaveOutputd)), None)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _segment(self, image: MetaTensor) -> dict[str, Any]:
@@ -198,15 +192,13 @@ class _Run:
         self.folder = folder
         self.file = file
         self.pages = picture_shape(file)[0]
-        saved = (key for step in owner._savers for key in step.keys)
+        used = (key for step in owner._of_whole for key in step.keys)
         shown = [_LEVELS] * owner._shows_uncertainty
-        self.keys = list(dict.fromkeys([*saved, owner.cells_key, *shown]))
+        self.keys = list(dict.fromkeys([*used, _CELLS, *shown]))
         self.maps: dict[str, np.memmap] = {}  # (pages, channels, H, W), the order in which a file has them
         self.shown: list[np.ndarray] = []
         self.step = 1
         self.meta: dict[str, Any] = {}
-        self.totals: list[CellTotals] = []
-        self.membrane = 0
         self.confidences: list[dict[str, Any]] = []
         self.pixels: list[int] = []  # of each block
 
@@ -229,13 +221,13 @@ class _Run:
             add_note(self.meta, notes_of(*item.values()))
             self.confidences.append(confidence_columns(item))
             self.pixels.append(math.prod(c.stop - c.start for c in block.core))
-            found = np.asarray(item[owner.cells_key])[0, ..., 0].astype(np.int32)
+            found = np.asarray(item[_CELLS])[0, ..., 0].astype(np.int32)
             found[found > 0] += cells
             joined += self._seams(found, number, block)
             cells = max(cells, int(found.max()))
             kept.append(np.unique(found[block.inside]))
             for key in self.keys:
-                values = found[None] if key == owner.cells_key else np.asarray(item[key])[..., 0]
+                values = found[None] if key == _CELLS else np.asarray(item[key])[..., 0]
                 core = values[(slice(None), *block.inside)]
                 self._map(key, core, size)[number, :, block.core[1], block.core[0]] = core.swapaxes(1, 2)
             self._forget()
@@ -285,11 +277,28 @@ class _Run:
             for values in self.maps.values():
                 values._mmap.madvise(mmap.MADV_DONTNEED)
 
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """Let the memory of the maps go again and again, while others read them from end to end."""
+        done = threading.Event()
+
+        def repeat() -> None:
+            while not done.wait(0.02):
+                self._forget()
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def _seams(self, found: np.ndarray, number: int, block: _Block) -> list[np.ndarray]:
         """Return pairs of numbers of one cell: of the blocks before this one, and of this one."""
-        if self.owner.cells_key not in self.maps:
+        if _CELLS not in self.maps:
             return []
-        before = self.maps[self.owner.cells_key][number, 0]
+        before = self.maps[_CELLS][number, 0]
         pairs = []
         for axis in (0, 1):
             start = block.core[axis].start
@@ -302,20 +311,15 @@ class _Run:
         return pairs
 
     def _number(self, number: int, blocks: list[_Block], numbers: np.ndarray) -> None:
-        """Give the cells of a page their numbers, and measure them."""
-        owner, values = self.owner, self.maps[self.owner.cells_key][number, 0]
-        totals = CellTotals(int(numbers.max()), values.shape[::-1])
+        """Give the cells of a page their numbers."""
+        values = self.maps[_CELLS][number, 0]
         for block in blocks:
             x, y = block.core
-            part = numbers[values[y, x]]
-            values[y, x] = part
-            totals.add(part.T, (x.start, y.start))
-            self.membrane += int(np.count_nonzero(self.maps[owner.mask_key][number, 0, y, x] == 0))
+            values[y, x] = numbers[values[y, x]]
             self._forget()
-        self.totals.append(totals)
 
     def finish(self) -> dict[str, Any]:
-        """Write the results, and return what the tables and the preview show."""
+        """Measure and write the results, and return what the tables and the preview show."""
         owner, item = self.owner, {}
         shown = owner._checks({Keys.IMAGE: self._tensor(np.concatenate(self.shown, axis=2), self.meta)})[Keys.IMAGE]
         add_note(self.meta, notes_of(shown))
@@ -324,24 +328,24 @@ class _Run:
             add_note(self.meta, f"segmented in blocks of {owner.block_pixels} x {owner.block_pixels} pixels")
         if all(self.confidences):
             item |= join_confidence(self.confidences, self.pixels, "blocks" if in_blocks else "pages")
-        if owner._preview is not None:
-            layers = {"cells": owner.cells_key} | ({"uncertainty": _LEVELS} if owner._shows_uncertainty else {})
-            item["preview"] = displayed_case(shown, {name: self._few(key) for name, key in layers.items()})
-        if owner._measure is not None:
-            pixels = self.membrane / math.prod(self.maps[owner.mask_key].shape)
-            item["measurements"], note = owner._measure.of_totals(self.totals, pixels, shown)
-            add_note(self.meta, note)
-        self._forget()
-        for step in owner._savers:
-            for key in step.keys:
-                values = self.maps[key]
-                whole = self._tensor(np.empty((1, 1, 1)), self.meta)
-                whole.meta[MetaKeys.SPATIAL_SHAPE] = np.asarray([*values.shape[:1:-1], self.pages])
-                step({key: MetaTensor(torch.from_numpy(values.transpose(1, 3, 2, 0)), meta=whole.meta)})
-                self._forget()
+        whole: dict[str, Any] = {key: self._whole(values) for key, values in self.maps.items()}
+        with self._forgetting():
+            if owner._preview is not None:
+                layers = {"cells": _CELLS} | ({"uncertainty": _LEVELS} if owner._shows_uncertainty else {})
+                item["preview"] = displayed_case(shown, {name: self._few(key) for name, key in layers.items()})
+            for step in owner._of_whole:
+                whole = step(whole)
+        if "measurements" in whole:
+            item["measurements"] = whole["measurements"]
         item[Keys.IMAGE] = MetaTensor(torch.zeros(1))
-        add_note(item[Keys.IMAGE], notes_of(self.meta))
+        add_note(item[Keys.IMAGE], notes_of(self.meta, *whole.values()))
         return item
+
+    def _whole(self, values: np.memmap) -> MetaTensor:
+        """Return a map as the steps of inference have it, (channels, W, H, pages); it stays on disk."""
+        meta = self._tensor(np.empty((1, 1, 1)), self.meta).meta
+        meta[MetaKeys.SPATIAL_SHAPE] = np.asarray([*values.shape[:1:-1], self.pages])
+        return MetaTensor(torch.from_numpy(values.transpose(1, 3, 2, 0)), meta=meta)
 
 
 def _tolerant(step: Any) -> Any:

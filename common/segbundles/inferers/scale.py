@@ -11,6 +11,7 @@ from monai.inferers import Inferer
 from torch.nn import functional as F
 
 from segbundles.errors import fail
+from segbundles.meta import without_meta
 
 __all__ = ["ScaleInferer", "run_at_size"]
 
@@ -57,7 +58,7 @@ class ScaleInferer(Inferer):
         size = tuple(max(1, round(n * self.factor)) for n in inputs.shape[2:4])
         if size == tuple(inputs.shape[2:4]):
             return self.inferer(inputs, network, *args, **kwargs)
-        data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        data = without_meta(inputs)
         sections = data.unbind(-1) if data.ndim == 5 else [data]
         found = [run_at_size(self.inferer, size, section, network, *args, **kwargs) for section in sections]
         output = torch.stack(found, dim=-1) if data.ndim == 5 else found[0]

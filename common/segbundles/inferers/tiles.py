@@ -14,6 +14,7 @@ from monai.inferers import Inferer, sliding_window_inference
 from monai.utils import ensure_tuple_rep
 
 from segbundles.errors import fail
+from segbundles.meta import without_meta
 
 from .mirror import subsets
 
@@ -94,7 +95,7 @@ class TileInferer(Inferer):
         Raises:
             ValueError: when the input has other axes, or the network's output has another size.
         """
-        data = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        data = without_meta(inputs)
         if data.ndim not in (4, 5):
             fail(f"(B, C, W, H) or (B, C, W, H, sections) is expected, got shape {tuple(data.shape)}.")
         predictor = partial(_probabilities, network=network, args=args, kwargs=kwargs)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from segbundles.errors import fail
-from segbundles.files import check_writable
+from segbundles.files import check_writable, read_json
 
 __all__ = ["MONAI_LABEL", "default_environment", "log_end", "make_environment"]
 
@@ -144,10 +144,10 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
 
 
-def log_end(path: Path, lines: int = _LINES) -> str:
+def log_end(path: Path) -> str:
     """Return the last lines of a log that are not empty."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+    return "\n".join([line for line in text.splitlines() if line.strip()][-_LINES:])
 
 
 def _read_record(root: Path) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _read_record(root: Path) -> dict[str, Any]:
     if not path.is_file():
         fail(f"{root} is not an environment made by this command: give --environment an empty folder, or a new one.")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}

@@ -225,7 +225,7 @@ class LabelServer:
             models.mkdir(exist_ok=True)
             # hashes of the weights that were copied: other weights come from a training
             record = copy / _SHIPPED
-            copied = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+            copied = read_json(record) if record.is_file() else {}
             served = {path.name: path for path in sorted((root / "models").glob("*.pt"))}
             names = ["model.pt", *(MEMBERS.replace("*", str(number)) for number in range(2, len(self.weights) + 1))]
             served |= dict(zip(names, self.weights, strict=False))

@@ -45,7 +45,6 @@ def write_report(
     figures: Mapping[str, bytes] | None = None,
     slices: Mapping[str, Mapping[str, Any]] | None = None,
     summary: Mapping[str, Mapping[str, float | None]],
-    metrics: Sequence[str] | None = None,
     units: Mapping[str, str] | None = None,
     notes: str | Sequence[str] | None = None,
     settings: Mapping[str, Sequence[Sequence[Any]]] | None = None,
@@ -77,7 +76,6 @@ def write_report(
         summary: "mean", "low" and "high" (its interval), "sd", "median", "worst" and "n" of each metric; missing values
             are shown as undefined. A metric that is in no row (such as one pooled over the cases) is only shown in the
             summary, with "counted", what its n counts.
-        metrics: the metrics in their order. Defaults to the summary's.
         units: unit of each metric that has one, such as {"hd95": "mm"}.
         notes: paragraphs below the heading.
         settings: tables of the evaluation's settings by heading, shown at the end with the versions of the libraries.
@@ -99,7 +97,7 @@ def write_report(
             the rows, a figure or slices belong to no case, a figure is not a picture, or the file cannot be written.
     """
     figures, slices, units, headings = figures or {}, slices or {}, units or {}, headings or {}
-    metrics = list(summary) if metrics is None else list(metrics)
+    metrics = list(summary)
     _check_cases(rows, {"figures": figures, "slices": slices})
     per_case = [name for name in metrics if any(name in row for row in rows)]
     if sort_by is None and per_case:

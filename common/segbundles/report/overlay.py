@@ -24,6 +24,7 @@ __all__ = ["PREDICTION_COLOURS", "TRUTH_COLOURS", "case_figure", "choose_slices"
 TRUTH_COLOURS = ((86, 180, 233), (0, 158, 115), (240, 228, 66), (51, 102, 255), (255, 255, 255))
 
 _SMALLEST_SIDE = 384  # pixels; overlay_rgb enlarges the longer side to at least this
+_LINE_WIDTH = 2.5  # pixels of the picture
 _SUPERSAMPLING = 3
 _RIM = (0, 0, 0, 150)
 _DASH_PERIOD = 12.0  # pixels of a dash and its gap
@@ -50,7 +51,6 @@ def overlay_rgb(
     *,
     size: tuple[int, int] | None = None,
     window: tuple[float, float] | None = None,
-    line_width: float = 2.5,
 ) -> NDArray[np.uint8]:
     """Outline truth (solid, cool colours) and prediction (dashed, warm colours) on one 2D slice.
 
@@ -65,7 +65,6 @@ def overlay_rgb(
         size: height and width of the picture in pixels. Defaults to the image's, enlarged by the smallest whole
             factor that makes the longer side 384 pixels or more.
         window: grey values shown as black and white, instead of the percentiles.
-        line_width: width of the outlines in pixels of the picture.
 
     Returns:
         The picture, uint8 of shape (height, width, 3).
@@ -91,7 +90,7 @@ def overlay_rgb(
     draw = ImageDraw.Draw(lines)
     for name, colours in (("truth", TRUTH_COLOURS), ("prediction", PREDICTION_COLOURS)):
         if (class_map := maps[name]) is not None:
-            _draw_outlines(draw, class_map, size, colours, line_width, dashed=name == "prediction")
+            _draw_outlines(draw, class_map, size, colours, dashed=name == "prediction")
     picture.paste(lines := lines.resize((width, height), Image.Resampling.BOX), mask=lines.getchannel("A"))
     return np.asarray(picture)
 
@@ -304,7 +303,6 @@ def _draw_outlines(
     class_map: NDArray,
     size: tuple[int, int],
     colours: Sequence[tuple[int, int, int]],
-    line_width: float,
     dashed: bool,
 ) -> None:
     scale = np.array(size) / class_map.shape
@@ -313,12 +311,12 @@ def _draw_outlines(
         colour = colours[(int(value) - 1) % len(colours)]
         for contour in find_contours(np.pad(class_map == value, 1).astype(np.float32), 0.5):
             # padded pixel centres to edges of the picture's pixels, kept inside by half a line
-            path = np.clip((contour - 0.5) * scale, line_width / 2, np.array(size) - line_width / 2)
+            path = np.clip((contour - 0.5) * scale, _LINE_WIDTH / 2, np.array(size) - _LINE_WIDTH / 2)
             strokes += [(colour, piece) for piece in (_dashes(path) if dashed else [path])]
     for rim in (True, False):
         for colour, path in strokes:
             points = [(x, y) for y, x in path * _SUPERSAMPLING - 0.5]  # PIL counts from pixel centres
-            width = round((line_width + 1.5 * rim) * _SUPERSAMPLING)
+            width = round((_LINE_WIDTH + 1.5 * rim) * _SUPERSAMPLING)
             draw.line(points, fill=_RIM if rim else (*colour, 255), width=width, joint="curve")
 
 

@@ -147,17 +147,16 @@ def bland_altman_svg(truth: Sequence[float], predicted: Sequence[float], quantit
     return _svg(figure)
 
 
-def calibration_svg(curve: Sequence[Mapping[str, float]], label: str = "pixels") -> bytes:
+def calibration_svg(curve: Sequence[Mapping[str, float]]) -> bytes:
     """Draw a calibration curve, with the line of perfect calibration.
 
     Args:
         curve: rows of :meth:`segbundles.statistics.ProbabilityCounts.calibration`.
-        label: what was counted.
 
     Returns:
         An SVG document.
     """
-    figure, axes = _begin(_SQUARE, "predicted probability", f"share of {label} that are foreground")
+    figure, axes = _begin(_SQUARE, "predicted probability", "share of pixels that are foreground")
     axes.plot([0, 1], [0, 1], color="0.4", linewidth=1, linestyle="--")
     x, y = ([row[name] for row in curve] for name in ("probability", "foreground"))
     axes.plot(x, y, "o-", color=_BOX, markersize=4)
@@ -165,29 +164,27 @@ def calibration_svg(curve: Sequence[Mapping[str, float]], label: str = "pixels")
     return _svg(figure)
 
 
-def precision_recall_svg(rows: Sequence[Mapping[str, float]], threshold: float = 0.5) -> bytes:
-    """Draw the precision-recall curve, and where the threshold is on it.
+def precision_recall_svg(rows: Sequence[Mapping[str, float]]) -> bytes:
+    """Draw the precision-recall curve, and where the threshold of the masks, 0.5, is on it.
 
     Args:
         rows: rows of :meth:`segbundles.statistics.ProbabilityCounts.thresholds`.
-        threshold: threshold of the masks.
 
     Returns:
         An SVG document.
     """
     figure, axes = _begin(_SQUARE, "recall", "precision")
     axes.plot([row["recall"] for row in rows], [row["precision"] for row in rows], color=_BOX)
-    _mark(axes, rows, threshold, "recall", "precision")
+    _mark(axes, rows, "recall", "precision")
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
     return _svg(figure)
 
 
-def thresholds_svg(rows: Sequence[Mapping[str, float]], threshold: float = 0.5) -> bytes:
-    """Draw how Dice, precision and recall depend on the threshold.
+def thresholds_svg(rows: Sequence[Mapping[str, float]]) -> bytes:
+    """Draw how Dice, precision and recall depend on the threshold, and the Dice at that of the masks, 0.5.
 
     Args:
         rows: rows of :meth:`segbundles.statistics.ProbabilityCounts.thresholds`.
-        threshold: threshold of the masks, where the Dice is marked.
 
     Returns:
         An SVG document.
@@ -202,7 +199,7 @@ def thresholds_svg(rows: Sequence[Mapping[str, float]], threshold: float = 0.5) 
             linestyle=style,
             label=name.replace("dice", "Dice"),
         )
-    _mark(axes, rows, threshold, "threshold", "dice")
+    _mark(axes, rows, "threshold", "dice")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
@@ -223,8 +220,8 @@ def _points(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
     axes.scatter(x, y, s=16 if len(x) > 30 else 30, color=_POINT, edgecolor=_BOX, linewidth=0.5, alpha=0.7)
 
 
-def _mark(axes: Axes, rows: Sequence[Mapping[str, float]], threshold: float, x: str, y: str) -> None:
-    nearest = min(rows, key=lambda row: abs(row["threshold"] - threshold))
+def _mark(axes: Axes, rows: Sequence[Mapping[str, float]], x: str, y: str) -> None:
+    nearest = min(rows, key=lambda row: abs(row["threshold"] - 0.5))
     axes.plot(nearest[x], nearest[y], "o", color="black")
     axes.annotate(f"{nearest['threshold']:.2g}", (nearest[x], nearest[y]), (4, 4), textcoords="offset points", size=8)
 

@@ -39,25 +39,18 @@ def export(
             part.write_bytes(figure)
 
 
-def to_latex(
-    columns: Sequence[str], rows: Sequence[Mapping[str, Any]], caption: str = "", label: str = "", digits: int = 3
-) -> str:
+def to_latex(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a table in LaTeX, for the package booktabs.
 
     Args:
         columns: names of the columns, in their order; they are also the headings.
         rows: one dictionary per row. None, NaN and missing values become a dash.
-        caption: caption of the table.
-        label: label to refer to it.
-        digits: decimals of numbers that are not whole.
     """
     numeric = [all(_is_number(row.get(name)) or _undefined(row.get(name)) for row in rows) for name in columns]
     lines = [r"\begin{table}", r"\centering"]
-    lines += [f"\\caption{{{_escaped(caption)}}}"] if caption else []
-    lines += [f"\\label{{{label}}}"] if label else []
     lines += [f"\\begin{{tabular}}{{{''.join('r' if one else 'l' for one in numeric)}}}", r"\toprule"]
     lines += [" & ".join(map(_escaped, columns)) + r" \\", r"\midrule"]
-    lines += [" & ".join(_cell(row.get(name), digits) for name in columns) + r" \\" for row in rows]
+    lines += [" & ".join(_cell(row.get(name)) for name in columns) + r" \\" for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
@@ -69,10 +62,10 @@ def _undefined(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _cell(value: Any, digits: int) -> str:
+def _cell(value: Any) -> str:
     if _undefined(value):
         return "--"
-    return f"{value:.{digits}f}" if isinstance(value, float) else _escaped(str(value))
+    return f"{value:.3f}" if isinstance(value, float) else _escaped(str(value))
 
 
 def _escaped(text: str) -> str:

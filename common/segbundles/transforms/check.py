@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 
 from segbundles.data.frames import value_tolerance
 from segbundles.errors import fail
-from segbundles.meta import add_note, file_name, set_has_spacing, spacing_of
+from segbundles.meta import add_note, file_name, set_has_spacing, spacing_of, without_meta
 
 __all__ = ["CheckImaged", "LabelToClassd", "SetSpacingd"]
 
@@ -206,7 +206,7 @@ class LabelToClassd(MapTransform):
     def _convert(self, label: torch.Tensor, values: list[float] | None) -> torch.Tensor:
         stored = list(range(self.num_classes)) if values is None else values
         label = self._one_channel(label, stored)
-        found = label.as_tensor() if isinstance(label, MetaTensor) else label
+        found = without_meta(label)
         found = found if found.is_floating_point() else found.to(torch.int64)
         if values is None and self.num_classes == 2 and bool(((found - 255).abs() <= value_tolerance(255)).any()):
             stored = [0, 255]

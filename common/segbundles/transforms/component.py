@@ -12,6 +12,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from segbundles.errors import fail
+from segbundles.meta import without_meta
 
 __all__ = ["KeepLargestConnectedComponentd", "largest_component"]
 
@@ -76,7 +77,7 @@ class KeepLargestConnectedComponentd(MapTransform):
         """Return the data with the largest components."""
         d = dict(data)
         for key in self.key_iterator(d):
-            classes = d[key].as_tensor() if isinstance(d[key], MetaTensor) else d[key]
+            classes = without_meta(d[key])
             kept = classes.clone()
             for channel in range(classes.shape[0]):
                 for value in _values(classes[channel]):

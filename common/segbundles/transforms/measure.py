@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from segbundles.measurements import CellTotals, cell_measurements, measure_cells, measure_frame, measure_volume
+from segbundles.measurements import measure_cells, measure_frame, measure_volume
 from segbundles.meta import add_note, has_spacing, pixel_nm, slice_files
 
 __all__ = ["MeasureCellsd", "MeasureMaskd"]
@@ -97,28 +97,11 @@ class MeasureCellsd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             mask, cells = (np.atleast_3d(d[name].numpy(force=True)[0]) for name in (key, self.cells_key))
-            size = self._size(d[key])
-            measured, rows = measure_cells(cells, mask == 0, size)
+            size = pixel_nm(d[key]) if self.pixel_nm is None else self.pixel_nm
+            measured, rows = measure_cells(cells, mask, size)
             d["measurements"] = {**measured, "pixel_nm": size, "table": rows}
             add_note(d[key], self._note(size))
         return d
-
-    def of_totals(
-        self, sections: Sequence[CellTotals], membrane_fraction: float, image: torch.Tensor
-    ) -> tuple[dict[str, Any], str]:
-        """Return the measurements, and the note, of cells that were counted block by block.
-
-        Args:
-            sections: the counted pixels of each section.
-            membrane_fraction: share of pixels that are membrane.
-            image: an image with the metadata of the file.
-        """
-        size = self._size(image)
-        measured, rows = cell_measurements(sections, membrane_fraction, size)
-        return {**measured, "pixel_nm": size, "table": rows}, self._note(size)
-
-    def _size(self, image: torch.Tensor) -> float | None:
-        return pixel_nm(image) if self.pixel_nm is None else self.pixel_nm
 
     def _note(self, size: float | None) -> str:
         if size is None:

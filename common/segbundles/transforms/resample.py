@@ -14,6 +14,7 @@ from monai.utils import TraceKeys, ensure_tuple, ensure_tuple_rep, look_up_optio
 from torch.nn import functional as F
 
 from segbundles.errors import fail
+from segbundles.meta import without_meta
 
 __all__ = ["ResampleToSpacing", "ResampleToSpacingd", "per_axis", "resample", "resampled_size"]
 
@@ -75,7 +76,7 @@ def resample(tensor: torch.Tensor, size: Sequence[int], mode: str = "area") -> t
             f"size {size} needs a tensor in shape (C, spatial) or (B, C, spatial) with {len(size)} spatial axes, "
             f"got shape {tuple(tensor.shape)}."
         )
-    x = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+    x = without_meta(tensor)
     if mode == "area" and not x.is_floating_point():
         x = x.float()
     old = tuple(x.shape[-len(size) :])

@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 from scipy.special import entr
 
 from segbundles.errors import fail
+from segbundles.meta import without_meta
 
 __all__ = ["Uncertaintyd", "uncertainty", "uncertainty_levels"]
 
@@ -40,7 +41,7 @@ def uncertainty(probabilities: torch.Tensor) -> torch.Tensor:
     """
     if len(probabilities) < 2:
         fail("the uncertainty of one class is not defined: give the probability of every class.")
-    plain = probabilities.as_tensor() if isinstance(probabilities, MetaTensor) else probabilities
+    plain = without_meta(probabilities)
     result = plain.new_zeros(plain.shape[1:], dtype=torch.float32)
     doubtful = plain.amax(0) < _SURE  # usually a small part
     entropy = torch.special.entr(plain[:, doubtful].float()).sum(0) / math.log(len(plain))
@@ -60,7 +61,7 @@ def uncertainty_levels(probabilities: torch.Tensor) -> torch.Tensor:
     if len(probabilities) > 2:
         found = uncertainty(probabilities)[0]
         return sum((found > level).to(torch.uint8) for level in LEVELS)
-    plain = probabilities.as_tensor() if isinstance(probabilities, MetaTensor) else probabilities
+    plain = without_meta(probabilities)
     one = plain[1]  # of two classes, comparisons are many times faster than entropies
     least = map(_less_probable, LEVELS)
     return sum(((one > p) & (one < 1 - p)).to(torch.uint8) for p in least)
