@@ -23,6 +23,7 @@ __all__ = ["PngWriter", "SimpleITKWriter", "TiffWriter"]
 
 _NM_PER_CM, _NM_PER_M = 1e7, 1e9
 _OF_IMAGEJ = (np.uint8, np.uint16, np.float32)
+_BUFFER = 2**24  # bytes of pages that are compressed at once
 _SMALL = 2**32 - 2**25  # bytes of pixels that fit into a TIFF, with its directories
 _PNG_LIMIT = 2**31 - 1
 
@@ -165,7 +166,7 @@ class TiffWriter(_ArrayWriter):
         options |= {"photometric": "minisblack", "compression": "deflate", "metadata": metadata}
         # one page after the other: a stack may be a file that does not fit into memory
         each = (np.ascontiguousarray(array[index], dtype) for index in np.ndindex(array.shape[:-2]))
-        tifffile.imwrite(filename, each, shape=array.shape, dtype=dtype, **options)
+        tifffile.imwrite(filename, each, shape=array.shape, dtype=dtype, buffersize=_BUFFER, **options)
 
 
 class PngWriter(_ArrayWriter):

@@ -6,9 +6,7 @@ import copy
 import math
 import mmap
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -277,23 +275,6 @@ class _Run:
             for values in self.maps.values():
                 values._mmap.madvise(mmap.MADV_DONTNEED)
 
-    @contextmanager
-    def _forgetting(self) -> Iterator[None]:
-        """Let the memory of the maps go again and again, while others read them from end to end."""
-        done = threading.Event()
-
-        def repeat() -> None:
-            while not done.wait(0.02):
-                self._forget()
-
-        thread = threading.Thread(target=repeat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
     def _seams(self, found: np.ndarray, number: int, block: _Block) -> list[np.ndarray]:
         """Return pairs of numbers of one cell: of the blocks before this one, and of this one."""
         if _CELLS not in self.maps:
@@ -329,12 +310,12 @@ class _Run:
         if all(self.confidences):
             item |= join_confidence(self.confidences, self.pixels, "blocks" if in_blocks else "pages")
         whole: dict[str, Any] = {key: self._whole(values) for key, values in self.maps.items()}
-        with self._forgetting():
-            if owner._preview is not None:
-                layers = {"cells": _CELLS} | ({"uncertainty": _LEVELS} if owner._shows_uncertainty else {})
-                item["preview"] = displayed_case(shown, {name: self._few(key) for name, key in layers.items()})
-            for step in owner._of_whole:
-                whole = step(whole)
+        if owner._preview is not None:
+            layers = {"cells": _CELLS} | ({"uncertainty": _LEVELS} if owner._shows_uncertainty else {})
+            item["preview"] = displayed_case(shown, {name: self._few(key) for name, key in layers.items()})
+        for step in owner._of_whole:
+            self._forget()
+            whole = step(whole)
         if "measurements" in whole:
             item["measurements"] = whole["measurements"]
         item[Keys.IMAGE] = MetaTensor(torch.zeros(1))
