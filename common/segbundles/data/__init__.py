@@ -12,6 +12,7 @@ from .loader import (
     TrainingDataLoader,
     validation_sampler,
 )
+from .on_disk import DiskTensor, each_page, forget
 from .pictures import PictureReader, picture_shape
 from .readers import StackReader, SuffixReader
 from .samplers import BalancedSampler
@@ -25,6 +26,7 @@ __all__ = [
     "BalancedSampler",
     "Datalist",
     "DicomReader",
+    "DiskTensor",
     "Failure",
     "FolderImages",
     "FrameReader",
@@ -43,8 +45,10 @@ __all__ = [
     "TiffWriter",
     "TolerantDataLoader",
     "TrainingDataLoader",
+    "each_page",
     "file_stem",
     "file_suffix",
+    "forget",
     "image_root",
     "is_dicom_slice",
     "lesion_weights",

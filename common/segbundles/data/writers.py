@@ -19,6 +19,8 @@ from monai.utils import convert_data_type
 
 from segbundles.errors import fail
 
+from .on_disk import each_page
+
 __all__ = ["PngWriter", "SimpleITKWriter", "TiffWriter"]
 
 _NM_PER_CM, _NM_PER_M = 1e7, 1e9
@@ -132,6 +134,7 @@ class TiffWriter(_ArrayWriter):
         output_dtype: type of the values.
         channels_last: whether the array has a last axis of channels.
         pixel_nm: width, height and distance of slices in nm (0 where it is not known), or None.
+        factor: what the values are multiplied by.
     """
 
     def __init__(
@@ -139,11 +142,13 @@ class TiffWriter(_ArrayWriter):
         output_dtype: DtypeLike = np.uint8,
         channels_last: bool = False,
         pixel_nm: Sequence[float] | None = None,
+        factor: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(output_dtype, **kwargs)
         self.channels_last = channels_last
         self.pixel_nm = pixel_nm
+        self.factor = factor
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, compressed."""
@@ -165,7 +170,7 @@ class TiffWriter(_ArrayWriter):
                 options["resolutionunit"] = "CENTIMETER"
         options |= {"photometric": "minisblack", "compression": "deflate", "metadata": metadata}
         # one page after the other: a stack may be a file that does not fit into memory
-        each = (np.ascontiguousarray(array[index], dtype) for index in np.ndindex(array.shape[:-2]))
+        each = (np.ascontiguousarray(page * dtype.type(self.factor), dtype) for page in each_page(array))
         tifffile.imwrite(filename, each, shape=array.shape, dtype=dtype, buffersize=_BUFFER, **options)
 
 
@@ -175,18 +180,24 @@ class PngWriter(_ArrayWriter):
     Args:
         output_dtype: type of the values, uint8 or uint16.
         pixel_nm: width and height of a pixel in nm, for the resolution in the file; None leaves it out.
+        factor: what the values are multiplied by.
     """
 
     def __init__(
-        self, output_dtype: DtypeLike = np.uint8, pixel_nm: Sequence[float] | None = None, **kwargs: Any
+        self,
+        output_dtype: DtypeLike = np.uint8,
+        pixel_nm: Sequence[float] | None = None,
+        factor: int = 1,
+        **kwargs: Any,
     ) -> None:
         super().__init__(output_dtype, **kwargs)
         self.pixel_nm = pixel_nm
+        self.factor = factor
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file."""
         super().write(filename, verbose=verbose)
-        array = self.data_obj.astype(self.output_dtype, copy=False)
+        array = self.data_obj.astype(self.output_dtype, copy=False) * np.dtype(self.output_dtype).type(self.factor)
         data = imagecodecs.png_encode(np.ascontiguousarray(array.swapaxes(0, 1)))
         per_metre = [] if self.pixel_nm is None else [round(_NM_PER_M / size) for size in self.pixel_nm[:2]]
         if per_metre and max(per_metre) <= _PNG_LIMIT:

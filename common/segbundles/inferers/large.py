@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from segbundles.confidence import confidence_columns, join_confidence
-from segbundles.data import StackReader, file_suffix, picture_shape
+from segbundles.data import DiskTensor, StackReader, each_page, file_suffix, forget, picture_shape
 from segbundles.data.base import TIFF
 from segbundles.errors import fail
 from segbundles.meta import FILE, add_note, notes_of, set_levels, set_slice_files
@@ -261,7 +260,8 @@ class _Run:
 
     def _few(self, key: str) -> torch.Tensor:
         """Return every n-th pixel of what a map has, (W, H, pages)."""
-        return torch.from_numpy(self.maps[key][:, 0, :: self.step, :: self.step].transpose(2, 1, 0).copy())
+        few = [page[:: self.step, :: self.step].T.copy() for page in each_page(self.maps[key][:, 0])]
+        return torch.from_numpy(np.stack(few, axis=-1))
 
     def _map(self, key: str, values: np.ndarray, size: tuple[int, int]) -> np.memmap:
         if key not in self.maps:
@@ -270,10 +270,8 @@ class _Run:
         return self.maps[key]
 
     def _forget(self) -> None:
-        """Let the memory of the maps go; what was written stays in their files."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            for values in self.maps.values():
-                values._mmap.madvise(mmap.MADV_DONTNEED)
+        for values in self.maps.values():
+            forget(values)
 
     def _seams(self, found: np.ndarray, number: int, block: _Block) -> list[np.ndarray]:
         """Return pairs of numbers of one cell: of the blocks before this one, and of this one."""
@@ -314,7 +312,6 @@ class _Run:
             layers = {"cells": _CELLS} | ({"uncertainty": _LEVELS} if owner._shows_uncertainty else {})
             item["preview"] = displayed_case(shown, {name: self._few(key) for name, key in layers.items()})
         for step in owner._of_whole:
-            self._forget()
             whole = step(whole)
         if "measurements" in whole:
             item["measurements"] = whole["measurements"]
@@ -322,11 +319,11 @@ class _Run:
         add_note(item[Keys.IMAGE], notes_of(self.meta, *whole.values()))
         return item
 
-    def _whole(self, values: np.memmap) -> MetaTensor:
+    def _whole(self, values: np.memmap) -> DiskTensor:
         """Return a map as the steps of inference have it, (channels, W, H, pages); it stays on disk."""
         meta = self._tensor(np.empty((1, 1, 1)), self.meta).meta
         meta[MetaKeys.SPATIAL_SHAPE] = np.asarray([*values.shape[:1:-1], self.pages])
-        return MetaTensor(torch.from_numpy(values.transpose(1, 3, 2, 0)), meta=meta)
+        return DiskTensor(values.transpose(1, 3, 2, 0), meta)
 
 
 def _tolerant(step: Any) -> Any:

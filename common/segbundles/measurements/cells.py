@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from segbundles.data import each_page
+
 __all__ = ["CELL_COLUMNS", "measure_cells"]
 
 #: columns of ``<stem>_cells.csv``
@@ -30,9 +32,9 @@ def measure_cells(
         the columns :data:`CELL_COLUMNS`: sections count from 1, centroids are in pixels from 0, and ``area_nm2`` is
         None without ``pixel_nm``.
     """
-    tables = [_measure_section(cells[..., number], number + 1, pixel_nm) for number in range(cells.shape[2])]
+    tables = [_measure_section(page.T, number, pixel_nm) for number, page in enumerate(each_page(cells.T), 1)]
     counts = [len(table) for table in tables]
-    fraction = (mask.size - int(np.count_nonzero(mask))) / mask.size
+    fraction = 1 - sum(int(np.count_nonzero(page)) for page in each_page(mask.T)) / mask.size
     measured = {"cells": sum(counts), "cells_per_section": counts, "membrane_fraction": fraction}
     return measured, list(chain.from_iterable(tables))
 

@@ -12,7 +12,7 @@ from monai.config import DtypeLike, KeysCollection, PathLike
 from monai.data import ImageWriter, NibabelWriter
 from monai.transforms import MapTransform, SaveImaged
 
-from segbundles.data import PngWriter, SimpleITKWriter, TiffWriter, file_stem, file_suffix, image_root
+from segbundles.data import PngWriter, SimpleITKWriter, TiffWriter, each_page, file_stem, file_suffix, image_root
 from segbundles.data.base import ITK, NIFTI, PIL, TIFF
 from segbundles.data.segments import slicer_header
 from segbundles.errors import fail
@@ -102,7 +102,7 @@ class SaveOutputd(SaveImaged):
         source, size, grid = file_name(output), tuple(output.shape[1:]), tuple(int(n) for n in meta["spatial_shape"])
         if size != grid:
             fail(f"the segmentation of {source} has size {size} but the image {grid}: invert spatial transforms first.")
-        return np.asarray(output.detach().cpu())
+        return output.numpy(force=True)
 
     @staticmethod
     def _is_dicom(output: torch.Tensor) -> bool:
@@ -119,6 +119,10 @@ class SaveOutputd(SaveImaged):
     def _dtype(self, array: np.ndarray) -> DtypeLike:
         """Return the type that a file holds; writers convert to it, page by page if they can."""
         return array.dtype
+
+    def _factor(self) -> int:
+        """Return the factor of the values in a picture."""
+        return 1
 
     def _header(self, array: np.ndarray, path: Path) -> dict[str, str]:
         """Return further fields of the header of a NRRD file."""
@@ -162,7 +166,9 @@ class SaveOutputd(SaveImaged):
             return NibabelWriter(output_dtype=dtype)
         if suffix in ITK:
             return SimpleITKWriter(dtype, self.channels_last, self._header(array, path))
-        return TiffWriter(dtype, self.channels_last, pixel_nm) if suffix == ".tif" else PngWriter(dtype, pixel_nm)
+        if suffix == ".tif":
+            return TiffWriter(dtype, self.channels_last, pixel_nm, self._factor())
+        return PngWriter(dtype, pixel_nm, self._factor())
 
 
 class SaveSegmentationd(SaveOutputd):
@@ -232,12 +238,15 @@ class SaveSegmentationd(SaveOutputd):
 
     def _stored(self, values: np.ndarray, path: Path) -> np.ndarray:
         array = values[0]
-        if path.suffix in (".png", ".tif") and not self.label_image:
-            return array * np.uint8(255 // (self.num_classes - 1))
         return array[..., None] if self.mask_format and array.ndim == 2 else array
 
     def _dtype(self, array: np.ndarray) -> DtypeLike:
-        return (np.uint16 if array.max() < 2**16 else np.uint32) if self.label_image else array.dtype
+        if not self.label_image:
+            return array.dtype
+        return np.uint16 if max(page.max() for page in each_page(array.T)) < 2**16 else np.uint32
+
+    def _factor(self) -> int:
+        return 1 if self.label_image else 255 // (self.num_classes - 1)
 
     def _header(self, array: np.ndarray, path: Path) -> dict[str, str]:
         return slicer_header(array, self.segments) if self.mask_format else {}
