@@ -1,19 +1,17 @@
 """Write the generated parts of the model cards, of README.md and of pages in docs/.
 
-    segbundles evaluate B D O
-    python benchmarks/cards.py --bundle B --evaluation validation=O
+    segbundles crossvalidate B D O --save_predictions true
+    python benchmarks/cards.py --bundle B --crossvalidation O
 
 A generated part stands between `<!-- cards: ... -->` and `<!-- /cards -->`. It is made from the files in
-`bundles/<bundle>/docs/figures`: for each evaluation `<name>.json`, its summary and how it was run, and `<name>.csv`,
-its `metrics.csv`. `--evaluation NAME=O` takes them over from the folder of `segbundles evaluate` or `crossvalidate`
-(call a cross-validation `crossvalidation`). The part `confidence` is made from `docs/confidence.json` and
-`docs/wrong_inputs.json`, which `segbundles calibrate --record` and `wrong_inputs.py --record` write. Files of weights
-that are no longer shipped are deleted; what only they said disappears. Without options, all parts are written again;
-`--check` only says what would change.
-
-`--pictures PREFIX` also writes the pictures of the best, median and worst case of the evaluation to the folder of the
-card (by Dice, or by `--metric`), and `--training NAME=O`, which may be given several times, `curves.png` and what the
-training cost.
+`bundles/<bundle>/docs/figures`: `crossvalidation.json`, the summary of a cross-validation and how it was run,
+`crossvalidation.csv`, its `metrics.csv`, and tables of the other benchmarks. `--crossvalidation O` takes them over from
+the folder of `segbundles crossvalidate`, and writes the pictures of the best, median and worst case of each data set to
+the folder of the card (by Dice, or by `--metric`). `--training NAME=O`, which may be given several times, writes
+`curves.png` and what the training cost. The part `confidence` is made from `docs/confidence.json` and
+`docs/wrong_inputs.json`, which `segbundles calibrate --record` and `wrong_inputs.py --record` write; these files are
+deleted if they are of weights that are no longer shipped. Without options, all parts are written again; `--check` only
+says what would change.
 """
 
 from __future__ import annotations
@@ -34,7 +32,6 @@ from typing import Any
 
 from tables import Table, machine
 
-from segbundles.commands import setting_pairs
 from segbundles.files import atomic_path, read_json, write_json
 from segbundles.knobs import knob_table
 from segbundles.report import label
@@ -49,7 +46,6 @@ JOINT = "crossvalidation"
 CALIBRATED, WRONG = "confidence.json", "wrong_inputs.json"  # in docs, of `segbundles calibrate` and wrong_inputs.py
 NOTHING = "no figure"
 PICTURE = re.compile(r'<img src="data:image/(\w+);base64,([^"]+)"[^>]*? alt="([^"]*): image with truth and')
-_OWN = ("bundle_root", "config_file", "dataset_dir", "output_dir", "ckpt_dir", "split")
 # tables of a bundle by benchmarks/all.py, and their titles
 SPEED = {
     "stages": "One image, stage by stage",
@@ -65,87 +61,61 @@ WORDS = {
     "ece_without_background": "calibration error (ECE) from a probability of 0.01",
     "average_precision": "average precision",
 }
-# eval_metrics of metadata.json: name, and the metric of the first evaluation that exists
+# eval_metrics of metadata.json: name, and the metric of the cross-validation, or of one of its data sets
 METADATA = {
-    "brain_flair_unet": {"mean_dice": f"{JOINT} validation : dice"},
-    "em_membrane_unet": {
-        "pixel_accuracy": f"{JOINT} validation : pixel_accuracy",
-        "v_rand_cells": f"{JOINT} validation : v_rand_cells",
-    },
-    "left_atrium_vnet": {
-        "mean_dice_lge": f"{JOINT}@lasc18 lge : dice",
-        "mean_dice_bright_blood": f"{JOINT}@heart bright_blood : dice",
-    },
-    "polyp_fcn8": {
-        "pooled_jaccard": f"{JOINT} validation : pooled_jaccard",
-        "pooled_mean_jaccard": f"{JOINT} validation : pooled_mean_jaccard",
-    },
+    "brain_flair_unet": {"mean_dice": "dice"},
+    "em_membrane_unet": {"pixel_accuracy_mask": "pixel_accuracy_mask", "v_rand_cells": "v_rand_cells"},
+    "left_atrium_vnet": {"mean_dice_lge": "lasc18:dice", "mean_dice_bright_blood": "heart:dice"},
+    "polyp_fcn8": {"pooled_jaccard": "pooled_jaccard", "pooled_mean_jaccard": "pooled_mean_jaccard"},
 }
 
 
 # ---- the files of an evaluation
 
 
-def take(bundle: Path, name: str, folder: Path) -> None:
-    """Take the record and the cases of a finished evaluation or cross-validation over into the card's folder.
+def take(bundle: Path, folder: Path) -> None:
+    """Take the record and the cases of a finished cross-validation over into the card's folder.
 
     Args:
         bundle: folder of the bundle.
-        name: name of the files.
-        folder: folder of `segbundles evaluate` or `crossvalidate`.
+        folder: folder of `segbundles crossvalidate`.
     """
     summary = read_json(folder / "summary.json")
-    run = summary.pop("run", {})
-    if "folds" in summary:
-        given = read_json(folder / f"{JOINT}.json")
-        words = ["segbundles", "crossvalidate", "B", "D", "O", "--folds", str(given["folds"]), *given["settings"]]
-        folds = run.get("folds") or [{}]
-        trimmed = {"versions": folds[0].get("versions", {}), "device": folds[0].get("device", "")}
-        names = {one.get("data", {}).get("name", "") for one in folds}
-        trimmed["data"] = {"name": " ".join(sorted(names)), "scored_sha256": [_scored(one) for one in folds]}
-    else:
-        pairs = setting_pairs(shlex.split(run["command"])[5:])  # python -m monai.bundle run evaluating
-        own = [word for pair in pairs if pair[0].lstrip("-") not in _OWN for word in pair]
-        split = [] if run["data"]["split"] == "validation" else ["--split", run["data"]["split"]]
-        words = ["segbundles", "evaluate", "B", "D", "O", *split, *own]
-        trimmed = {key: run[key] for key in ("version", "device", "versions", "data", "notes")}
-        trimmed["weights"] = {Path(facts["file"]).name: facts["sha256"] for facts in run["weights"].values()}
-    record = {"run": {"command": shlex.join(words), **trimmed}, **summary}
+    given, folds = read_json(folder / f"{JOINT}.json"), summary.pop("run")["folds"]
+    words = ["segbundles", "crossvalidate", "B", "D", "O", "--folds", str(given["folds"]), *given["settings"]]
+    names = {one["data"]["name"] for one in folds}
+    run = {"command": shlex.join(words), "versions": folds[0]["versions"], "device": folds[0]["device"]}
+    run["data"] = {
+        "name": " ".join(sorted(names)),
+        "scored_sha256": [one["data"]["scored_sha256"] for one in folds],
+    }
     figures = bundle / "docs/figures"
     figures.mkdir(exist_ok=True)
-    write_json(figures / f"{name}.json", _rounded(record))
-    shutil.copyfile(folder / "metrics.csv", figures / f"{name}.csv")
+    write_json(figures / f"{JOINT}.json", _rounded({"run": run, **summary}))
+    shutil.copyfile(folder / "metrics.csv", figures / f"{JOINT}.csv")
 
 
 def drop_stale(bundle: Path) -> list[str]:
     """Delete the files of weights that the bundle no longer ships, and return their names."""
     dropped = []
-    for name, record in records(bundle).items():
-        if any(digest != shipped(bundle, file) for file, digest in record["run"].get("weights", {}).items()):
-            for suffix in (".json", ".csv"):
-                (bundle / "docs/figures" / f"{name}{suffix}").unlink()
-            dropped.append(name)
     for name in (CALIBRATED, WRONG):
         path = bundle / "docs" / name
-        if path.is_file() and read_json(path)["weights_sha256"] != shipped(bundle, "model.pt"):
+        if path.is_file() and read_json(path)["weights_sha256"] != shipped(bundle):
             path.unlink()
             dropped.append(path.stem)
     return dropped
 
 
-def records(bundle: Path) -> dict[str, dict[str, Any]]:
-    """Return the records of a bundle's evaluations by name."""
-    return {path.stem: read_json(path) for path in sorted((bundle / "docs/figures").glob("*.json"))}
+def joint_record(bundle: Path) -> dict[str, Any] | None:
+    """Return the record of a bundle's cross-validation, if there is one."""
+    path = bundle / "docs/figures" / f"{JOINT}.json"
+    return read_json(path) if path.is_file() else None
 
 
-def shipped(bundle: Path, file: str) -> str | None:
-    """Return the sha256 of a weights file as its facts have it."""
-    facts = (bundle / "models" / file).with_suffix(".json")
+def shipped(bundle: Path) -> str | None:
+    """Return the sha256 of the weights as their facts have it."""
+    facts = bundle / "models/model.json"
     return read_json(facts)["sha256"] if facts.is_file() else None
-
-
-def _scored(run: Mapping[str, Any]) -> str:
-    return run.get("data", {}).get("scored_sha256", "")
 
 
 def _rounded(value: Any) -> Any:
@@ -170,30 +140,9 @@ def knobs(bundle: Path, words: Sequence[str]) -> str:
     return knob_table(bundle)
 
 
-def evaluations(bundle: Path, words: Sequence[str]) -> str:
-    """Return heading, table and commands of evaluations: `NAME ... : METRIC ...`."""
-    names, metrics = _split(words)
-    found = {name: record for name, record in records(bundle).items() if name in names}
-    if not found:
-        return ""
-    first = next(iter(found.values()))
-    names = [name for name in names if name in found]
-    heads = ["evaluation", "data", "cases", "groups", *_heads(metrics)]
-    lines = [
-        [f"[{name}](figures/{name}.csv)", _data(found[name]), *_counts(found[name]), *_cells(found[name], metrics)]
-        for name in names
-    ]
-    commands = "".join(f"    {_command(found[name])}    # {name}\n" for name in names)
-    return (
-        f"### Shipped weights\n\n{_unseen(bundle)}{_table(heads, lines)}\n{_brackets(first)} The links have the scores "
-        "of each case; the JSON files beside them have all figures and how they were computed. These commands compute "
-        f"them again, with the shipped weights:\n\n{commands}"
-    )
-
-
 def crossvalidation(bundle: Path, words: Sequence[str]) -> str:
     """Return heading, command and table of the cross-validation, one row per data set and fold: `METRIC ...`."""
-    record = records(bundle).get(JOINT)
+    record = joint_record(bundle)
     if record is None:
         return ""
     parts = [("all", record)]
@@ -210,8 +159,8 @@ def crossvalidation(bundle: Path, words: Sequence[str]) -> str:
 
 
 def sequences(bundle: Path, words: Sequence[str]) -> str:
-    """Return one row per sequence of an evaluation: `NAME ...`, of which the first that exists counts."""
-    record = _first(bundle, words)
+    """Return one row per sequence of the cross-validation."""
+    record = joint_record(bundle)
     if record is None:
         return ""
     heads = ["sequence", "frames", "Jaccard of polyp, pooled", "Dice per frame, mean", "frames missed"]
@@ -276,13 +225,13 @@ def speed(bundle: Path, words: Sequence[str]) -> str:
 
 
 def value(bundle: Path, words: Sequence[str]) -> str:
-    """Return one number: `NAME ... : METRIC [KEY]`, of the first evaluation that exists; `NAME@SET` is a data set.
+    """Return one number of the cross-validation: `METRIC [KEY]`, or of one of its data sets: `SET:METRIC [KEY]`.
 
     KEY is a key of the metric, such as `median`, or `interval` for the mean with its interval; without it, it is the
     mean, or the number itself.
     """
-    names, (metric, *key) = _split(words)
-    entry = _found(bundle, names, metric)
+    metric, *key = words
+    entry = _found(bundle, metric)
     if entry is None:
         return NOTHING
     if key == ["interval"]:
@@ -291,7 +240,7 @@ def value(bundle: Path, words: Sequence[str]) -> str:
 
 
 KINDS: dict[str, Callable[[Path, Sequence[str]], str]] = {
-    one.__name__: one for one in (knobs, evaluations, crossvalidation, sequences, confidence, table, speed, value)
+    one.__name__: one for one in (knobs, crossvalidation, sequences, confidence, table, speed, value)
 }
 
 
@@ -320,9 +269,8 @@ def write_page(path: Path) -> str:
 def write_metadata(path: Path) -> str:
     """Return the text of a metadata.json with its `eval_metrics`."""
     found = {}
-    for name, spec in METADATA.get(path.parents[1].name, {}).items():
-        names, (metric,) = _split(spec.split())
-        entry = _found(path.parents[1], names, metric)
+    for name, metric in METADATA.get(path.parents[1].name, {}).items():
+        entry = _found(path.parents[1], metric)
         found |= {name: round(entry["mean"], 4)} if entry else {}
     text = path.read_text(encoding="utf-8")
     return re.sub(r'"eval_metrics": \{[^}]*\}', f'"eval_metrics": {json.dumps(found)}', text)
@@ -333,26 +281,13 @@ def write(path: Path) -> str:
     return write_metadata(path) if path.suffix == ".json" else write_page(path)
 
 
-def _found(bundle: Path, names: Sequence[str], metric: str) -> dict[str, Any] | None:
-    """Return a metric of the first evaluation that exists; `NAME@SET` is a data set of a cross-validation."""
-    for text in names:
-        name, _, data_set = text.partition("@")
-        record = records(bundle).get(name)
-        if record and data_set:
-            record = next((part for part in record["data_sets"] if part["data_set"] == data_set), None)
-        if record:
-            return _entry(record, metric)
-    return None
-
-
-def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    place = list(words).index(":")
-    return list(words[:place]), list(words[place + 1 :])
-
-
-def _first(bundle: Path, names: Iterable[str]) -> dict[str, Any] | None:
-    known = records(bundle)
-    return next((known[name] for name in names if name in known), None)
+def _found(bundle: Path, metric: str) -> dict[str, Any] | None:
+    """Return a metric of the cross-validation, or of one of its data sets, `SET:METRIC`."""
+    *data_set, metric = metric.split(":")
+    record = joint_record(bundle)
+    if record and data_set:
+        record = next((part for part in record["data_sets"] if part["data_set"] == data_set[0]), None)
+    return _entry(record, metric) if record else None
 
 
 def _table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -414,35 +349,25 @@ def _brackets(record: Mapping[str, Any]) -> str:
     return f"The numbers in brackets are 95 % intervals: the {kind} were drawn again, with replacement."
 
 
-def _unseen(bundle: Path) -> str:
-    """Say what the shipped weights have seen of the validation cases."""
-    facts = read_json(bundle / "models/model.json")
-    if not facts["data"].get("validation", {}).get("cases"):
-        return ""
-    epoch = facts.get("validation", {}).get("epoch")
-    chosen = f" They decided which weights were kept: those of epoch {epoch} of {facts['epochs']}." if epoch else ""
-    return f"No training step used the validation cases.{chosen}\n\n"
-
-
-def _data(record: Mapping[str, Any]) -> str:
-    data = record["run"]["data"]
-    return f"{data.get('name', '')}, {data['split']}"
-
-
 # ---- pictures
 
 
-def pictures(folder: Path, prefix: Path, metric: str) -> None:
-    """Write the pictures of the best, the median and the worst case of an evaluation."""
+def pictures(folder: Path, docs: Path, metric: str) -> None:
+    """Write the pictures of the best, the median and the worst case of each data set of a cross-validation."""
+    scores: dict[str, list[tuple[float, str]]] = {}
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
-        scores = sorted((float(row[metric]), row["case"]) for row in csv.DictReader(file) if row[metric])
+        for row in csv.DictReader(file):
+            if row[metric]:
+                scores.setdefault(row.get("data_set", ""), []).append((float(row[metric]), row["case"]))
     report = (folder / "report.html").read_text(encoding="utf-8")
     found = {html.unescape(name): (kind, data) for kind, data, name in PICTURE.findall(report)}
-    for which, (score, case) in {"worst": scores[0], "median": scores[len(scores) // 2], "best": scores[-1]}.items():
-        kind, data = found[case]
-        path = prefix.with_name(f"{prefix.name}_{which}.{kind}")
-        path.write_bytes(base64.b64decode(data))
-        print(f"{path.name}: {case}, {metric} {score:.3f}")
+    for data_set, cases in scores.items():
+        cases.sort()
+        for which, (score, case) in {"worst": cases[0], "median": cases[len(cases) // 2], "best": cases[-1]}.items():
+            kind, data = found[case]
+            path = docs / f"{'_'.join(filter(None, (data_set, which)))}.{kind}"
+            path.write_bytes(base64.b64decode(data))
+            print(f"{path.name}: {case}, {metric} {score:.3f}")
 
 
 def trainings(folders: Mapping[str, Path], bundle: Path) -> None:
@@ -462,7 +387,9 @@ def trainings(folders: Mapping[str, Path], bundle: Path) -> None:
                 steps, values = zip(*((e.step, e.value) for e in events.Scalars(tag)), strict=True)
                 panels.append((f"{name}: {tag}", list(steps), list(values)))
         log = (folder / "training.log").read_text(encoding="utf-8")
-        seconds = [float(text) for text in re.findall(r"epoch \d+/\d+, .* ([\d.]+) s,", log)]
+        # an epoch that was begun again after a stop counts once
+        found = dict(re.findall(r"epoch (\d+)/\d+, .* ([\d.]+) s,", log))
+        seconds = [float(text) for text in found.values()]
         threads = re.findall(r"Threads: (\d+)", log) or ["1"]  # older logs, of one thread
         hours = median(seconds) * len(seconds) * int(threads[-1]) / 3600
         cost.rows.append((name, str(len(seconds)), f"{median(seconds):.0f}", f"{hours:.1f}"))
@@ -494,20 +421,19 @@ def main() -> None:
     """Take evaluations over, and write all generated parts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--bundle", help="name of the bundle that the other options are about")
-    parser.add_argument("--evaluation", action="append", default=[], metavar="NAME=O", help="a finished evaluation")
-    parser.add_argument("--pictures", metavar="PREFIX", help="also write best, median and worst case of it")
-    parser.add_argument("--metric", default="dice", help="column of metrics.csv for them; larger must be better")
+    parser.add_argument("--crossvalidation", type=Path, metavar="O", help="a finished cross-validation")
+    parser.add_argument(
+        "--metric", default="dice", help="column of metrics.csv for its pictures; larger must be better"
+    )
     parser.add_argument("--training", action="append", default=[], metavar="NAME=O", help="a finished training")
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if a page would change")
     options = parser.parse_args()
-    if (options.evaluation or options.training) and not options.bundle:
-        parser.error("--evaluation and --training need --bundle")
+    if (options.crossvalidation or options.training) and not options.bundle:
+        parser.error("--crossvalidation and --training need --bundle")
     bundle = ROOT / "bundles" / Path(options.bundle or "").name
-    for text in options.evaluation:
-        name, _, folder = text.partition("=")
-        take(bundle, name, Path(folder))
-        if options.pictures:
-            pictures(Path(folder), bundle / "docs" / options.pictures, options.metric)
+    if options.crossvalidation:
+        take(bundle, options.crossvalidation)
+        pictures(options.crossvalidation, bundle / "docs", options.metric)
     if options.training:
         trainings({name: Path(folder) for name, _, folder in (one.partition("=") for one in options.training)}, bundle)
     if not options.check:

@@ -88,7 +88,7 @@ def fitted(image: NDArray, channels: int, shape: tuple[int, ...]) -> NDArray:
 def inputs(bundle: str, found: dict[str, NDArray]) -> Iterator[tuple[str, NDArray]]:
     """Yield the name and the array of each input of a bundle, the right one first."""
     own = found[RIGHT[bundle]]
-    own = own[None] if own.ndim == 2 else own
+    own = own[None, ..., None] if own.ndim == 2 else own  # one section
     yield RIGHT[bundle], own
     if bundle == "brain_flair_unet":
         yield "T1 in place of FLAIR", own[[0, 0, 2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -32,15 +33,13 @@ def test_pages_are_what_the_files_give(page):
 def test_a_card_has_knobs_and_results(bundle):
     card = (bundle / "docs/README.md").read_text(encoding="utf-8")
     kinds = {match[1].split()[0] for match in cards.BLOCK.findall(card)}
-    assert {"knobs", "crossvalidation", "evaluations", "confidence"} <= kinds
-    assert {*cards.records(bundle)} & {"crossvalidation", *re.findall(r"figures/(\w+)\.csv", card)}
+    assert {"knobs", "crossvalidation", "confidence", "speed"} <= kinds
+    assert cards.joint_record(bundle)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parents[2].name}-{path.stem}")
-def test_a_record_is_of_the_shipped_weights_and_its_cases(path, tmp_path):
-    record, bundle = json.loads(path.read_text()), path.parents[2]
-    for file, digest in record["run"].get("weights", {}).items():
-        assert digest == cards.shipped(bundle, file), file
+def test_a_record_is_of_its_cases(path, tmp_path):
+    record = json.loads(path.read_text())
     assert not re.search(
         r"""[\s"',=]/\w""", path.read_text() + path.with_suffix(".csv").read_text()
     )  # no absolute path
@@ -78,42 +77,40 @@ SUMMARY = {
     "groups": 2,
     "unit": "sequences",
 }
-COMMAND = (
-    "/x/bin/python -m monai.bundle run evaluating --bundle_root /x/b --config_file ['a','b'] --dataset_dir /x/d "
-    "--output_dir /x/o --mirror_axes '[]'"
-)
 
 
 @pytest.fixture
 def bundle(tmp_path, monkeypatch):
-    """Return a bundle whose card has all parts, with an evaluation in O and a cross-validation in C."""
+    """Return a bundle whose card has all parts, with a cross-validation in C."""
     folder = tmp_path / "bundles/one"
     (folder / "models").mkdir(parents=True)
     (folder / "docs/figures").mkdir(parents=True)
-    facts = {"sha256": "aa", "epochs": 5, "data": {"validation": {"cases": 3}}, "validation": {"epoch": 4}}
-    (folder / "models/model.json").write_text(json.dumps(facts))
-    run = {"command": COMMAND, "version": "1", "device": "cpu", "versions": {}, "notes": []}
-    run |= {
-        "data": {"name": "set", "split": "validation"},
-        "weights": {"weights": {"file": "/x/model.pt", "sha256": "aa"}},
-    }
+    (folder / "models/model.json").write_text('{"sha256": "aa"}')
+    earlier = {**SUMMARY, "run": {"command": "x"}, "folds": [], "data_sets": []}
+    (folder / "docs/figures/crossvalidation.json").write_text(json.dumps(earlier))
+    fold = {"versions": {"torch": "2"}, "device": "cpu", "data": {"name": "set", "scored_sha256": "cc"}}
     parts = {"cases": 3, "groups": 2, "dice": SUMMARY["dice"], "pooled_jaccard": {"mean": 0.7, "low": 0.6, "high": 0.8}}
-    joint = {"folds": [{"fold": 0, **parts}], "data_sets": [{"data_set": "s", **parts}], "run": {"folds": [run]}}
-    for name, summary in {"O": {"run": run, **SUMMARY}, "C": {**SUMMARY, **joint}}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
-        (tmp_path / name / "metrics.csv").write_text("case,dice\na,0.5\n")
+    joint = {"folds": [{"fold": 0, **parts}], "data_sets": [{"data_set": "s", **parts}], "run": {"folds": [fold]}}
+    (tmp_path / "C").mkdir()
+    (tmp_path / "C/summary.json").write_text(json.dumps({**SUMMARY, **joint}))
+    (tmp_path / "C/metrics.csv").write_text("case,data_set,dice\na,s,0.5\nb,s,0.9\nc,s,0.7\nd,s,\ne,t,0.8\n")
+    pictures = [(name, base64.b64encode(name.encode()).decode()) for name in "abcde"]
+    (tmp_path / "C/report.html").write_text(
+        "".join(
+            f'<img src="data:image/png;base64,{data}" alt="{name}: image with truth and prediction">'
+            for name, data in pictures
+        )
+    )
     (tmp_path / "C/crossvalidation.json").write_text(json.dumps({"folds": 3, "settings": ["--mirror_axes", "[]"]}))
-    spec = "dice pooled_jaccard ece missed"
     (folder / "docs/README.md").write_text(
-        f"A\n<!-- cards: crossvalidation {spec} -->\n<!-- /cards -->\n<!-- cards: evaluations v : {spec} -->\nold\n"
-        "<!-- /cards -->\nDice <!-- cards: value crossvalidation@s v : dice worst --><!-- /cards -->.\n"
+        "A\n<!-- cards: crossvalidation dice pooled_jaccard ece missed -->\nold\n<!-- /cards -->\n"
+        "Dice <!-- cards: value s:dice worst --><!-- /cards -->.\n"
     )
     monkeypatch.setattr(cards, "ROOT", tmp_path)
     monkeypatch.setattr(cards, "BUNDLES", [folder])
     (folder / "configs").mkdir()
     (folder / "configs/metadata.json").write_text('{"eval_metrics": {"mean_dice": 0.1}, "x": 1}')
-    monkeypatch.setattr(cards, "METADATA", {"one": {"mean_dice": "crossvalidation@s v : dice"}})
+    monkeypatch.setattr(cards, "METADATA", {"one": {"mean_dice": "s:dice"}})
     monkeypatch.setattr(cards, "FILES", [folder / "docs/README.md", folder / "configs/metadata.json"])
     return folder
 
@@ -125,18 +122,20 @@ def run(monkeypatch, *words: str) -> int:
     return stop.value.code
 
 
-def test_an_evaluation_is_taken_over(bundle, tmp_path, monkeypatch):
+def test_a_crossvalidation_is_taken_over_with_its_pictures(bundle, tmp_path, monkeypatch):
     assert run(monkeypatch, "--check") == 1  # the text of earlier results
-    assert run(monkeypatch, "--bundle", "one", "--evaluation", f"v={tmp_path / 'O'}") == 0
+    assert run(monkeypatch, "--bundle", "one", "--crossvalidation", str(tmp_path / "C")) == 0
     card = (bundle / "docs/README.md").read_text()
-    row = "| [v](figures/v.csv) | set, validation | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 |"
-    assert f"{row} 0.750 (0.600 to 0.800) | 0.010 | 1 |\n" in card
-    assert '    segbundles evaluate "$B" "$D" "$O" --mirror_axes \'[]\'    # v\n' in card
-    assert "those of epoch 4 of 5" in card
-    assert "Dice <!-- cards: value crossvalidation@s v : dice worst -->0.500<!-- /cards -->." in card
-    assert "Cross-validation" not in card
-    assert "/x" not in (bundle / "docs/figures/v.json").read_text()
+    assert '    segbundles crossvalidate "$B" "$D" "$O" --folds 3 --mirror_axes \'[]\'\n' in card
+    for name in ("s", "fold 0"):
+        row = f"| {name} | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 | 0.700 (0.600 to 0.800) |"
+        assert row in card, name
+    row = "| all | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 | 0.750 (0.600 to 0.800) | 0.010 | 1 |\n"
+    assert row in card
+    assert "Dice <!-- cards: value s:dice worst -->0.500<!-- /cards -->." in card
     assert (bundle / "configs/metadata.json").read_text() == '{"eval_metrics": {"mean_dice": 0.8123}, "x": 1}'
+    found = {path.stem: path.read_text() for path in (bundle / "docs").glob("*.png")}
+    assert found == {"s_worst": "a", "s_median": "c", "s_best": "b", "t_worst": "e", "t_median": "e", "t_best": "e"}
     assert run(monkeypatch, "--check") == 0
 
 
@@ -149,29 +148,6 @@ def test_tables_of_speed_appear_when_they_are_measured(bundle):
         "One image, stage by stage:\n\n| stage | seconds |\n|---|---|\n| network | 0.1 |\n\n"
         "Memory of each command:\n\n| command | peak |\n|---|---|\n| segment | 900 |\n\nMeasured on two cores.\n"
     )
-
-
-def test_a_crossvalidation_is_taken_over_and_other_weights_are_dropped(bundle, tmp_path, monkeypatch, capsys):
-    given = [
-        "--bundle",
-        "one",
-        "--evaluation",
-        f"v={tmp_path / 'O'}",
-        "--evaluation",
-        f"crossvalidation={tmp_path / 'C'}",
-    ]
-    assert run(monkeypatch, *given) == 0
-    facts = json.loads((bundle / "models/model.json").read_text()) | {"sha256": "bb"}
-    (bundle / "models/model.json").write_text(json.dumps(facts))
-    assert run(monkeypatch) == 0
-    assert "one: v was of other weights, deleted" in capsys.readouterr().out
-    card = (bundle / "docs/README.md").read_text()
-    assert "Shipped weights" not in card
-    assert '    segbundles crossvalidate "$B" "$D" "$O" --folds 3 --mirror_axes \'[]\'\n' in card
-    for name in ("s", "fold 0"):
-        row = f"| {name} | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 | 0.700 (0.600 to 0.800) |"
-        assert row in card, name
-    assert "| all | 3 | 2 | **0.812** (0.700 to 0.900) | 0.100 | 0.800 | 0.500 | 0.750 (0.600 to 0.800) |" in card
 
 
 CALIBRATED = {
@@ -248,7 +224,7 @@ def test_confidence_of_other_weights_is_dropped(bundle):
 
 def test_an_unknown_part_is_refused(bundle):
     (bundle / "docs/README.md").write_text("<!-- cards: figure x -->\n<!-- /cards -->")
-    with pytest.raises(SystemExit, match="no part 'figure'; choose from knobs, evaluations"):
+    with pytest.raises(SystemExit, match="no part 'figure'; choose from knobs, crossvalidation"):
         cards.write_page(bundle / "docs/README.md")
 
 
