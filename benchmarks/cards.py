@@ -397,9 +397,10 @@ def trainings(folders: Mapping[str, Path], bundle: Path) -> None:
         bundle / "docs/figures/training.csv",
         f"{cost.title}, {threads[-1]} thread. Core-hours: the median times the epochs. Measured on {machine()}.",
     )
-    figure = Figure(figsize=(9, 2.8 * -(-len(panels) // 2)), layout="constrained")
+    columns = min(2, len(panels))
+    figure = Figure(figsize=(9, 2.8 * -(-len(panels) // columns)), layout="constrained")
     for number, (title, steps, values) in enumerate(panels):
-        ax = figure.add_subplot(-(-len(panels) // 2), 2, number + 1)
+        ax = figure.add_subplot(-(-len(panels) // columns), columns, number + 1)
         window = max(1, len(values) // 100)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         ax.plot(
