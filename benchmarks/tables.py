@@ -55,7 +55,8 @@ def machine() -> str:
     if torch.cuda.is_available():
         names.append(torch.cuda.get_device_name())
     versions = ", ".join(f"{name} {import_module(name).__version__}" for name in ("torch", "monai", "segbundles"))
-    return f"{', '.join(names)}; {usable_cores()} cores, {torch.get_num_threads()} threads; {versions}"
+    threads = torch.get_num_threads()
+    return f"{', '.join(names)}; {usable_cores()} cores, {threads} thread{'s' * (threads > 1)}; {versions}"
 
 
 def some_cases(source: Path, out: Path, counts: Mapping[str, int]) -> Path:
