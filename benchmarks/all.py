@@ -33,7 +33,7 @@ LARGE = [(20000, 1, 4096), (512, 30, 1024), (512, 300, 1024)]
 LARGE_QUICK = [(1200, 1, 1024), (512, 6, 1024)]
 # pages that the shipped weights segment, one view
 TRAINED, TRAINED_QUICK = [(4608, 1, 4096)], [(1100, 1, 1024)]
-# one view of a section, eight of which take eight times as long
+# one view of a section; the default averages four
 PLAIN_SECTION = {"mirror_axes": [], "quarter_turns": False}
 # benchmarks that print tables of their own, and what makes them quick
 OTHERS = {

@@ -60,6 +60,7 @@ WORDS = {
     "ece": "calibration error (ECE)",
     "ece_without_background": "calibration error (ECE) from a probability of 0.01",
     "average_precision": "average precision",
+    "pooled_mean_jaccard": "Jaccard of polyp and background, mean, pooled",
 }
 # eval_metrics of metadata.json: name, and the metric of the cross-validation, or of one of its data sets
 METADATA = {
@@ -152,8 +153,9 @@ def crossvalidation(bundle: Path, words: Sequence[str]) -> str:
     return (
         "### Cross-validation\n\n"
         f"Each of the {record['cases']} cases was scored once, by a network that was trained without any case of its "
-        f"group. Nothing was chosen on the cases that are scored.\n\n    {_command(record)}\n\n"
-        + _table(["cases of", "cases", "groups", *_heads(words)], lines)
+        'group, and whose last epoch counts. Some settings were chosen with these same cases, see "How it was '
+        f'trained", so the figures may be slightly too good.\n\n    {_command(record)}\n\n'
+        + _table(["scored", "cases", "groups", *_heads(words)], lines)
         + f"\n{_brackets(record)} The scores of all cases are in [figures/{JOINT}.csv](figures/{JOINT}.csv).\n"
     )
 
@@ -181,6 +183,8 @@ def confidence(bundle: Path, words: Sequence[str]) -> str:
         ("rank correlation of confidence and score", _text(rank["value"]) + _interval(rank)),
         (f"AUROC for finding failures ({bad}: {got['failures']} cases)", _text(got["auroc_failures"]) or "no failure"),
         ("score at or above the lower bound, 90 % expected", bound or "no bound: it needs 9 groups"),
+        ("confidence minus score, mean", _text(got["bias"])),
+        ("confidence minus lower bound", _text(record["margin"]) or "no bound"),
         ("flagged for review", _share(got["flagged"])),
         ("failures that are flagged", _share(got["failures_flagged"]) or "no failure"),
     ]
@@ -189,10 +193,11 @@ def confidence(bundle: Path, words: Sequence[str]) -> str:
     if (path := bundle / "docs" / WRONG).is_file():
         wrong = [row for row in read_json(path)["rows"] if not row["right"]]
         passed = [row["input"] for row in wrong if row["outcome"] == "passed"]
-        also = f" (not: {', '.join(passed)})" if passed else ""
-        rows.append(("wrong inputs flagged or refused", f"{len(wrong) - len(passed)} of {len(wrong)}{also}"))
+        also = f" (missed: {', '.join(passed)})" if passed else ""
+        caught = f"{len(wrong) - len(passed)} of {len(wrong)}{also}"
+        rows.append(("wrong inputs flagged or refused, one image of each kind", caught))
         folders += ", and `samples` a folder with images of the four data sets"
-        commands.append(f"python benchmarks/wrong_inputs.py --samples samples --bundles {bundle.name}")
+        commands.append(f"python benchmarks/wrong_inputs.py --samples samples --bundles {bundle.name} --record")
     return (
         f"### Confidence\n\n{_table(['quantity', unseen], rows)}\n"
         "How to read it: a rank correlation of 1 means that confidence sorts the cases exactly by their score, 0 that "
@@ -220,7 +225,11 @@ def table(bundle: Path, words: Sequence[str]) -> str:
 def speed(bundle: Path, words: Sequence[str]) -> str:
     """Return heading and tables of what `benchmarks/all.py` measures for each bundle, as far as it was measured."""
     found = [f"{title}:\n\n{text}" for name, title in SPEED.items() if (text := table(bundle, [name]))]
-    start = '### Speed and memory\n\nMeasured with `python benchmarks/all.py --data "$D" --write`.\n\n'
+    start = (
+        "### Speed and memory\n\nMeasured with `python benchmarks/all.py --data DATA --write`, where `DATA` has one "
+        "folder per bundle, named like it, with its data from `segbundles prepare`, and its cross-validation as "
+        "`<bundle>_folds`.\n\n"
+    )
     return start + "\n".join(found) if found else ""
 
 
@@ -346,7 +355,7 @@ def _brackets(record: Mapping[str, Any]) -> str:
     if record["groups"] == 1:
         return "All cases belong to one group, so there are no intervals."
     kind = "patients" if record["unit"] == "patients" else "groups"
-    return f"The numbers in brackets are 95 % intervals: the {kind} were drawn again, with replacement."
+    return f"The numbers in brackets are 95 % intervals: bootstrap over {kind}."
 
 
 # ---- pictures
@@ -395,7 +404,8 @@ def trainings(folders: Mapping[str, Path], bundle: Path) -> None:
         cost.rows.append((name, str(len(seconds)), f"{median(seconds):.0f}", f"{hours:.1f}"))
     cost.write(
         bundle / "docs/figures/training.csv",
-        f"{cost.title}, {threads[-1]} thread. Core-hours: the median times the epochs. Measured on {machine()}.",
+        f"{cost.title}, {threads[-1]} thread. Core-hours: the median times the epochs. Other work ran on the machine "
+        f"at the same time, so a quiet machine is faster. Measured on {machine()}.",
     )
     columns = min(2, len(panels))
     figure = Figure(figsize=(9, 2.8 * -(-len(panels) // columns)), layout="constrained")

@@ -56,8 +56,8 @@ def decide(cases: Sequence[Case], score: str) -> dict[str, NDArray]:
         optimal[own] = table[own, expected.argmax(1)]
     return {
         "probability above 0.5": table[:, half],
-        f"threshold of the other cases (all: {_EDGES[table.mean(0).argmax()]:.2f})": fitted,
-        "largest expected score of each case": optimal,
+        f"threshold fitted without the group of the case (to all cases: {_EDGES[table.mean(0).argmax()]:.2f})": fitted,
+        "threshold with the largest expected score of each case": optimal,
     }
 
 
@@ -99,7 +99,7 @@ def main() -> None:
             atomic_path(root / "docs/figures/decision.csv") as part,
             part.open("w", newline="", encoding="utf-8") as file,
         ):
-            csv.writer(file).writerows(table)
+            csv.writer(file, lineterminator="\n").writerows(table)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from segbundles.handlers import WeightsLoader
 from segbundles.report import case_slices
 
 HEADS = ("stage", "seconds")
+_SHOWN = 0.005  # seconds; shorter stages share a row
 PLAIN = {"mirror_axes": [], "quarter_turns": False}
 # what a command does until it reads the first image
 START = """
@@ -84,7 +85,8 @@ def table(bundle: Path, image: Path, runs: int = 3, settings: dict[str, Any] | N
                     if not more or stage == name:
                         seconds[stage] = min(one, seconds.get(stage, one))
     title = f"Stages of {bundle.name}, one {'stack' if image.is_dir() else 'image'}, {image.name}"
-    rows = [(name, f"{spent:.3f}") for name, spent in seconds.items()]
+    rows = [(name, f"{spent:.3f}") for name, spent in seconds.items() if spent >= _SHOWN]
+    rows.append(("all other stages", f"{sum(spent for spent in seconds.values() if spent < _SHOWN):.3f}"))
     return Table(title, HEADS, rows)
 
 

@@ -143,7 +143,7 @@ def test_tables_of_speed_appear_when_they_are_measured(bundle):
     assert cards.speed(bundle, []) == ""
     (bundle / "docs/figures/memory.csv").write_text("command,peak\nsegment,900\nMeasured on two cores.\n")
     (bundle / "docs/figures/stages.csv").write_text("stage,seconds\nnetwork,0.1\n")
-    _, _, text = cards.speed(bundle, []).partition("--write`.\n\n")
+    _, _, text = cards.speed(bundle, []).partition("_folds`.\n\n")
     assert text == (
         "One image, stage by stage:\n\n| stage | seconds |\n|---|---|\n| network | 0.1 |\n\n"
         "Memory of each command:\n\n| command | peak |\n|---|---|\n| segment | 900 |\n\nMeasured on two cores.\n"
@@ -156,7 +156,9 @@ CALIBRATED = {
     "failure_below": 0.7,
     "cases": 40,
     "groups": 10,
+    "margin": 0.21,
     "measured": {
+        "bias": 0.03,
         "rank_correlation": {"value": 0.71, "low": 0.6, "high": 0.8},
         "auroc_failures": 0.91,
         "failures": 4,
@@ -183,6 +185,7 @@ WRONG = [
                 "| rank correlation of confidence and score | 0.710 (0.600 to 0.800) |\n",
                 "| AUROC for finding failures (Dice below 0.7: 4 cases) | 0.910 |\n",
                 "| score at or above the lower bound, 90 % expected | 92 % (88 % to 95 %) |\n",
+                "| confidence minus score, mean | 0.030 |\n| confidence minus lower bound | 0.210 |\n",
                 "| flagged for review | 20 % |\n| failures that are flagged | 75 % |\n",
             ],
         ),
@@ -210,8 +213,8 @@ def test_confidence_is_what_its_files_say(bundle, changes, expected):
     assert "wrong inputs" not in text
     (bundle / "docs/wrong_inputs.json").write_text(json.dumps({"weights_sha256": "aa", "rows": WRONG}))
     text = cards.confidence(bundle, ())
-    assert "| wrong inputs flagged or refused | 2 of 3 (not: upside down) |\n" in text
-    assert "    python benchmarks/wrong_inputs.py --samples samples --bundles one\n" in text
+    assert "| wrong inputs flagged or refused, one image of each kind | 2 of 3 (missed: upside down) |\n" in text
+    assert "    python benchmarks/wrong_inputs.py --samples samples --bundles one --record\n" in text
 
 
 def test_confidence_of_other_weights_is_dropped(bundle):

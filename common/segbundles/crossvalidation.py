@@ -149,7 +149,7 @@ def join_folds(bundle: str, out: str, folders: Sequence[Path]) -> dict[str, Any]
         parts=[folds, *([sets] if summary["data_sets"] else [])],
         notes=[
             f"Each of the {len(rows)} cases was scored once, by a network that was trained without any case of its "
-            "group. Every fold kept the weights of its last epoch: nothing was chosen on the cases that are scored.",
+            "group. Every fold kept the weights of its last epoch: no epoch was chosen on the cases that are scored.",
         ],
         figures=figures,
         probabilities=add_counts(one.probabilities for one in past) if all(one.probabilities for one in past) else None,
