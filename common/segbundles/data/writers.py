@@ -170,8 +170,13 @@ class TiffWriter(_ArrayWriter):
                 options["resolutionunit"] = "CENTIMETER"
         options |= {"photometric": "minisblack", "compression": "deflate", "metadata": metadata}
         # one page after the other: a stack may be a file that does not fit into memory
-        each = (np.ascontiguousarray(page * dtype.type(self.factor), dtype) for page in each_page(array))
+        each = (self._converted(page, dtype) for page in each_page(array))
         tifffile.imwrite(filename, each, shape=array.shape, dtype=dtype, buffersize=_BUFFER, **options)
+
+    def _converted(self, page: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Return a page as it is written; a large one that can be written as it is must not be copied."""
+        page = np.ascontiguousarray(page, dtype)
+        return page if self.factor == 1 else page * dtype.type(self.factor)
 
 
 class PngWriter(_ArrayWriter):

@@ -218,7 +218,7 @@ class _Run:
             add_note(self.meta, notes_of(*item.values()))
             self.confidences.append(confidence_columns(item))
             self.pixels.append(math.prod(c.stop - c.start for c in block.core))
-            found = np.asarray(item[_CELLS])[0, ..., 0].astype(np.int32)
+            found = np.asarray(item[_CELLS])[0, ..., 0].astype(np.uint32)
             found[found > 0] += cells
             joined += self._seams(found, number, block)
             cells = max(cells, int(found.max()))
@@ -313,6 +313,7 @@ class _Run:
             item["preview"] = displayed_case(shown, {name: self._few(key) for name, key in layers.items()})
         for step in owner._of_whole:
             whole = step(whole)
+            self._forget()
         if "measurements" in whole:
             item["measurements"] = whole["measurements"]
         item[Keys.IMAGE] = MetaTensor(torch.zeros(1))
@@ -343,7 +344,7 @@ def _same_cells(before: np.ndarray, now: np.ndarray) -> np.ndarray:
 
 
 def _numbers(count: int, joined: Sequence[np.ndarray], kept: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the new number of each of ``count`` cells, from 1 without gaps in the order of the old ones; int32.
+    """Return the new number of each of ``count`` cells, from 1 without gaps in the order of the old ones; uint32.
 
     Args:
         count: number of cells, with those that were seen in margins only.
@@ -355,6 +356,6 @@ def _numbers(count: int, joined: Sequence[np.ndarray], kept: Sequence[np.ndarray
     _, group = connected_components(graph, directed=False)
     there = np.unique(np.concatenate([np.empty(0, np.int64), *kept]))
     groups, first = np.unique(group[there[there > 0]], return_index=True)
-    numbers = np.zeros(count + 1, np.int32)
+    numbers = np.zeros(count + 1, np.uint32)
     numbers[groups[np.argsort(first)]] = np.arange(1, len(groups) + 1)
     return numbers[group]
