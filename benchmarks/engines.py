@@ -229,7 +229,7 @@ def table(
                     seconds[v, run] += pipeline.run(batch, clock)[0]
     title = (
         f"{'Views' if views else 'Engines'} of {root.name}, {count} {'unseen ' * bool(folds)}case{'s' * (count > 1)}, "
-        f"{torch.get_num_threads()} threads, {f'{runs} runs in turn' if runs else 'timed once'}"
+        f"{f'{runs} runs in turn' if runs else 'timed once'}"
         f"{', time of the processor' * cpu_time}{''.join(f', {name} {value}' for name, value in (knobs or {}).items())}"
     )
     times = np.median(seconds, axis=1) / count
