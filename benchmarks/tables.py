@@ -55,8 +55,9 @@ def machine() -> str:
     if torch.cuda.is_available():
         names.append(torch.cuda.get_device_name())
     versions = ", ".join(f"{name} {import_module(name).__version__}" for name in ("torch", "monai", "segbundles"))
-    threads = torch.get_num_threads()
-    return f"{', '.join(names)}; {usable_cores()} cores, {threads} thread{'s' * (threads > 1)}; {versions}"
+    counts = (("core", usable_cores()), ("thread", torch.get_num_threads()))
+    numbers = ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts)
+    return f"{', '.join(names)}; {numbers}; {versions}"
 
 
 def some_cases(source: Path, out: Path, counts: Mapping[str, int]) -> Path:
