@@ -145,7 +145,7 @@ def main() -> None:
         distance = (f"{mean[key]:.2f}" for key in ("hd95_mm", "assd_mm"))
         lines.append((name, dice, *overlap, *distance, f"{seconds[name]:.2f}"))
     with (options.out / "rows.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(lines)
+        csv.writer(file, lineterminator="\n").writerows(lines)
     print((options.out / "rows.csv").read_text(encoding="utf-8"))
     first = next(iter(table.values()))
     over_cases = fmean(f["dice_sd"] for f in first)

@@ -41,7 +41,7 @@ class SectionScorer:
     """
 
     thresholds: Sequence[float] = THRESHOLDS
-    unit: str = "sections"
+    unit: str = "blocks"
 
     def score(self, name: str, item: Mapping[str, Any], figures: bool) -> list[CaseRecord]:
         """Score each section of an image; a stack has one record per page."""
