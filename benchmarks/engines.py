@@ -39,8 +39,9 @@ from segbundles.handlers import EvaluationReport, WeightsLoader
 from segbundles.inferers import MirrorInferer
 from segbundles.inferers.mirror import logits_of, subsets
 from segbundles.networks.engine import ENGINES, use_engine
+from segbundles.report import label
 
-HEADS = ("variant", "seconds per case", "times as fast", "pixels that differ", "scores")
+HEADS = ("variant", "seconds per case", "times as fast", "share of pixels that differ", "scores")
 
 
 @dataclass
@@ -159,7 +160,10 @@ def view_variants(root: Path) -> list[Variant]:
         Variant(f"{2 ** len(a)} view{'s' * bool(a)}: mirror_axes {a}", {"mirror_axes": a, **turns}) for a in axes
     ]
     if turns:
-        return [*variants, Variant("8 views: and quarter turns", {"mirror_axes": axes[-1], "quarter_turns": True})]
+        return [
+            *variants,
+            Variant("8 views: mirror_axes [0, 1] and quarter turns", {"mirror_axes": axes[-1], "quarter_turns": True}),
+        ]
     volumes = "LocatorCropInferer" in (root / "configs" / "evaluate.json").read_text(encoding="utf-8")
     return [*variants, Variant("8 views: mirror_axes [0, 1, 2]", {"mirror_axes": [0, 1, 2]})] if volumes else variants
 
@@ -170,7 +174,7 @@ def scores(rows: list[dict[str, Any]]) -> str:
     for name in ("dice", "pixel_accuracy_mask", "v_rand_cells", "assd_mm"):
         values = [row[name] for row in rows if isinstance(row.get(name), float) and not math.isnan(row[name])]
         if values:
-            found.append(f"{name} {fmean(values):.4f}")
+            found.append(f"{label(name)} {fmean(values):.4f}")
     return ", ".join(found[:3])
 
 
@@ -202,13 +206,12 @@ def table(
     variants = [first, *(v for v in others if find_spec(v.package) and only in v.name)]
     clock = time.process_time if cpu_time else time.perf_counter
     seconds = np.zeros((len(variants), max(runs, 1)))
-    differ, voxels, count, total = np.zeros(len(variants), dtype=int), 0, 0, 0
+    differ, voxels, count = np.zeros(len(variants), dtype=int), 0, 0
     rows: list[list[dict[str, Any]]] = [[] for _ in variants]
     folds = unseen(data)
     for where in folds or [{"dataset_dir": str(data), "split": split}]:
         pipelines = [Pipeline(root, variant, {**(knobs or {}), **where}) for variant in variants]
         dataset = pipelines[0].parsed("validate::dataset")
-        total += len(dataset)
         for k in np.linspace(0, len(dataset) - 1, min(cases or len(dataset), len(dataset))).astype(int):
             batch = list_data_collate([dataset[int(k)]])
             count += 1
@@ -225,13 +228,14 @@ def table(
                 for v, pipeline in enumerate(pipelines):
                     seconds[v, run] += pipeline.run(batch, clock)[0]
     title = (
-        f"{'Views' if views else 'Engines'} of {root.name}, {count} of {total} cases "
-        f"{'left out of training' if folds else f'of {split}'}, "
-        f"{torch.get_num_threads()} threads, {max(runs, 1)} runs in turn{', time of the processor' * cpu_time}"
+        f"{'Views' if views else 'Engines'} of {root.name}, {count} {'unseen ' * bool(folds)}case{'s' * (count > 1)}"
+        f"{f' of {len(folds)} fold' + 's' * (len(folds) > 1) + ', with the weights of the fold' if folds else ''}, "
+        f"{f'{runs} runs in turn' if runs else 'timed once'}"
+        f"{', time of the processor' * cpu_time}{''.join(f', {name} {value}' for name, value in (knobs or {}).items())}"
     )
     times = np.median(seconds, axis=1) / count
     lines = [
-        (one.name, f"{spent:.3f}", f"{times[0] / spent:.2f}", f"{many / voxels:.1e}", scores(found))
+        (one.name, f"{spent:.3f}", f"{times[0] / spent:.2f}", f"{100 * many / voxels:.2g} %", scores(found))
         for one, spent, many, found in zip(variants, times, differ, rows, strict=True)
     ]
     shown = len(HEADS) if views else -1  # the scores of a few cases say nothing about an engine
