@@ -228,7 +228,8 @@ def table(
                 for v, pipeline in enumerate(pipelines):
                     seconds[v, run] += pipeline.run(batch, clock)[0]
     title = (
-        f"{'Views' if views else 'Engines'} of {root.name}, {count} {'unseen ' * bool(folds)}case{'s' * (count > 1)}, "
+        f"{'Views' if views else 'Engines'} of {root.name}, {count} {'unseen ' * bool(folds)}case{'s' * (count > 1)}"
+        f"{f' of {len(folds)} fold' + 's' * (len(folds) > 1) + ', with the weights of the fold' if folds else ''}, "
         f"{f'{runs} runs in turn' if runs else 'timed once'}"
         f"{', time of the processor' * cpu_time}{''.join(f', {name} {value}' for name, value in (knobs or {}).items())}"
     )

@@ -33,8 +33,14 @@ _PNG_LIMIT = 2**31 - 1
 class _ArrayWriter(ImageWriter):
     """Base of these writers: one channel, resampled to the grid of its file as MONAI's ``NibabelWriter`` does."""
 
-    def __init__(self, output_dtype: DtypeLike = np.uint8, **kwargs: Any) -> None:
+    def __init__(self, output_dtype: DtypeLike = np.uint8, factor: int = 1, **kwargs: Any) -> None:
         super().__init__(output_dtype=output_dtype, affine=None, **kwargs)
+        self.factor = factor
+
+    def _converted(self, array: np.ndarray) -> np.ndarray:
+        """Return an array as it is written; a large one that can be written as it is must not be copied."""
+        array = np.ascontiguousarray(array, self.output_dtype)
+        return array if self.factor == 1 else array * array.dtype.type(self.factor)
 
     def set_data_array(self, data_array: NdarrayOrTensor, channel_dim: int | None = 0, **kwargs: Any) -> None:
         """Take an array of one channel.
@@ -142,13 +148,11 @@ class TiffWriter(_ArrayWriter):
         output_dtype: DtypeLike = np.uint8,
         channels_last: bool = False,
         pixel_nm: Sequence[float] | None = None,
-        factor: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(output_dtype, **kwargs)
         self.channels_last = channels_last
         self.pixel_nm = pixel_nm
-        self.factor = factor
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file, compressed."""
@@ -170,13 +174,8 @@ class TiffWriter(_ArrayWriter):
                 options["resolutionunit"] = "CENTIMETER"
         options |= {"photometric": "minisblack", "compression": "deflate", "metadata": metadata}
         # one page after the other: a stack may be a file that does not fit into memory
-        each = (self._converted(page, dtype) for page in each_page(array))
+        each = map(self._converted, each_page(array))
         tifffile.imwrite(filename, each, shape=array.shape, dtype=dtype, buffersize=_BUFFER, **options)
-
-    def _converted(self, page: np.ndarray, dtype: np.dtype) -> np.ndarray:
-        """Return a page as it is written; a large one that can be written as it is must not be copied."""
-        page = np.ascontiguousarray(page, dtype)
-        return page if self.factor == 1 else page * dtype.type(self.factor)
 
 
 class PngWriter(_ArrayWriter):
@@ -189,21 +188,15 @@ class PngWriter(_ArrayWriter):
     """
 
     def __init__(
-        self,
-        output_dtype: DtypeLike = np.uint8,
-        pixel_nm: Sequence[float] | None = None,
-        factor: int = 1,
-        **kwargs: Any,
+        self, output_dtype: DtypeLike = np.uint8, pixel_nm: Sequence[float] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(output_dtype, **kwargs)
         self.pixel_nm = pixel_nm
-        self.factor = factor
 
     def write(self, filename: PathLike, verbose: bool = False, **kwargs: Any) -> None:
         """Write the file."""
         super().write(filename, verbose=verbose)
-        array = self.data_obj.astype(self.output_dtype, copy=False) * np.dtype(self.output_dtype).type(self.factor)
-        data = imagecodecs.png_encode(np.ascontiguousarray(array.swapaxes(0, 1)))
+        data = imagecodecs.png_encode(self._converted(self.data_obj.swapaxes(0, 1)))
         per_metre = [] if self.pixel_nm is None else [round(_NM_PER_M / size) for size in self.pixel_nm[:2]]
         if per_metre and max(per_metre) <= _PNG_LIMIT:
             body = b"pHYs" + struct.pack(">IIB", *per_metre, 1)

@@ -167,8 +167,8 @@ class SaveOutputd(SaveImaged):
         if suffix in ITK:
             return SimpleITKWriter(dtype, self.channels_last, self._header(array, path))
         if suffix == ".tif":
-            return TiffWriter(dtype, self.channels_last, pixel_nm, self._factor())
-        return PngWriter(dtype, pixel_nm, self._factor())
+            return TiffWriter(dtype, self.channels_last, pixel_nm, factor=self._factor())
+        return PngWriter(dtype, pixel_nm, factor=self._factor())
 
 
 class SaveSegmentationd(SaveOutputd):
