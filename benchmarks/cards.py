@@ -395,7 +395,8 @@ def trainings(folders: Mapping[str, Path], bundle: Path) -> None:
             if tag == "train_loss" or (tag.startswith("val_") and tag != "val_loss"):
                 steps, values = zip(*((e.step, e.value) for e in events.Scalars(tag)), strict=True)
                 panels.append((f"{name}: {tag}", list(steps), list(values)))
-        log = (folder / "training.log").read_text(encoding="utf-8")
+        (file,) = folder.glob("*.log")  # training.log, or locator.log
+        log = file.read_text(encoding="utf-8")
         # an epoch that was begun again after a stop counts once
         found = dict(re.findall(r"epoch (\d+)/\d+, .* ([\d.]+) s,", log))
         seconds = [float(text) for text in found.values()]
