@@ -44,6 +44,7 @@ OWN = {
     "network_spacing_mm": [6.0, 6.0, 6.0],
     "patch_size": [16, 16, 16],
     "locator_spacing_mm": [5.0, 5.0, 5.0],
+    "locator_patch_size": [32, 32, 32],
     "min_size_mm": 10.0,
     "max_size_mm": 200.0,
     "title": "Knobs of kidney_segresnet",
@@ -176,7 +177,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 place_[entry] = json.loads(names(now)[0]) if names(now)[:1] else OWN[entry]
     for tree in (bundle.trees[name] for name in ("train.json", "train_locator.json", "inference.json")):
         tree |= {key: value for key, value in KNOBS.items() if key in tree}
-    bundle.trees["train_locator.json"] |= {"locator_patch_size": [32, 32, 32], "learning_rate": 0.01}
+    bundle.trees["train_locator.json"]["learning_rate"] = 0.01
     bundle.write()
     return place
 
