@@ -10,8 +10,9 @@ split of D, without mirror images. A label is one patient (`brain_flair_unet`) o
 one frame; candidates are the training split, or `--pool` of them, drawn at random for each seed.
 
 Results are kept in O/results.json: a run that was stopped goes on where it was, and the same command gives the same
-results. Words after `--` are knobs of the training, such as `-- --base_channels 8`. `--quick` draws a small phantom and
-trains a few steps with 2 and 4 labels, to see that everything works.
+results. The table at the end is in O/annotation.csv, too. Words after `--` are knobs of the training, such as
+`-- --base_channels 8`. `--quick` draws a small phantom and trains a few steps with 2 and 4 labels, to see that
+everything works.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from tables import Table, machine
 
 from segbundles.commands import find_bundle
 from segbundles.files import DATALIST_NAME, read_json, read_table, write_json
 from segbundles.phantoms.brain import make_phantom as make_brains
 from segbundles.phantoms.polyp import make_phantom as make_polyps
 
-UNIT = {"brain_flair_unet": "group", "polyp_fcn8": "case"}  # what a person labels at once
+# what a person labels at once: the entry of the datalist, and its name
+UNIT = {"brain_flair_unet": ("group", "patient"), "polyp_fcn8": ("case", "frame")}
 STRATEGIES = ("least certain first", "random")
 
 
@@ -73,7 +76,7 @@ class Simulation:
         self.bundle, self.out, self.labels, self.knobs = bundle, out, labels, knobs
         self.steps, self.batch_size, self.pool = steps, batch_size, pool
         self.list = read_json(data / DATALIST_NAME)
-        self.unit = UNIT[find_bundle(bundle).name]
+        self.unit, self.unit_name = UNIT[find_bundle(bundle).name]
         for split in ("training", "validation"):
             for entry in self.list[split]:
                 entry |= {key: str((data / entry[key]).resolve()) for key in ("image", "label")}
@@ -139,16 +142,26 @@ class Simulation:
             "confidence": {unit: float(row["confidence"]) for unit, row in rows.items() if unit not in scored},
         }
 
-    def table(self, seeds: list[int]) -> str:
-        """Return the scores as Markdown: mean and deviation of the seeds."""
-        lines = ["| labels | " + " | ".join(STRATEGIES) + " | difference, per seed |", "|---" * 4 + "|"]
+    def table(self, seeds: list[int]) -> Table:
+        """Return the scores: mean and deviation of the seeds."""
+        table = Table(f"Simulated annotation, {self.unit_name}s", ("labels", *STRATEGIES, "difference, per seed"))
         for number in self.labels:
             names = ["start"] * 2 if number == self.labels[0] else STRATEGIES
             dice = [[self.results[f"{name}, seed {seed}, {number} labels"]["dice"] for seed in seeds] for name in names]
             cells = [f"{fmean(one):.3f}" + (f" (sd {stdev(one):.3f})" if len(one) > 1 else "") for one in dice]
             gains = ", ".join(f"{a - b:+.3f}" for a, b in zip(*dice, strict=True))
-            lines.append(f"| {number} | {' | '.join(cells)} | {gains} |")
-        return "\n".join(lines)
+            table.rows.append((str(number), *cells, gains))
+        return table
+
+    def note(self, seeds: list[int]) -> str:
+        """Say what was measured, in one line."""
+        scored = len({entry[self.unit] for entry in self.list["validation"]})
+        knobs = "".join(f" {Path(word).name if Path(word).is_file() else word}" for word in self.knobs)
+        return (
+            f"Mean Dice of {scored} unseen {self.unit_name}s, {len(seeds)} seeds, {self.bundle}: networks trained from "
+            f"nothing for about {self.steps} steps of {self.batch_size}, {self.pool or len(self.units)} candidates, "
+            f"no mirror images{',' * bool(knobs)}{knobs}. Measured on {machine()}."
+        )
 
 
 def main() -> None:
@@ -183,7 +196,9 @@ def main() -> None:
     for seed in options.seeds:
         for strategy in STRATEGIES:
             simulation.run(seed, strategy)
-    print(simulation.table(options.seeds))
+    table = simulation.table(options.seeds)
+    table.show()
+    table.write(options.out / "annotation.csv", simulation.note(options.seeds))
 
 
 if __name__ == "__main__":

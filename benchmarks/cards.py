@@ -38,7 +38,14 @@ from segbundles.report import label
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/docs/README.md"))
-OTHER_PAGES = ("README.md", "docs/benchmarks.md", "docs/confidence.md", "docs/scale_out.md", "docs/speed.md")
+OTHER_PAGES = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/confidence.md",
+    "docs/monai_label.md",
+    "docs/scale_out.md",
+    "docs/speed.md",
+)
 PAGES = [*(bundle / "docs/README.md" for bundle in BUNDLES), *(ROOT / name for name in OTHER_PAGES)]
 FILES = [*PAGES, *(bundle / "configs/metadata.json" for bundle in BUNDLES)]
 BLOCK = re.compile(r"(<!-- cards: ([^\n]*?) -->)(.*?)(<!-- /cards -->)", re.DOTALL)
