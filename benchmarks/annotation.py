@@ -158,8 +158,8 @@ class Simulation:
         scored = len({entry[self.unit] for entry in self.list["validation"]})
         knobs = "".join(f" {Path(word).name if Path(word).is_file() else word}" for word in self.knobs)
         return (
-            f"Mean Dice of {scored} unseen {self.unit_name}s, {len(seeds)} seeds, {self.bundle}: networks trained from "
-            f"nothing for about {self.steps} steps of {self.batch_size}, {self.pool or len(self.units)} candidates, "
+            f"Mean Dice of {scored} unseen {self.unit_name}s, {len(seeds)} seeds, {self.bundle}: networks trained anew "
+            f"for about {self.steps} steps of {self.batch_size}, {self.pool or len(self.units)} candidates, "
             f"no mirror images{',' * bool(knobs)}{knobs}. Measured on {machine()}."
         )
 
