@@ -77,7 +77,7 @@ def one(folder: Path, dataset_dir: str, epochs: int, seed: int, spacing: list[fl
             "network_spacing_mm": spacing,
             "max_epochs": epochs,
             "lr_epochs": epochs,
-            "val_interval": epochs + 1,  # the last weights are scored, once
+            "val_interval": epochs,  # once, so that the last weights are kept
             "batch_size": 1,
             "learning_rate": 0.001,
             "seed": seed,
