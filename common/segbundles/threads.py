@@ -18,7 +18,7 @@ _MOST_WORKERS = 8
 def choose_threads(num_threads: int | None = None) -> int:
     """Set how many threads torch uses in this process, by the cores that are there for it, and log the number once.
 
-    More threads than cores make a run several times slower, because threads wait for each other. The processes that
+    More threads than cores make a run much slower, because threads wait for each other. The processes that
     ``torchrun`` starts on one machine share its cores. Data workers wait most of the time, so none are kept for them.
     Torch's own number is never raised, except where ``torchrun`` has set it to 1 for want of a better number.
 
