@@ -17,7 +17,7 @@ from segbundles.knobs import fact_knobs
 if TYPE_CHECKING:
     from segbundles.bundle import RunSettings
 
-__all__ = ["facts_path", "read_facts", "sha256", "versions", "weights_files", "write_facts"]
+__all__ = ["facts_path", "own_facts", "read_facts", "sha256", "versions", "weights_files", "write_facts"]
 
 logger = logging.getLogger("segbundles")
 
@@ -102,8 +102,7 @@ def write_facts(
     weights = Path(weights)
     facts: dict[str, Any] = {"weights": weights.name, "sha256": sha256(weights), "knobs": {}}
     if settings is not None:
-        own = f"{weights.stem}_weights"
-        names = fact_knobs(settings.schema, own if own in settings.schema["properties"] else "weights")
+        names = own_facts(weights, settings.schema)
         facts = {
             "bundle": settings.bundle,
             "version": settings.version,
@@ -116,6 +115,17 @@ def write_facts(
         facts["classes"] = labels  # the names of the person's own classes
     facts |= {"seed": seed, "epochs": epochs, "validation": validation, "versions": versions()}
     write_json(facts_path(weights), facts)
+
+
+def own_facts(weights: str | Path, schema: Mapping[str, Any]) -> list[str]:
+    """Return the knobs that are facts of the weights in a file: see :func:`write_facts`.
+
+    Args:
+        weights: file of the weights.
+        schema: see :func:`segbundles.knobs.read_schema`.
+    """
+    own = f"{Path(weights).stem}_weights"
+    return fact_knobs(schema, own if own in schema["properties"] else "weights")
 
 
 def _data(**datasets: Any) -> dict[str, Any]:

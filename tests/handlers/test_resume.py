@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import random
 
@@ -10,6 +11,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from toy_run import SCHEDULES, Freeze, Interrupt, assert_equal, assert_same_run, build, load, train
 
+from segbundles.bundle import RunSettings
 from segbundles.handlers.training import EpochSeed
 
 
@@ -213,6 +215,30 @@ def test_damaged_and_foreign_files(tmp_path, spoil, message, caplog):
     with caplog.at_level(logging.ERROR, "segbundles"), pytest.raises(ValueError, match=message):
         train(tmp_path, 2, resume=True)
     assert len([r for r in caplog.records if r.name == "segbundles"]) == 1
+
+
+def test_resumed_with_other_settings(tmp_path, caplog):
+    """Facts of the weights are refused by name, other settings are named, and a finished run keeps its record."""
+
+    def settings(**knobs):
+        knobs = {"depth": 4, "rate": 0.1, "max_epochs": 2, **knobs}
+        return RunSettings(knobs=knobs, schema={"properties": {"depth": {"fact": True}, "rate": {}}})
+
+    state = train(tmp_path, 1, settings=settings()).path
+    record = tmp_path / "output/training.config.json"
+    before = (record.read_bytes(), state.read_bytes())
+    with pytest.raises(ValueError, match=r"^depth is 5, but 4 in the run that was stopped: resume with the same value"):
+        train(tmp_path, 2, resume=True, settings=settings(depth=5))
+    train(tmp_path, 1, resume=True, settings=settings(rate=0.3))
+    assert record.read_bytes() == before[0]
+    caplog.clear()
+    train(tmp_path, 2, resume=True, settings=settings(rate=0.2, max_epochs=3))
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+        "rate is 0.2, but 0.1 in the run that was stopped: it goes on with the new value."
+    ]
+    assert json.loads(record.read_text())["knobs"]["rate"] == 0.2
+    record.write_text("{")  # damaged: there is nothing to compare with
+    train(tmp_path, 3, resume=True, settings=settings(rate=0.1))
 
 
 def test_another_architecture(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from segbundles.data import TrainingDataLoader
 from segbundles.distributed import broadcast, process_rank
-from segbundles.facts import write_facts
-from segbundles.files import RunLog, check_writable
+from segbundles.errors import fail
+from segbundles.facts import own_facts, write_facts
+from segbundles.files import RunLog, check_writable, read_json
 from segbundles.handlers.average import WeightAverage
 from segbundles.handlers.curves import Curves
 from segbundles.handlers.epoch_log import EpochLog
@@ -34,6 +36,19 @@ if TYPE_CHECKING:
 __all__ = ["EpochSeed", "TrainingRun"]
 
 logger = logging.getLogger("segbundles")
+
+# what may be another when a run is resumed: how long it is, where it writes and where it computes
+_MAY_CHANGE = {
+    "resume",
+    "max_epochs",
+    "lr_epochs",
+    "run_name",
+    "bundle_root",
+    "ckpt_dir",
+    "output_dir",
+    "locator_weights",
+}
+_MAY_CHANGE |= {"device", "num_workers", "num_threads", "cache_rate"}
 
 
 class EpochSeed:
@@ -92,7 +107,9 @@ class TrainingRun:
         name: stem of the files in ``output_dir``.
         dataset: training data set; its random transforms are seeded, and the facts of the weights describe it.
         seed: seed of the run.
-        resume: continue the run of ``<name>.ckpt``. If there is none, the run starts afresh with a warning.
+        resume: continue the run of ``<name>.ckpt``. If there is none, the run starts afresh with a warning. Settings
+            that are not those of ``<name>.config.json`` are named in warnings, unless they only say how long or where
+            to run; facts of the weights must be the same.
         run_name: end of the name of the curves' folder; None takes the date.
         initial_weights: file of weights with which a run starts afresh.
         fresh_start: called when a run starts afresh, before ``initial_weights`` are loaded.
@@ -109,7 +126,8 @@ class TrainingRun:
 
     Raises:
         ValueError: when a plateau schedule has the wrong ``mode``. When the run starts: if a folder cannot be written
-            to or is in use, the schedule ends before the run, or the state or weights to load do not fit.
+            to or is in use, the schedule ends before the run, or the settings, state or weights to resume with do not
+            fit.
     """
 
     def __init__(
@@ -211,6 +229,10 @@ class TrainingRun:
             for handler in handlers:
                 engine.add_event_handler(event, handler)
 
+    @property
+    def _record(self) -> Path:
+        return self.output_dir / f"{self.name}.config.json"
+
     def begin(self, engine: Engine) -> None:
         """Resume the run or start it afresh, and record its settings. Nothing happens when a trainer runs again."""
         if self._begun:
@@ -223,9 +245,27 @@ class TrainingRun:
             WeightsLoader(self.initial_weights, self.network)()
             # fresh_start may depend on the data, of which each process has its own
             broadcast(self.network)
+        elif self.settings is not None:
+            self._compare_with_stopped_run()
         self.state.begin(engine, self.resume)
-        if self.settings is not None:
-            self.settings.write(self.output_dir / f"{self.name}.config.json")
+        # a run that is finished keeps the settings that it was made with
+        if self.settings is not None and engine.state.epoch < engine.state.max_epochs:
+            self.settings.write(self._record)
+
+    def _compare_with_stopped_run(self) -> None:
+        """Refuse to resume with another network, and warn of other settings."""
+        try:
+            before = read_json(self._record)["knobs"]
+        except (OSError, ValueError, KeyError, TypeError):  # of an older version, or lost
+            return
+        now = json.loads(json.dumps(self.settings.knobs, default=str))
+        changed = [name for name in now if name in before and now[name] != before[name] and name not in _MAY_CHANGE]
+        facts = own_facts(self.weights.path, self.settings.schema)
+        for name in changed:
+            said = f"{name} is {json.dumps(now[name])}, but {json.dumps(before[name])} in the run that was stopped"
+            if name in facts:
+                fail(f"{said}: resume with the same value, or start afresh in another output_dir.")
+            logger.warning(f"{said}: it goes on with the new value.")
 
     def end_watch(self, engine: Engine) -> None:
         """Allow any weights from now on: the other handlers have loaded theirs."""
