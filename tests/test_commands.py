@@ -39,6 +39,27 @@ def test_bundles_by_name_by_path_and_from_the_folder_of_downloads(tmp_path, monk
         find_bundle("left_atrium")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["--window_size", "[160,", "160,", "128]"],
+            r"--window_size has 3 values, \[160, 160, 128\]: write a list in ",
+        ),
+        (["--spacing_mm", "1", "1", "1", "--amp", "false"], r'quotes, --spacing_mm "\[1,1,1\]"'),
+        (["false", "--amp"], "'false' belongs to no setting: write settings as --knob value"),
+        (["--args_file", "none.json"], "none.json cannot be read"),
+        (["--args_file=bad.json"], "bad.json, line 1, column 17: there is a comma after the last entry: remove it"),
+    ],
+)
+def test_settings_that_would_be_passed_over_or_end_in_a_traceback(tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.json").write_text('{"max_epochs": 2,}')
+    for command in (segment_command, evaluate_command, train_commands):
+        with pytest.raises(ValueError, match=message):
+            command("left_atrium_vnet", ".", "out", settings)
+
+
 def test_words_of_the_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my scans").mkdir()

@@ -73,10 +73,11 @@ def segment_command(bundle: str, source: str, output: str, settings: Sequence[st
         settings: further words of the command line, ``--knob value``.
 
     Raises:
-        ValueError: when there is no such bundle or source.
+        ValueError: when there is no such bundle or source, or when the settings are not pairs of a name and a value.
     """
     root = find_bundle(bundle)
     _check_source(source)
+    _check_settings(settings)
     return _command("inferring", root, ["inference.json"], source, output, settings)
 
 
@@ -96,10 +97,11 @@ def train_commands(bundle: str, data: str, output: str, settings: Sequence[str] 
         settings: further words of the command line, ``--knob value``.
 
     Raises:
-        ValueError: when there is no such bundle or data.
+        ValueError: when there is no such bundle or data, or when the settings are not pairs of a name and a value.
     """
     root = find_bundle(bundle)
     _check_source(data)
+    _check_settings(settings)
     models = ["--ckpt_dir", str(Path(output, "models"))]
     commands = []
     pairs = setting_pairs(settings)
@@ -159,6 +161,7 @@ def evaluate_command(bundle: str, data: str, output: str, settings: Sequence[str
     """Return the command that evaluates weights on labelled data; arguments as of :func:`train_commands`."""
     root = find_bundle(bundle)
     _check_source(data)
+    _check_settings(settings)
     return _command("evaluating", root, ["train.json", "evaluate.json"], data, output, settings)
 
 
@@ -216,6 +219,18 @@ def _command(
     files = paths[0] if len(paths) == 1 else "[" + ",".join(f"'{path}'" for path in paths) + "]"
     folders = ["--dataset_dir", str(data), "--output_dir", str(output)]
     return [*_PYTHON, run, "--bundle_root", str(root), "--config_file", files, *folders, *settings]
+
+
+def _check_settings(settings: Sequence[str]) -> None:
+    """Refuse what MONAI would pass over in silence, or end with a traceback for."""
+    for name, *values in setting_pairs(settings):
+        if not name.startswith("--"):
+            fail(f"{name!r} belongs to no setting: write settings as --knob value.")
+        if len(values) > 1:
+            items = ",".join(word.strip("[],") for word in values)
+            fail(f'{name} has {len(values)} values, {" ".join(values)}: write a list in quotes, {name} "[{items}]".')
+        if name == "--args_file" and values and not values[0].endswith((".yaml", ".yml")):
+            read_json(values[0])
 
 
 def _check_source(path: str) -> None:

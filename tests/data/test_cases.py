@@ -284,6 +284,31 @@ def test_labels_are_not_segmented_silently(tmp_path, caplog):
     assert caplog.messages[2].startswith(f"{tmp_path}/study/datalist.json cannot be read (")
 
 
+def test_results_of_another_image_with_the_same_name_stay(tmp_path):
+    """The later image is refused while the earlier one exists; other names, and the same image, are not."""
+    tree(tmp_path, "A/scan.nrrd", "A/bad.nrrd", "B/scan.nrrd", "B/bad.nrrd", "C/other.nrrd", "o/scan_seg.nrrd")
+    (tmp_path / "o/inference.csv").write_text("file,status\nscan.nrrd,ok\nbad.nrrd,failed\n")
+    (tmp_path / "o/inferring.config.json").write_text(json.dumps({"knobs": {"dataset_dir": str(tmp_path / "A")}}))
+    message = r"o has the result of another image of this name, .*A/scan\.nrrd: choose another output_dir for .*B/scan"
+    for given in ("B", "B/scan.nrrd"):
+        with pytest.raises(ValueError, match=message):
+            len(FolderImages(tmp_path / given, tmp_path / "o"))
+        assert len(FolderImages(tmp_path / given, tmp_path / "o2")) > 0
+    for given in ("A", "A/scan.nrrd", "B/bad.nrrd", "C"):
+        assert len(FolderImages(tmp_path / given, tmp_path / "o")) > 0
+    (tmp_path / "A/scan.nrrd").unlink()
+    assert len(FolderImages(tmp_path / "B", tmp_path / "o")) == 2
+
+
+def test_a_single_file_in_another_format_is_refused_at_once(tmp_path):
+    tree(tmp_path, "scans.zip", "scan.tar.gz", "a.tif", "b.NII")
+    formats = "names must end in one of .nii, .nrrd"
+    for name, repair in (("scans.zip", "unpack it first"), ("scan.tar.gz", "unpack it"), ("a.tif", "convert it to")):
+        with pytest.raises(ValueError, match=rf"{name} is not an image that can be read here: {formats}; {repair}"):
+            len(FolderImages(tmp_path / name, suffixes=[".nii", ".nrrd", ".dcm"]))
+    assert len(FolderImages(tmp_path / "b.NII", suffixes=[".nii", ".nrrd"])) == 1
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_results_in_the_data_folder_are_no_images(tmp_path, caplog, encoding):
     tree(tmp_path, "p/a.tif", "p/a_seg.png", "p/a_cells.tif", "1.2.3_seg.png", "c.png", "c_seg.png", "inference.log")

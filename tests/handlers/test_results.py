@@ -20,7 +20,7 @@ from PIL import Image
 from segbundles.bundle import RunSettings
 from segbundles.data import FolderImages, TolerantDataLoader
 from segbundles.engines import InferenceEvents, TolerantEvaluator
-from segbundles.handlers import InferenceResults
+from segbundles.handlers import InferenceMeasurements, InferenceResults, Preview
 from segbundles.inferers import LocatorCropInferer
 from segbundles.transforms import CheckImaged, FillChannelsd, LogitsToClassd, SaveSegmentationd
 
@@ -340,7 +340,7 @@ class TestSkipFinished:
         self.run(tmp_path / "d", tmp_path / "o")
         good = image.read_bytes()
         image.write_bytes(b"damaged")
-        run(infer(tmp_path / "d", tmp_path / "o")[0], "1 of 1 images failed")
+        run(infer(tmp_path / "d", tmp_path / "o")[0], "^a.nrrd was not segmented: ")
         assert outputs(tmp_path / "o") == ["a_seg.nrrd"]  # of the first run
         image.write_bytes(good)
         assert self.run(tmp_path / "d", tmp_path / "o")[0] == ["a.nrrd"]
@@ -401,7 +401,7 @@ def test_results_are_not_segmented_again(tmp_path, place, caplog):
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [(1, r"^1 of 1 images failed: 0\.nrrd\. See"), (5, r"^5 of 5 .*: 0\.nrrd, .*, 2\.nrrd and 2 more\.")],
+    [(1, r"^0\.nrrd was not segmented: .*it is truncated or damaged"), (5, r"^5 of 5 .*: 0\.nrrd, .*, 2\.nrrd and 2 more\.")],
 )
 def test_all_bad(tmp_path, bad, message):
     (tmp_path / "d").mkdir()
@@ -410,8 +410,20 @@ def test_all_bad(tmp_path, bad, message):
     run(infer(tmp_path / "d", tmp_path / "o")[0], message)
     assert [row["status"] for row in table(tmp_path / "o")] == ["failed"] * bad
     log = (tmp_path / "o/inference.log").read_text()
-    assert "images failed: 0.nrrd" in log
+    assert "0.nrrd was not segmented" in log
     assert "Traceback (most recent call last)" in log  # the screen shows the reason alone and points here
+
+
+def test_a_run_without_images_leaves_what_is_there(tmp_path):
+    volume(tmp_path / "d/a.nrrd")
+    run(infer(tmp_path / "d", tmp_path / "o")[0])
+    before = {path: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    (tmp_path / "empty").mkdir()
+    evaluator, _ = infer(tmp_path / "empty", tmp_path / "o", settings=RunSettings(bundle="heart"))
+    for handler in (InferenceMeasurements, Preview):
+        handler(tmp_path / "o", tmp_path / "empty").attach(evaluator)
+    run(evaluator, "no image under '.*empty': names must end in one of")
+    assert {path: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
 
 
 def test_the_table_is_written_when_the_run_is_stopped(tmp_path):

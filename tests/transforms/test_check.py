@@ -37,10 +37,14 @@ def test_good_pairs_pass_as_they_are(make):
 @pytest.mark.parametrize(
     ("arguments", "volume", "message"),
     [
-        ({}, image(1, 4, 4), r"p/img\.nrrd has 2 axes \(4, 4\) but must have 3: give one image per file"),
-        ({}, image(1, 4, 4, 4, 2), r"p/img\.nrrd has 4 axes \(4, 4, 4, 2\) but must have 3"),
+        ({}, image(1, 4, 4), r"p/img\.nrrd has 2 axes \(4, 4\) but must have 3: give a volume, not one slice"),
+        ({}, image(1, 4, 4, 4, 2), r"p/img\.nrrd has 4 axes \(4, 4, 4, 2\) but must have 3: give one image per file"),
         ({"spatial_dims": 2}, image(1, 4, 4, 4), r"p/img\.nrrd has 3 axes \(4, 4, 4\) but must have 2"),
-        ({}, image(2, 4, 4, 4), r"p/img\.nrrd has 2 channel\(s\) but must have 1: convert colour to grey"),
+        (
+            {},
+            image(2, 4, 4, 4),
+            r"p/img\.nrrd has 2 channel\(s\) but must have 1: convert colour to grey, or save each",
+        ),
         (
             {"spatial_dims": 2, "channels": 3},
             image(1, 4, 4),

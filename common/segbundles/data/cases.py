@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from segbundles.data.dicom import (
 )
 from segbundles.data.readers import SuffixReader
 from segbundles.errors import InputError, fail
-from segbundles.files import DATALIST_NAME, SPLITS, read_json, read_table, shown, walk
+from segbundles.files import DATALIST_NAME, SPLITS, read_json, read_table, shown, shown_below, walk
 from segbundles.leaks import check_leaks
 from segbundles.patterns import Pattern, join, split_list
 from segbundles.segments import SEGMENTATION
@@ -40,6 +41,7 @@ NOT_READ = (
     *(".svs", ".ndpi", ".scn", ".mrxs", ".vsi", ".czi", ".lif", ".lsm", ".nd2", ".oib", ".oif", ".dm3", ".dm4", ".mrc"),
     *(".ima", ".par", ".rec", ".img", ".hdr", ".mgz", ".mgh", ".mnc", ".vtk", ".vti", ".npy", ".npz", ".h5", ".mat"),
 )
+ARCHIVES = (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 CONVERTIBLE = {"PNG": ".png", "TIFF": ".tif", "NIfTI": ".nii"}
 RUN_FILES = ("inference.csv", "inference.log", "inferring.config.json")  # what the handlers write beside the results
 
@@ -201,7 +203,8 @@ class FolderImages(_LazyCases):
 
     Raises:
         ValueError: at first use, when nothing is found, when no DICOM series is the chosen one, when two images would
-            be written to one output name, or when the result of one would replace another.
+            be written to one output name, or when the result of one would replace another image, or the result of one
+            in another folder.
     """
 
     def __init__(
@@ -235,8 +238,10 @@ class FolderImages(_LazyCases):
                 "folder of the patient, or of several."
             )
         if given.is_file():
+            self._check_format(given)
             labels = _labels([given.parent / DATALIST_NAME])
             self._warn_of_labels([given] if _is_label(given, labels) else [], "it was given as dataset_dir")
+            self._check_other_images([given])
             return [{"image": str(given)}]
         if not given.is_dir() and is_dicom(given):  # the name of a series in a folder
             return [{"image": str(given)}]
@@ -270,6 +275,15 @@ class FolderImages(_LazyCases):
         for line in report:
             logger.info(f"Left out: {line}.")
         return [{"image": [str(path) for path in paths] if self.channels else str(paths[0])} for paths in cases]
+
+    def _check_format(self, path: Path) -> None:
+        """Refuse a single file that cannot be an image for this bundle."""
+        suffix = file_suffix(path)
+        if suffix in self.suffixes or (not {*DICOM}.isdisjoint(self.suffixes) and is_dicom_slice(path)):
+            return
+        repair = "unpack it first" if path.suffix.lower() in ARCHIVES else "convert it to one of these formats"
+        endings = ", ".join(ending for ending in self.suffixes if ending not in DICOM)
+        fail(f"{shown(path)} is not an image that can be read here: names must end in one of {endings}; {repair}.")
 
     def _joined(self, found: Sequence[Path], left_out: dict[str, list[Path]]) -> list[list[Path]]:
         """Return the files of the channels of each image; a file that is missing has the name of its pattern."""
@@ -387,6 +401,24 @@ class FolderImages(_LazyCases):
         # a row may also be the folder of a DICOM series, which has no suffix
         return self._outputs(output, {name for path in images for name in (path, path.with_name(file_stem(path)))})
 
+    def _check_other_images(self, found: Sequence[Path]) -> None:
+        """Refuse to replace the results of other images that have the same names, if these are still there."""
+        if self.output_dir is None:
+            return
+        table, record = Path(self.output_dir, "inference.csv"), Path(self.output_dir, "inferring.config.json")
+        try:
+            earlier = image_root(read_json(record)["knobs"]["dataset_dir"])
+            names = {row["file"] for row in read_table(table, errors="replace") if row["status"] == "ok"}
+        except (OSError, ValueError, KeyError, TypeError, csv.Error):  # no earlier run, or only a part of its files
+            return
+        for path in found:
+            other = earlier / path.relative_to(self.root)
+            if shown_below(path, self.root) in names and other.exists() and not other.samefile(path):
+                fail(
+                    f"{shown(self.output_dir)} has the result of another image of this name, {shown(other)}: choose "
+                    f"another output_dir for {shown(path)}."
+                )
+
     def _check_outputs(self, found: Sequence[Path]) -> None:
         root = self.root
         by_output: dict[PurePath, Path] = {}
@@ -402,6 +434,7 @@ class FolderImages(_LazyCases):
                 )
         if self.output_dir is None:
             return
+        self._check_other_images(found)
         written = self._outputs(Path(self.output_dir).resolve(), by_output)
         for path in found:
             if path.parent / _result_stem(path) in written:

@@ -84,7 +84,7 @@ class InferenceMeasurements:
 
     def stop(self, engine: Engine, error: BaseException) -> None:
         """Write what there is when an error stops the run."""
-        if process_rank() == 0:
+        if process_rank() == 0 and self.entries:
             with suppress(ValueError):  # the error that stopped the run is the one to be seen
                 self._write(self.entries)
 

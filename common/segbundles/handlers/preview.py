@@ -118,7 +118,7 @@ class Preview:
 
     def stop(self, engine: Engine, error: BaseException) -> None:
         """Write the images of the first process, without waiting for the others."""
-        if process_rank() == 0:
+        if process_rank() == 0 and self.cases:
             self._write(engine)
 
     def finish(self, engine: Engine) -> None:

@@ -38,8 +38,9 @@ class InferenceResults:
 
     A stack of 2D images has one row per slice, with an equal share of the seconds. Measurements are those that a
     transform such as :class:`segbundles.transforms.MeasureMaskd` has left in the evaluator's output. The table is
-    written at the end of the run, also when an error ends it. If an image failed, the run then ends with an error, so
-    that its exit status is 1. In a process group the first process writes the rows of all processes.
+    written at the end of the run, also when an error ends it after the first image. If an image failed, the run then
+    ends with an error, so that its exit status is 1. In a process group the first process writes the rows of all
+    processes.
 
     An image counts as finished when all its outputs exist, unless the table of the earlier run says that it failed.
     Whether the image or the settings have changed since is not checked.
@@ -89,6 +90,7 @@ class InferenceResults:
 
     def start(self, engine: Engine) -> None:
         """Begin a table."""
+        len(engine.data_loader.dataset)  # finds the images, or fails before anything is written
         check_writable(self.output_dir, "output_dir")
         if process_rank() == 0:
             self._log.take()
@@ -144,7 +146,7 @@ class InferenceResults:
 
     def stop(self, engine: Engine, error: BaseException) -> None:
         """Write the rows of the first process, without waiting for the others."""
-        if process_rank() == 0:
+        if process_rank() == 0 and self.rows:
             with suppress(ValueError):  # the error that stopped the run is the one to be seen
                 self._write()
         self._log.release(error)
@@ -174,6 +176,8 @@ class InferenceResults:
     def _summarize(self) -> None:
         failed = [row["file"] for row in self.rows if row["status"] == "failed"]
         before = sum(FINISHED in row["notes"] for row in self.rows)
+        if failed and len(self.rows) == 1:
+            fail(f"{failed[0]} was not segmented: {self.rows[0]['notes']}")
         if failed:
             more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
             fail(f"{len(failed)} of {len(self.rows)} images failed: {', '.join(failed[:3])}{more}. See {self.path}.")

@@ -59,9 +59,8 @@ class CheckImaged(MapTransform):
             image = data[key]
             name, shape = file_name(image), tuple(image.shape[1:])
             if image.ndim != self.spatial_dims + 1:
-                fail(
-                    f"{name} has {len(shape)} axes {shape} but must have {self.spatial_dims}: give one image per file."
-                )
+                repair = "give a volume, not one slice" if len(shape) < self.spatial_dims else "give one image per file"
+                fail(f"{name} has {len(shape)} axes {shape} but must have {self.spatial_dims}: {repair}.")
             if 0 in shape:
                 fail(f"{name} is empty: its size is {shape}.")
             if image.is_floating_point() and not bool(torch.isfinite(image).all()):
@@ -75,7 +74,7 @@ class CheckImaged(MapTransform):
 
     def _check_first(self, name: str, image: torch.Tensor) -> None:
         if self.channels is not None and image.shape[0] != self.channels:
-            one = "convert colour to grey, or give one channel (one volume) per file"
+            one = "convert colour to grey, or save each channel (of a 4D image: each time) as a file of its own"
             repair = one if self.channels == 1 else f"give an image with {self.channels}"
             fail(f"{name} has {image.shape[0]} channel(s) but must have {self.channels}: {repair}.")
         low, high = image.min(), image.max()
