@@ -401,7 +401,10 @@ def test_results_are_not_segmented_again(tmp_path, place, caplog):
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [(1, r"^0\.nrrd was not segmented: .*it is truncated or damaged"), (5, r"^5 of 5 .*: 0\.nrrd, .*, 2\.nrrd and 2 more\.")],
+    [
+        (1, r"^0\.nrrd was not segmented: .*it is truncated or damaged"),
+        (5, r"^5 of 5 .*: 0\.nrrd, .*, 2\.nrrd and 2 more\."),
+    ],
 )
 def test_all_bad(tmp_path, bad, message):
     (tmp_path / "d").mkdir()
