@@ -278,6 +278,22 @@ def test_options_that_do_not_fit(tmp_path, options, message):
         prepare(get_data_set("pairs", **given), tmp_path / "in", tmp_path / "out")
 
 
+def test_patterns_of_which_nothing_fits(tmp_path):
+    """The files are fine, so they are not what is named as wrong."""
+    for name in ("ü 1/t1", "ü 1/label", "b/t1", "b/label"):
+        image, label = arrays(ord(name[0]), 1)
+        save(tmp_path / "in" / f"{name}.nii.gz", label if "label" in name else image[..., 0])
+    data = get_data_set("pairs", bundle="left_atrium_vnet", images=["*/*.nii.gz"], labels="*/label.nii.gz")
+    message = (
+        r"no label of --labels \*/label.nii.gz fits an image of --images \*/\*.nii.gz: their wildcards must stand for "
+        r"the same text, as in b/t1.nii.gz and b/label.nii.gz they do not; write {case} for the part that names the"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare(data, tmp_path / "in", tmp_path / "out")
+    data = get_data_set("pairs", bundle="left_atrium_vnet", images=["{case}/*.nii.gz"], labels="{case}/label.nii.gz")
+    assert len(prepare(data, tmp_path / "in", tmp_path / "out").datalist["training"]) == 1
+
+
 def test_incomplete_cases_are_faults(tmp_path):
     for name in ("a/1", "b/1", "b/2", "c/2", "d/1", "d/3"):
         save(tmp_path / "in" / f"{name}.nii.gz", arrays(ord(name[0]), 1)[0][..., 0])

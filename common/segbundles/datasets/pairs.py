@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from segbundles.errors import InputError, fail
+from segbundles.files import shown
 from segbundles.patterns import Pattern, case_name, join, split_list
 from segbundles.segments import SEGMENTATION
 
@@ -44,8 +45,8 @@ def find_cases(
         The cases, named by what the wildcards stand for, and the faults.
 
     Raises:
-        ValueError: when a pattern matches no file, or several files of a case, and when nothing says which slices or
-            frames belong together.
+        ValueError: when a pattern matches no file, or several files of a case, when no image has a label, and when
+            nothing says which slices or frames belong together.
     """
     from segbundles.data import list_images
 
@@ -57,6 +58,13 @@ def find_cases(
         if not what:
             seen = ", ".join(list(paths)[:3]) or f"none that {kind.bundle.name} reads"
             fail(f"no file under {source} matches {option} {' and '.join(texts)}; files there: {seen}")
+    if not found.keys() & labelled.keys():
+        image, label = (shown(_first(files).relative_to(source).as_posix()) for files in (_one(found), _one(labelled)))
+        fail(
+            f"no label of --labels {labels} fits an image of --images {' and '.join(images)}: their wildcards must "
+            f"stand for the same text, as in {image} and {label} they do not; write {{case}} for the part that names "
+            "the case"
+        )
     group_of = _group_of(source, kind, group, [path for files in found.values() for path in files if path])
     cases: list[Case] = []
     faults: list[Fault] = []
@@ -76,6 +84,10 @@ def find_cases(
             image = tuple(files) if len(files) > 1 else files[0]
             cases += _pages(Case(name, image, label, owner), kind, group is None, faults)
     return cases, faults
+
+
+def _one(cases: Mapping[tuple[str, ...], Sequence[Path | None]]) -> Sequence[Path | None]:
+    return next(iter(cases.values()))
 
 
 def _first(files: Sequence[Path | None]) -> Path:
