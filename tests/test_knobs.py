@@ -89,6 +89,9 @@ def test_fault_names_requirement_and_value():
     schema = {"properties": {"a": {"type": "integer"}, "b": {"type": "boolean"}, "c": {"type": ["array", "null"]}}}
     found = list(faults(schema, {"a": "2", "b": None, "c": [1, None]}))
     assert found == [("a", "must be a whole number, got the text '2'"), ("b", "must be true or false, got null")]
+    assert list(faults(schema, {"a": "0,001"})) == [
+        ("a", "must be a whole number, got the text '0,001', write 0.001 with a point")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -91,7 +92,10 @@ def _plain(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return f"the text {value!r}" if isinstance(value, str) else _literal(value)
+    if not isinstance(value, str):
+        return _literal(value)
+    point = f", write {value.replace(',', '.')} with a point" if re.fullmatch(r"-?\d+,\d+", value) else ""
+    return f"the text {value!r}{point}"
 
 
 def _literal(value: Any) -> str:
