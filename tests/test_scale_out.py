@@ -122,6 +122,7 @@ def test_the_table_of_an_inference_has_all_rows_and_the_first_process_reports_fa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(lambda *_: None)
+    engine.data_loader = SimpleNamespace(dataset=[])
     for rank in Group(monkeypatch, 3).each():
         results = InferenceResults(tmp_path)
         results.start(engine)
@@ -137,6 +138,7 @@ def test_the_table_of_an_inference_has_all_rows_and_the_first_process_reports_fa
 def test_a_process_that_fails_waits_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the stand-in, gathering in the first process alone would be an error of its own."""
     group, engine = Group(monkeypatch, 2), Engine(lambda *_: None)
+    engine.data_loader = SimpleNamespace(dataset=[])
     for group.rank in (0, 1):
         results = InferenceResults(tmp_path / str(group.rank))
         results.start(engine)
