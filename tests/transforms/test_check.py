@@ -79,6 +79,18 @@ def test_any_channels_constants_and_missing_keys_where_asked_for():
         CheckImaged(["image", "label"])({"image": image(1, 4, 4, 4)})
 
 
+@pytest.mark.parametrize(
+    ("spacing", "settings", "noted"),
+    [((1, 1, 1), {}, True), ((1, 1, 2), {}, False), ((1, 1, 1), {"spacing_mm": 1.0}, False), ((1, 1), {}, False)],
+)
+def test_a_voxel_size_that_programs_write_without_knowing_it_is_noted(spacing, settings, noted):
+    """The spacing of the settings, or of the case, counts as known."""
+    given = image(1, *(4 for _ in spacing), affine=np.diag([*spacing, *[1] * (4 - len(spacing))]))
+    out = SetSpacingd("image", **settings)({"image": given})
+    note = "voxel size 1 x 1 x 1 mm, as headers without one say: give spacing_mm if it is wrong"
+    assert notes_of(out["image"]) == (note if noted else "")
+
+
 def test_an_empty_label_is_accepted():
     CheckImaged(["image", "label"])({"image": image(1, 4, 4, 4), "label": image(1, 4, 4, 4, fill=0)})
 

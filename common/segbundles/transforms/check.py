@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 
 from segbundles.data.frames import value_tolerance
 from segbundles.errors import fail
-from segbundles.meta import add_note, file_name, set_has_spacing, spacing_of, without_meta
+from segbundles.meta import add_note, file_name, has_spacing, set_has_spacing, spacing_of, without_meta
 
 __all__ = ["CheckImaged", "LabelToClassd", "SetSpacingd"]
 
@@ -106,6 +106,8 @@ def _same_grid(image: torch.Tensor, label: torch.Tensor) -> None:
 class SetSpacingd(MapTransform):
     """Correct the spacing of images whose header is wrong or has none, for computation only.
 
+    Without a spacing, a volume of 1 x 1 x 1 mm gets a note, because many programs write this where they do not know it.
+
     Direction and origin stay the same, and so does ``meta["original_affine"]``, which outputs are written with. The
     spacing then counts as known (:func:`segbundles.meta.has_spacing`), so that distances can be measured.
 
@@ -135,6 +137,8 @@ class SetSpacingd(MapTransform):
         d = dict(data)
         spacing = self.spacing_mm if self.spacing_mm is not None else d.get(self.record_key)
         if spacing is None:
+            for key in self.key_iterator(d):
+                _note_default_spacing(d[key])
             return d
         for key in self.key_iterator(d):
             rank = d[key].ndim - 1
@@ -153,6 +157,12 @@ class SetSpacingd(MapTransform):
             set_has_spacing(image, True)
             d[key] = image
         return d
+
+
+def _note_default_spacing(image: torch.Tensor) -> None:
+    """Note a volume whose header may say nothing about its voxels: 1 x 1 x 1 mm is what programs write then."""
+    if image.ndim == 4 and isinstance(image, MetaTensor) and has_spacing(image) and np.allclose(spacing_of(image), 1):
+        add_note(image, "voxel size 1 x 1 x 1 mm, as headers without one say: give spacing_mm if it is wrong")
 
 
 class LabelToClassd(MapTransform):

@@ -28,6 +28,8 @@ __all__ = ["Confidenced", "describe_image", "foreground", "spacing_mm"]
 
 logger = logging.getLogger("segbundles")
 
+# how notes begin that are reasons to look at the mask
+REASONS = ("locator ", "voxel size ")
 _UNCALIBRATED = {"intercept": 0.0, "coefficients": {"expected": 1.0}, "margin": None}
 
 
@@ -91,7 +93,7 @@ class Confidenced(MapTransform):
             image = describe_image(d[self.image_key][: self.image_channels])
             why = reasons_to_review(shape, image, self.facts, d["confidence"], self.score)
             notes = notes_of(pred, d[self.image_key]).split("; ")
-            d["review"] = "; ".join([*why, *(note for note in notes if note.startswith("locator "))])
+            d["review"] = "; ".join([*why, *(note for note in notes if note.startswith(REASONS))])
         return d
 
 
