@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import chain
@@ -280,9 +282,11 @@ def make_phantom(name: str, out: Path) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("localhost", 0))
-        return server.getsockname()[1]
+    """Return a port below those that systems give to other programs, which may need one before this is used."""
+    while True:
+        with socket.socket() as server, suppress(OSError):
+            server.bind(("localhost", random.SystemRandom().randrange(20000, 32000)))
+            return server.getsockname()[1]
 
 
 def write_datalist(source: Path, out: Path) -> None:
