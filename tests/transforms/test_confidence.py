@@ -43,9 +43,11 @@ def test_without_facts_probabilities_are_taken_as_they_are():
     assert found["review"] == "touches the border of the image"
 
 
-def test_reasons_are_joined_with_notes_of_the_locator():
+def test_reasons_are_joined_with_notes_of_the_locator_and_of_the_voxel_size():
     found = Confidenced(facts=FACTS)(item([-9.0] * 4, "one channel; locator found nothing: whole volume segmented"))
     assert found["review"] == "nothing found; locator found nothing: whole volume segmented"
+    size = "voxel size 1 x 1 x 1 mm, as headers without one say: give spacing_mm if it is wrong"
+    assert Confidenced(facts=FACTS)(item([-9.0] * 4, size))["review"] == f"nothing found; {size}"
     assert found["confidence"] == 1.0  # no pixel has a probability of 0.01 or more
 
 

@@ -203,8 +203,8 @@ class FolderImages(_LazyCases):
 
     Raises:
         ValueError: at first use, when nothing is found, when no DICOM series is the chosen one, when two images would
-            be written to one output name, or when the result of one would replace another image, or the result of one
-            in another folder.
+            be written to one output name, when a result would replace an image, or the result of an earlier run of
+            another image, and when a single file has another format.
     """
 
     def __init__(

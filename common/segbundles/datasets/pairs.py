@@ -59,7 +59,8 @@ def find_cases(
             seen = ", ".join(list(paths)[:3]) or f"none that {kind.bundle.name} reads"
             fail(f"no file under {source} matches {option} {' and '.join(texts)}; files there: {seen}")
     if not found.keys() & labelled.keys():
-        image, label = (shown(_first(files).relative_to(source).as_posix()) for files in (_one(found), _one(labelled)))
+        firsts = (_first(next(iter(files.values()))) for files in (found, labelled))
+        image, label = (shown(path.relative_to(source).as_posix()) for path in firsts)
         fail(
             f"no label of --labels {labels} fits an image of --images {' and '.join(images)}: their wildcards must "
             f"stand for the same text, as in {image} and {label} they do not; write {{case}} for the part that names "
@@ -84,10 +85,6 @@ def find_cases(
             image = tuple(files) if len(files) > 1 else files[0]
             cases += _pages(Case(name, image, label, owner), kind, group is None, faults)
     return cases, faults
-
-
-def _one(cases: Mapping[tuple[str, ...], Sequence[Path | None]]) -> Sequence[Path | None]:
-    return next(iter(cases.values()))
 
 
 def _first(files: Sequence[Path | None]) -> Path:
